@@ -1,0 +1,8 @@
+"""Batch normalization you can see, trust and afford: one layer with one meaning on every engine."""
+
+from evennorm.core.geometry import Geometry
+from evennorm.errors import ArgumentError, EvennormError, InputError, MissingExtra, ShapeError
+
+__version__ = "0.1.0"
+
+__all__ = ["ArgumentError", "EvennormError", "Geometry", "InputError", "MissingExtra", "ShapeError", "__version__"]

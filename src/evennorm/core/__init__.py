@@ -1,0 +1,1 @@
+"""The mathematics, stated once; the array namespace is passed in as xp."""

@@ -1,0 +1,91 @@
+"""A view (groups, outer, channel, inner) goes in; count, mean and variance of each channel come out, mergeable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from evennorm.core.namespace import Array, Namespace
+from evennorm.core.summation import channel_sum
+
+
+class Moments(NamedTuple):
+    """Count, mean and biased variance of each channel, of shape (groups, channel).
+
+    The mean is kept as two floats, `mean + mean_low`, because one float32 cannot tell 100000.001 from 100000: a
+    normalization to one part in a million needs the rest. `mean_low` carries the derivative, `mean` is a constant.
+    Statistics that are given, not taken, have no `mean_low`.
+    """
+
+    count: Any
+    """Values behind each mean: an int where known, else an array that broadcasts against the mean."""
+    mean: Array
+    mean_low: Array | None
+    variance: Array
+
+
+def moments(xp: Namespace, x: Array, mask: Array | None = None) -> Moments:
+    """Shifted two-pass moments of `x`, a float32 or float64 view (groups, outer, channel, inner).
+
+        shift = fl(sum(x) / n);   d = x - shift
+        mean = shift + sum(d) / n;   variance = sum(d^2) / n - (sum(d) / n)^2
+
+    With the shift this close to the mean, `x - shift` is exact wherever the mean is large (Sterbenz) and the last
+    subtraction takes away next to nothing. Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance".
+
+    `mask`, of shape (groups, outer, 1 or channel, inner), is true where a value counts; the others may be anything, NaN too.
+    No value at all gives mean and variance 0 with count 0.
+    """
+    count = count_of(xp, x, mask)
+    divisor = max(count, 1) if isinstance(count, int) else xp.maximum(xp.astype(count, xp.widest), 1.0)
+
+    def counted(values: Array) -> Array:
+        return values if mask is None else xp.where(mask, values, 0.0)
+
+    def mean_of(values: Array) -> Array:
+        return channel_sum(xp, values) / divisor
+
+    dtype = xp.dtype(x)
+    shift = xp.rounded(xp.stop_gradient(xp.astype(mean_of(counted(x)), dtype)))
+    shifted = counted(x - per_channel(xp, shift))
+    rest = mean_of(shifted)
+    variance = xp.maximum(mean_of(shifted * shifted) - rest * rest, 0.0)
+    return Moments(count, shift, xp.astype(rest, dtype), xp.astype(variance, dtype))
+
+
+def count_of(xp: Namespace, x: Array, mask: Array | None) -> Any:
+    """How many values of the view `x` stand behind each mean: an int where the engine knows it, (groups, .) with a mask."""
+    if mask is not None:
+        return xp.astype(channel_sum(xp, xp.astype(mask, xp.dtype(x))), xp.dtype(x))
+    _, outer, _, inner = xp.shape(x)
+    return outer * inner
+
+
+def merge(xp: Namespace, a: Moments, b: Moments) -> Moments:
+    """The moments of two sets of values together (Chan et al., equation 2.1)."""
+    count = a.count + b.count
+    share = xp.asarray(b.count / count, like=a.mean)
+    delta = (b.mean - a.mean) + (b.mean_low - a.mean_low)
+    variance = a.variance + share * (b.variance - a.variance) + delta * delta * share * (1 - share)
+    return Moments(count, a.mean, a.mean_low + delta * share, variance)
+
+
+def pool(xp: Namespace, local: Moments, all_sum: Callable[[Array], Array]) -> Moments:
+    """The moments over all devices, each of which holds `local`; `all_sum` adds an array over the devices.
+
+    Two exchanges: the first agrees on a shift and the total count, the second adds what is left, as in `moments`.
+    """
+    n = xp.broadcast_to(xp.asarray(local.count, like=local.mean), xp.shape(local.mean))
+    count = all_sum(n)
+    divisor = xp.maximum(count, 1.0)
+    shift = xp.rounded(xp.stop_gradient(all_sum(n * local.mean) / divisor))
+    delta = (local.mean - shift) + local.mean_low
+    rest = all_sum(n * delta) / divisor
+    variance = all_sum(n * (local.variance + delta * delta)) / divisor - rest * rest
+    return Moments(count, shift, rest, xp.maximum(variance, 0.0))
+
+
+def per_channel(xp: Namespace, statistic: Array) -> Array:
+    """(groups, channel) -> (groups, 1, channel, 1), to meet a view."""
+    groups, channel = xp.shape(statistic)
+    return xp.reshape(statistic, (groups, 1, channel, 1))

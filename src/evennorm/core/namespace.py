@@ -1,0 +1,59 @@
+"""What the mathematics asks of an array library: some twenty functions, under NumPy's names."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+Array = Any
+
+
+class Namespace(Protocol):
+    """The functions `core` calls. `numpy` and `jax.numpy` nearly have this form; every engine's door fills the rest.
+
+    All work under the engine's compiler. Sizes may be tensors where a graph does not know them yet.
+    """
+
+    float32: Any
+    float64: Any
+    widest: Any
+    """The widest float that sums may be merged in: float64, or float32 where the engine has no other."""
+
+    sums_in_a_tree: bool
+    """Whether `sum` adds pairwise or in a tree, so that long axes lose no more than short ones."""
+
+    def shape(self, x: Array) -> tuple[Any, ...]:
+        """Sizes of `x`: an int where known, else a scalar of the engine."""
+        ...
+
+    def dtype(self, x: Array) -> Any:
+        """The dtype of `x`, comparable with `float64`."""
+        ...
+
+    def astype(self, x: Array, dtype: Any) -> Array: ...
+    def asarray(self, value: Any, like: Array) -> Array:
+        """A number or array as an array of `like`'s dtype, on its device."""
+        ...
+
+    def boolean(self, x: Any) -> Array:
+        """A mask in any form, from this library or a list of numbers, as an array of booleans."""
+        ...
+
+    def reshape(self, x: Array, shape: tuple[Any, ...]) -> Array: ...
+    def transpose(self, x: Array, axes: tuple[int, ...]) -> Array: ...
+    def broadcast_to(self, x: Array, shape: tuple[Any, ...]) -> Array: ...
+    def sum(self, x: Array, axis: tuple[int, ...]) -> Array: ...
+    def all(self, x: Array) -> Array: ...
+    def any(self, x: Array) -> Array: ...
+    def where(self, condition: Array, a: Any, b: Any) -> Array: ...
+    def maximum(self, a: Array, b: Any) -> Array: ...
+    def minimum(self, a: Array, b: Any) -> Array: ...
+    def sqrt(self, x: Array) -> Array: ...
+    def isfinite(self, x: Array) -> Array: ...
+    def stop_gradient(self, x: Array) -> Array: ...
+    def rounded(self, x: Array) -> Array:
+        """`x`, without derivative, to within a unit in the last place, as a number that the compiler cannot look behind.
+
+        Compilers contract x - sum * (1 / n) into one operation that never rounds the shift, which then differs from the shift
+        that is kept (by 1e-4 at mean 1e4 under XLA). Clearing the last bit by integer arithmetic prevents it.
+        """
+        ...

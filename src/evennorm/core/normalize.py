@@ -1,0 +1,147 @@
+"""A view and its moments go in; the normalized view, or its gradient, comes out.
+
+y = activation(gamma * (x - mean) / sqrt(variance + epsilon) + beta [+ residual])
+
+All arrays are views (groups, outer, channel, inner); gamma and beta are (channel,) or None; moments are (groups, channel).
+The activation is the piecewise linear one of slope 1 above zero and `negative_slope` below: 1 none, 0 relu, else leaky relu.
+Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1 and section 3.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from evennorm.core.moments import Moments, per_channel
+from evennorm.core.namespace import Array, Namespace
+from evennorm.core.summation import channel_sum
+
+
+class Gradients(NamedTuple):
+    """Derivatives of the loss by the inputs of `normalize`; None where the input was None."""
+
+    x: Array
+    gamma: Array | None
+    beta: Array | None
+    residual: Array | None
+
+
+def normalize(
+    xp: Namespace,
+    x: Array,
+    moments: Moments,
+    gamma: Array | None,
+    beta: Array | None,
+    epsilon: float,
+    negative_slope: float = 1.0,
+    residual: Array | None = None,
+) -> Array:
+    """y of the formula above, as (x - mean) * scale + shift: centred, so that a large mean does not cancel."""
+    z = _linear(xp, x, moments, gamma, beta, epsilon, residual)
+    return activate(xp, z, negative_slope)
+
+
+def activate(xp: Namespace, z: Array, negative_slope: float) -> Array:
+    """z where it is positive, negative_slope * z elsewhere; NaN stays NaN."""
+    if negative_slope == 1:
+        return z
+    below = 0.0 if negative_slope == 0 else negative_slope * z
+    return xp.where(z <= 0, below, z)
+
+
+def gradients(
+    xp: Namespace,
+    dy: Array,
+    x: Array,
+    moments: Moments,
+    gamma: Array | None,
+    beta: Array | None,
+    epsilon: float,
+    negative_slope: float = 1.0,
+    residual: Array | None = None,
+    mask: Array | None = None,
+    d_mean: Array | None = None,
+    d_variance: Array | None = None,
+) -> Gradients:
+    """Derivatives through `normalize` and through `moments` of x itself.
+
+        dz = dy * activation'(z);   dbeta = sum dz;   dgamma = sum dz * xhat
+        dx = gamma / sqrt(variance + epsilon) * (dz - dbeta / n - xhat * dgamma / n)
+
+    `d_mean` and `d_variance` are derivatives that reach the moments on another way. Masked values do not act on the moments,
+    so only the first term of dx holds for them.
+    """
+    dz = dy
+    if negative_slope != 1:
+        z = _linear(xp, x, moments, gamma, beta, epsilon, residual)
+        dz = xp.where(z <= 0, 0.0 if negative_slope == 0 else negative_slope * dy, dy)
+    sum_dz, sum_dz_centred = gradient_sums(xp, dz, x, moments)
+    inverse = _inverse_deviation(xp, moments, epsilon)
+    d_gamma = None if gamma is None else xp.sum(sum_dz_centred * inverse, (0,))
+    d_beta = None if beta is None else xp.sum(sum_dz, (0,))
+    dx = input_gradient(xp, dz, x, moments, gamma, epsilon, sum_dz, sum_dz_centred, mask, d_mean, d_variance)
+    return Gradients(dx, d_gamma, d_beta, None if residual is None else dz)
+
+
+def gradient_sums(xp: Namespace, dz: Array, x: Array, moments: Moments) -> tuple[Array, Array]:
+    """sum dz and sum dz * (x - mean), each (groups, channel): what devices exchange in the backward pass."""
+    dtype = xp.dtype(x)
+    sum_dz = channel_sum(xp, dz)
+    sum_dz_shifted = channel_sum(xp, dz * (x - per_channel(xp, moments.mean)))
+    sum_dz_centred = sum_dz_shifted - sum_dz * xp.astype(moments.mean_low, xp.widest)
+    return xp.astype(sum_dz, dtype), xp.astype(sum_dz_centred, dtype)
+
+
+def input_gradient(
+    xp: Namespace,
+    dz: Array,
+    x: Array,
+    moments: Moments,
+    gamma: Array | None,
+    epsilon: float,
+    sum_dz: Array,
+    sum_dz_centred: Array,
+    mask: Array | None = None,
+    d_mean: Array | None = None,
+    d_variance: Array | None = None,
+) -> Array:
+    """dx = scale * dz - (x - mean) * slope - offset, the last two only where x entered the moments."""
+    inverse = _inverse_deviation(xp, moments, epsilon)
+    scale = _scale(inverse, gamma)
+    n = max(moments.count, 1) if isinstance(moments.count, int) else xp.maximum(xp.asarray(moments.count, like=x), 1.0)
+    slope = scale * inverse * inverse * sum_dz_centred / n
+    if d_variance is not None:
+        slope = slope - 2 * d_variance / n
+    offset = scale * sum_dz / n
+    if d_mean is not None:
+        offset = offset - d_mean / n
+    offset = offset - slope * moments.mean_low
+    statistics_part = (x - per_channel(xp, moments.mean)) * per_channel(xp, slope) + per_channel(xp, offset)
+    if mask is not None:
+        statistics_part = xp.where(mask, statistics_part, 0.0)
+    return dz * per_channel(xp, scale) - statistics_part
+
+
+def _linear(
+    xp: Namespace,
+    x: Array,
+    moments: Moments,
+    gamma: Array | None,
+    beta: Array | None,
+    epsilon: float,
+    residual: Array | None,
+) -> Array:
+    scale = _scale(_inverse_deviation(xp, moments, epsilon), gamma)
+    z = (x - per_channel(xp, moments.mean)) * per_channel(xp, scale)
+    shift = None if moments.mean_low is None else -moments.mean_low * scale
+    if beta is not None:
+        shift = xp.reshape(beta, (1, -1)) if shift is None else beta + shift
+    z = z if shift is None else z + per_channel(xp, shift)
+    return z if residual is None else z + residual
+
+
+def _inverse_deviation(xp: Namespace, moments: Moments, epsilon: float) -> Array:
+    return 1.0 / xp.sqrt(moments.variance + epsilon)
+
+
+def _scale(inverse: Array, gamma: Array | None) -> Array:
+    return inverse if gamma is None else inverse * gamma

@@ -1,0 +1,86 @@
+"""Running statistics and the moments of a batch go in; the updated ones come out, never poisoned.
+
+running = running + (batch - running) * (1 - decay)
+
+A batch whose statistics are not finite, an empty one, and one whose mask hides everything change nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from evennorm.core.moments import Moments
+from evennorm.core.namespace import Array, Namespace
+
+_HALF_UNIT = 2.0**-24  # of the last place of a float32, relative to its value
+
+
+class Batch(NamedTuple):
+    """What one batch says of each channel, (channel,), and whether it may be believed."""
+
+    mean: Array
+    mean_low: Array
+    variance: Array
+    accepted: Array
+    """Scalar: the batch holds values, and its statistics are finite in every channel that holds some."""
+    has_mean: Array
+    """(channel,): accepted, and the channel holds at least one value."""
+    has_variance: Array
+    """(channel,): accepted, and the channel holds two values, the least that a variance can be told from."""
+
+
+class RunningMean(NamedTuple):
+    """A running mean, and what rounding took from it.
+
+    A float32 near 100000 stops moving once the step is below 0.004, so that decay 0.99 would leave it up to 0.4 beside the
+    true mean. `low` keeps what was lost and gives it back to the next update; inference reads `mean` alone.
+    """
+
+    mean: Array
+    low: Array
+
+
+def summary(xp: Namespace, moments: Moments, unbiased: bool = False) -> Batch:
+    """Moments (groups, channel) as one batch (channel,): the average over those ghost batches that hold values.
+
+    The average, not the pooled variance: a ghost batch is normalized by its own statistics, and inference is to match
+    (Hoffer et al. 2017, arXiv 1705.08741; tf.keras's virtual_batch_size). `unbiased` multiplies by n / (n - 1).
+    """
+    dtype = xp.dtype(moments.mean)
+    count = xp.broadcast_to(xp.asarray(moments.count, like=moments.mean), xp.shape(moments.mean))
+
+    def groups(holding: Array) -> Array:
+        return xp.sum(xp.astype(holding, dtype), (0,))
+
+    def average(values: Array, holding: Array) -> Array:
+        return xp.sum(xp.where(holding, values, 0.0), (0,)) / xp.maximum(groups(holding), 1.0)
+
+    base = moments.mean[:1]
+    mean_low = average((moments.mean - base) + moments.mean_low, count >= 1)
+    variance = moments.variance * (count / xp.maximum(count - 1, 1.0)) if unbiased else moments.variance
+    variance = average(variance, count >= 2)
+    has_mean = groups(count >= 1) > 0
+    finite = xp.isfinite(base[0] + mean_low) & xp.isfinite(variance)
+    accepted = xp.all(finite | ~has_mean) & xp.any(has_mean)
+    return Batch(base[0], mean_low, variance, accepted, accepted & has_mean, accepted & (groups(count >= 2) > 0))
+
+
+def updated_mean(xp: Namespace, running: RunningMean, batch: Batch, decay: Any) -> RunningMean:
+    """The running mean after one more batch; `decay` is the weight of the old one, 0 to 1."""
+    # A mean set from outside leaves a low part behind that belongs to another value; it is then at most rounding.
+    limit = _HALF_UNIT * xp.maximum(running.mean, -running.mean)
+    low = xp.minimum(xp.maximum(running.low, -limit), limit)
+    low = low + ((batch.mean - running.mean) + (batch.mean_low - low)) * (1 - decay)
+    mean = running.mean + low
+    low = low - (mean - running.mean)
+    return RunningMean(xp.where(batch.has_mean, mean, running.mean), xp.where(batch.has_mean, low, running.low))
+
+
+def updated(xp: Namespace, running: Array, new: Array, decay: Any, where: Array) -> Array:
+    """Any other running statistic after one more batch, in the channels that `where` names."""
+    return xp.where(where, running + (new - running) * (1 - decay), running)
+
+
+def cumulative_decay(xp: Namespace, batches: Array) -> Array:
+    """The decay with which every batch so far, this one included, weighs the same: n / (n + 1) after n batches."""
+    return batches / (batches + 1)

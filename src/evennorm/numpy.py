@@ -1,0 +1,71 @@
+"""NumPy arrays in, normalized NumPy arrays and their Moments out; on float64 this is the oracle every kernel is held to."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from evennorm.core.engine import Engine
+from evennorm.core.moments import Moments
+from evennorm.kernels import reference
+
+__all__ = ["Moments", "batch_norm", "engine", "normalize"]
+
+
+class _NumPy:
+    """`core`'s array namespace."""
+
+    float32 = np.dtype("float32")
+    float64 = np.dtype("float64")
+    widest = float64
+    sums_in_a_tree = False
+    reshape = staticmethod(np.reshape)
+    transpose = staticmethod(np.transpose)
+    broadcast_to = staticmethod(np.broadcast_to)
+    where = staticmethod(np.where)
+    maximum = staticmethod(np.maximum)
+    minimum = staticmethod(np.minimum)
+    sqrt = staticmethod(np.sqrt)
+    isfinite = staticmethod(np.isfinite)
+    all = staticmethod(np.all)
+    any = staticmethod(np.any)
+
+    @staticmethod
+    def shape(x: np.ndarray) -> tuple[int, ...]:
+        return x.shape
+
+    @staticmethod
+    def dtype(x: np.ndarray) -> np.dtype:
+        return x.dtype
+
+    @staticmethod
+    def astype(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        return np.asarray(x).astype(dtype, copy=False)
+
+    @staticmethod
+    def asarray(value: Any, like: np.ndarray) -> np.ndarray:
+        return np.asarray(value, dtype=like.dtype)
+
+    @staticmethod
+    def boolean(x: Any) -> np.ndarray:
+        return np.asarray(x, dtype=bool)
+
+    @staticmethod
+    def sum(x: np.ndarray, axis: tuple[int, ...]) -> np.ndarray:
+        return np.sum(x, axis=axis, dtype=x.dtype)
+
+    @staticmethod
+    def stop_gradient(x: np.ndarray) -> np.ndarray:
+        return x
+
+    @staticmethod
+    def rounded(x: np.ndarray) -> np.ndarray:
+        return x
+
+
+xp = _NumPy()
+engine = Engine("numpy", xp, partial(reference.forward, xp), partial(reference.inference, xp))
+batch_norm = engine.batch_norm
+normalize = engine.normalize

@@ -1,0 +1,73 @@
+"""`core`'s array namespace on torch tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+Tensor = torch.Tensor
+
+
+class TorchNamespace:
+    """Torch under NumPy's names."""
+
+    float32 = torch.float32
+    float64 = torch.float64
+    widest = torch.float64
+    sums_in_a_tree = True
+    broadcast_to = staticmethod(torch.broadcast_to)
+    where = staticmethod(torch.where)
+    sqrt = staticmethod(torch.sqrt)
+    isfinite = staticmethod(torch.isfinite)
+    all = staticmethod(torch.all)
+    any = staticmethod(torch.any)
+    reshape = staticmethod(torch.reshape)
+
+    @staticmethod
+    def shape(x: Tensor) -> tuple[int, ...]:
+        return tuple(x.shape)
+
+    @staticmethod
+    def dtype(x: Tensor) -> torch.dtype:
+        return x.dtype
+
+    @staticmethod
+    def astype(x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(dtype)
+
+    @staticmethod
+    def asarray(value: Any, like: Tensor) -> Tensor:
+        return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+
+    @staticmethod
+    def transpose(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+        return torch.permute(x, axes)
+
+    @staticmethod
+    def boolean(x: Any) -> Tensor:
+        return torch.as_tensor(x).to(torch.bool)
+
+    @staticmethod
+    def sum(x: Tensor, axis: tuple[int, ...]) -> Tensor:
+        return torch.sum(x, dim=axis)
+
+    @staticmethod
+    def maximum(a: Tensor, b: Any) -> Tensor:
+        return torch.maximum(a, b) if isinstance(b, Tensor) else torch.clamp(a, min=b)
+
+    @staticmethod
+    def minimum(a: Tensor, b: Any) -> Tensor:
+        return torch.minimum(a, b) if isinstance(b, Tensor) else torch.clamp(a, max=b)
+
+    @staticmethod
+    def stop_gradient(x: Tensor) -> Tensor:
+        return x.detach()
+
+    @staticmethod
+    def rounded(x: Tensor) -> Tensor:
+        bits = x.view(torch.int64 if x.dtype == torch.float64 else torch.int32)
+        return (bits & -2).view(x.dtype)
+
+
+xp = TorchNamespace()

@@ -1,0 +1,38 @@
+"""The `evennorm` command: one verb per tool; printing and exit codes only.
+
+Exit codes: 0 clean, 1 findings, 2 failure (bad input, or the machine said no).
+"""
+
+import sys
+
+from evennorm.errors import EvennormError, MissingExtra
+
+try:
+    import click
+except ImportError:  # the one dependency without which there is no command at all
+    sys.exit(str(MissingExtra("the evennorm command", "tools")))
+
+from evennorm import __version__
+from evennorm.cli.compare import compare
+from evennorm.cli.explain import explain
+
+
+class _Group(click.Group):
+    """Turns every expected failure of a tool into one line on stderr and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except (EvennormError, OSError) as error:
+            click.echo(f"evennorm: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="evennorm")
+def main() -> None:
+    """Batch normalization you can see, trust and afford."""
+
+
+main.add_command(explain)
+main.add_command(compare)

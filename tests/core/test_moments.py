@@ -1,0 +1,101 @@
+"""Moments of parts merge to the moments of the whole, over chunks and over devices."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evennorm.core.moments import Moments, merge, moments, pool
+from evennorm.core.summation import BLOCK, channel_sum
+from evennorm.numpy import xp
+
+
+def view(x: np.ndarray) -> np.ndarray:
+    """Rows of channels as (groups, outer, channel, inner)."""
+    return x[None, :, :, None]
+
+
+def exact(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    x = x.astype(np.longdouble)
+    return x.mean(0).astype(float), x.var(0).astype(float)
+
+
+def check(got: Moments, x: np.ndarray, rtol: float) -> None:
+    mean, variance = exact(x)
+    total = got.mean.astype(np.float64) + got.mean_low
+    assert (np.abs(total - mean) <= rtol * (np.sqrt(variance) + 1e-30)).all()
+    np.testing.assert_allclose(got.variance[0], variance, rtol=10 * rtol, atol=1e-300)
+
+
+@given(
+    parts=st.lists(st.integers(1, 40), min_size=2, max_size=6),
+    mean=st.sampled_from([0.0, 1.0, -1e3, 1e5]),
+    seed=st.integers(0, 10**6),
+)
+def test_merged_parts_are_the_whole(parts: list[int], mean: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    chunks = [rng.normal(mean + 5 * rng.normal(), 1, (n, 3)) for n in parts]
+    merged = moments(xp, view(chunks[0]))
+    for chunk in chunks[1:]:
+        merged = merge(xp, merged, moments(xp, view(chunk)))
+    assert merged.count == sum(parts)
+    check(merged, np.concatenate(chunks), rtol=1e-9)
+
+
+@given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=5).filter(any), mean=st.sampled_from([0.0, 1e4]))
+def test_pooled_devices_are_the_whole(sizes: list[int], mean: float) -> None:
+    """Devices of different sizes, empty ones too; what all_sum adds is what every device sees."""
+    rng = np.random.default_rng(len(sizes))
+    shards = [rng.normal(mean + i, 1, (n, 3)) for i, n in enumerate(sizes)]
+    local = [moments(xp, view(shard)) for shard in shards]
+
+    def run(device: int, sums: list[np.ndarray]) -> tuple[Moments, list[np.ndarray]]:
+        """One device's program up to the first exchange whose sum is not yet known."""
+        sent: list[np.ndarray] = []
+
+        def all_sum(value: np.ndarray) -> np.ndarray:
+            sent.append(value)
+            return sums[len(sent) - 1] if len(sent) <= len(sums) else value
+
+        return pool(xp, local[device], all_sum), sent
+
+    sums: list[np.ndarray] = []
+    for exchange in range(len(run(0, [])[1])):
+        sums.append(sum(run(device, sums)[1][exchange] for device in range(len(shards))))
+    pooled = [run(device, sums)[0] for device in range(len(shards))]
+    for device in pooled:
+        check(device, np.concatenate(shards), rtol=1e-9)
+        np.testing.assert_array_equal(device.count, sum(sizes))
+
+
+@given(n=st.integers(1, 5 * BLOCK), inner=st.sampled_from([1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 200]))
+def test_blocked_sums_lose_no_value(n: int, inner: int) -> None:
+    x = np.arange(n * 2 * inner, dtype=np.float64).reshape(1, n, 2, inner)
+    np.testing.assert_array_equal(channel_sum(xp, x), x.sum((1, 3)))
+
+
+def test_blocked_sums_of_a_million_float32() -> None:
+    """NumPy's own sum along the slow axis is off by 5e-4 here."""
+    x = np.random.default_rng(0).standard_normal((1, 1 << 20, 2, 1)).astype(np.float32) ** 2
+    expected = x.astype(np.float64).sum((1, 3))
+    np.testing.assert_allclose(channel_sum(xp, x), expected, rtol=2e-7)
+
+
+def test_float32_moments_at_a_large_mean() -> None:
+    x = (np.random.default_rng(0).standard_normal((5000, 4)) + 1e5).astype(np.float32)
+    check(moments(xp, view(x)), x, rtol=2e-7)
+
+
+def test_a_shift_far_off_costs_little() -> None:
+    """One sample far away from all the others drags the mean, and the shift with it, to where no value is."""
+    x = np.random.default_rng(0).standard_normal((1000, 1)).astype(np.float32)
+    x[0] = 1e5
+    check(moments(xp, view(x)), x, rtol=1e-6)
+
+
+def test_mask_hides_values_from_the_moments() -> None:
+    x = np.array([[1.0], [2.0], [np.nan], [6.0], [np.inf]])
+    mask = np.array([True, True, False, True, False])[:, None]
+    got = moments(xp, view(x), view(mask))
+    assert got.count.tolist() == [[3.0]]
+    assert (got.mean + got.mean_low).tolist() == [[3.0]]
+    np.testing.assert_allclose(got.variance, [[14 / 3]], rtol=1e-15)

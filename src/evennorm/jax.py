@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from evennorm.core.engine import Engine
 from evennorm.core.moments import Moments, count_of
+from evennorm.core.namespace import Namespace
 from evennorm.errors import MissingExtra
 from evennorm.kernels import reference
 
@@ -42,7 +43,7 @@ class _Jax:
     @property
     def widest(self) -> np.dtype:
         """float64 only where the user switched it on."""
-        return self.float64 if jax.config.jax_enable_x64 else self.float32
+        return self.float64 if jax.config.read("jax_enable_x64") else self.float32
 
     @staticmethod
     def shape(x: jax.Array) -> tuple[int, ...]:
@@ -74,7 +75,7 @@ class _Jax:
         return jax.lax.bitcast_convert_type(bits & -2, x.dtype)
 
 
-xp = _Jax()
+xp = cast(Namespace, _Jax())
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))

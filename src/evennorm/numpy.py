@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from evennorm.core.engine import Engine
 from evennorm.core.moments import Moments
+from evennorm.core.namespace import Namespace
 from evennorm.kernels import reference
 
 __all__ = ["Moments", "batch_norm", "engine", "normalize"]
@@ -65,7 +66,7 @@ class _NumPy:
         return x
 
 
-xp = _NumPy()
+xp = cast(Namespace, _NumPy())
 engine = Engine("numpy", xp, partial(reference.forward, xp), partial(reference.inference, xp))
 batch_norm = engine.batch_norm
 normalize = engine.normalize

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from evennorm.core.engine import Engine
 from evennorm.core.moments import Moments, count_of, per_channel, pool
 from evennorm.core.moments import moments as core_moments
+from evennorm.core.namespace import Namespace
 from evennorm.core.normalize import activate
 from evennorm.errors import MissingExtra
 from evennorm.kernels import choose, reference
@@ -18,7 +19,7 @@ except ImportError as error:
 
 __all__ = ["Moments", "batch_norm", "engine", "normalize", "synchronized"]
 
-Tensor = tf.Tensor
+Tensor = Any  # TensorFlow ships no types
 
 
 class _TensorFlow:
@@ -84,7 +85,7 @@ class _TensorFlow:
         return tf.bitcast(tf.bitwise.bitwise_and(bits, tf.constant(-2, bits.dtype)), x.dtype)
 
 
-xp = _TensorFlow()
+xp = cast(Namespace, _TensorFlow())
 
 
 def _train(

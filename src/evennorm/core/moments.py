@@ -14,13 +14,13 @@ class Moments(NamedTuple):
 
     The mean is kept as two floats, `mean + mean_low`, because one float32 cannot tell 100000.001 from 100000: a
     normalization to one part in a million needs the rest. `mean_low` carries the derivative, `mean` is a constant.
-    Statistics that are given, not taken, have no `mean_low`.
+    Statistics that are given, not taken, have None for `mean_low`.
     """
 
     count: Any
     """Values behind each mean: an int where known, else an array that broadcasts against the mean."""
     mean: Array
-    mean_low: Array | None
+    mean_low: Array
     variance: Array
 
 

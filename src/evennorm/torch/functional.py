@@ -31,7 +31,7 @@ class _BatchNorm(torch.autograd.Function):
         negative_slope: float,
     ) -> tuple[Tensor, ...]:
         y, moments = reference.forward(xp, x, gamma, beta, residual, mask, epsilon, negative_slope)
-        return (y, *moments[1:])
+        return y, moments.mean, moments.mean_low, moments.variance
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

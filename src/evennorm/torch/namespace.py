@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
+
+from evennorm.core.namespace import Namespace
 
 Tensor = torch.Tensor
 
@@ -70,4 +72,4 @@ class TorchNamespace:
         return (bits & -2).view(x.dtype)
 
 
-xp = TorchNamespace()
+xp = cast(Namespace, TorchNamespace())

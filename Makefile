@@ -1,0 +1,59 @@
+# make demo and make test set up what they need in .venv by themselves.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PYTEST := TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format bench clean
+
+help: ## List the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+
+install: $(VENV)/.installed ## Set up everything for development in .venv.
+
+demo: $(VENV)/.demo ## Compare placements of batch normalization on embedded data.
+	$(BIN)/evennorm compare
+
+# Each engine needs a process of its own; all of them run, and any failure is the result.
+test: $(VENV)/.installed ## Run all tests, on every engine.
+	@failed=0; \
+	run() { echo "== $$1"; shift; env "$$@" || failed=1; }; \
+	run "everything, Keras on jax" KERAS_BACKEND=jax $(PYTEST); \
+	run "Keras on torch" KERAS_BACKEND=torch $(PYTEST) tests/keras tests/upstream; \
+	run "Keras on tensorflow" KERAS_BACKEND=tensorflow $(PYTEST) tests/keras tests/upstream; \
+	run "Keras on numpy" KERAS_BACKEND=numpy $(PYTEST) tests/keras; \
+	exit $$failed
+
+lint: $(VENV)/.installed ## Check style, types and import rules.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.installed ## Put the code in the house's style.
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.installed ## Measure accuracy and speed; rewrites benchmarks/results and the pages made from them.
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean: ## Remove .venv and caches.
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "evennorm needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1); choose one: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# One .venv serves both: what the demo needs, without torch and TensorFlow, and everything.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) torch
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.demo

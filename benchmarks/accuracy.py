@@ -7,28 +7,37 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
+from _engines import ENGINES, on_each_engine
 from _environment import ROOT, environment, sentence
 
-ENGINES = ("jax", "torch", "tensorflow")
 MEANS = (0.0, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 LAYOUTS = {"channels last": ((64, 28, 28, 32), -1), "channels first": ((64, 32, 28, 28), 1)}
 STEPS = 200
-"""Training steps before inference is measured, with momentum 0.9 so that the moving statistics have settled."""
+"""Training steps before inference is measured."""
+MOMENTUM = 0.9
+"""So that the moving statistics have settled by then: 0.9 ** 200 is 7e-10."""
 EPSILON = 1e-3
 
+Arrays = tuple[np.ndarray, np.ndarray]
 
-def expected(x: np.ndarray, dy: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+
+def data(shape: tuple[int, ...], mean: float) -> Arrays:
+    """x and dy, float32."""
+    rng = np.random.default_rng(0)
+    return (rng.standard_normal(shape) + mean).astype(np.float32), rng.standard_normal(shape).astype(np.float32)
+
+
+def expected(x: np.ndarray, dy: np.ndarray, axis: int) -> Arrays:
     """y and the derivative of sum(y * dy) by x, in float64 NumPy."""
+    x, dy = x.astype(np.float64), dy.astype(np.float64)
     reduced = tuple(a for a in range(x.ndim) if a != axis % x.ndim)
     centred = x - x.mean(reduced, keepdims=True)
     inverse = 1 / np.sqrt((centred**2).mean(reduced, keepdims=True) + EPSILON)
@@ -37,7 +46,7 @@ def expected(x: np.ndarray, dy: np.ndarray, axis: int) -> tuple[np.ndarray, np.n
     return xhat, inverse * (dy - mean_dy - xhat * mean_dy_xhat)
 
 
-def output_and_gradient(layer: Any, x: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def output_and_gradient(layer: Any, x: np.ndarray, dy: np.ndarray) -> Arrays:
     """A training step's y, and the derivative of sum(y * dy) by x, by the engine's own differentiation."""
     import keras
 
@@ -70,111 +79,143 @@ def output_and_gradient(layer: Any, x: np.ndarray, dy: np.ndarray) -> tuple[np.n
     return np.asarray(y), np.asarray(gradient)
 
 
-def after_training(layer: Any, batches: Callable[[int], np.ndarray], x: np.ndarray) -> np.ndarray:
-    """y at inference, after training on a sequence of batches."""
+def training_errors(kind: Callable[..., Any], shape: tuple[int, ...], axis: int, mean: float) -> dict[str, float]:
+    """Largest errors of output and input gradient in a training step."""
+    x, dy = data(shape, mean)
+    found = output_and_gradient(kind(axis=axis, epsilon=EPSILON), x, dy)
+    return {what: largest(a - b) for what, a, b in zip(("output", "gradient"), found, expected(x, dy, axis), strict=True)}
+
+
+def inference(kind: Callable[..., Any], mean: float, batches: int = STEPS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """y at inference after training on some batches, the same with moving averages in float64, and their variance."""
     import keras
 
-    for step in range(STEPS):
-        layer(batches(step), training=True)
-    return keras.ops.convert_to_numpy(layer(x, training=False))
+    layer = kind(momentum=MOMENTUM, epsilon=EPSILON)
+    moving_mean, moving_variance = np.zeros(8), np.ones(8)
+    rng = np.random.default_rng(0)
+    for _ in range(batches):
+        x = (rng.standard_normal((64, 8)) + mean).astype(np.float32)
+        layer(x, training=True)
+        moving_mean = MOMENTUM * moving_mean + (1 - MOMENTUM) * x.mean(0, dtype=np.float64)
+        moving_variance = MOMENTUM * moving_variance + (1 - MOMENTUM) * x.astype(np.float64).var(0)
+    y = keras.ops.convert_to_numpy(layer(x, training=False))
+    return y, (x - moving_mean) / np.sqrt(moving_variance + EPSILON), moving_variance
+
+
+def largest(difference: np.ndarray) -> float:
+    return float(np.abs(difference).max())
+
+
+def shapes(quick: bool) -> Iterable[tuple[str, tuple[int, ...], int]]:
+    """Layout, shape and channel axis."""
+    for layout, (shape, axis) in LAYOUTS.items():
+        yield layout, tuple(min(size, 8) for size in shape) if quick else shape, axis
+
+
+def steps(quick: bool) -> int:
+    return 10 if quick else STEPS
+
+
+def means(quick: bool) -> tuple[float, ...]:
+    return MEANS[::3] if quick else MEANS
 
 
 def measure(quick: bool) -> list[dict]:
-    """Largest errors on the engine of this process."""
+    """Largest errors of both layers on the engine of this process: a row per table and mean."""
     import keras
 
     from evennorm.keras import BatchNormalization
 
+    kinds = {"ours": BatchNormalization, "Keras's": keras.layers.BatchNormalization}
     rows = []
-    for layout, (shape, axis) in LAYOUTS.items():
-        shape = tuple(min(size, 8) for size in shape) if quick else shape
-        for mean in MEANS:
-            rng = np.random.default_rng(0)
-            x = (rng.standard_normal(shape) + mean).astype(np.float32)
-            dy = rng.standard_normal(shape).astype(np.float32)
-            y64, gradient64 = expected(x.astype(np.float64), dy.astype(np.float64), axis)
-            row = {"engine": keras.backend.backend(), "layout": layout, "mean": mean}
-            for name, kind in (("ours", BatchNormalization), ("keras", keras.layers.BatchNormalization)):
-                y, gradient = output_and_gradient(kind(axis=axis, epsilon=EPSILON), x, dy)
-                row[f"{name} output"] = float(np.abs(y - y64).max())
-                row[f"{name} gradient"] = float(np.abs(gradient - gradient64).max())
-                row[f"{name} inference"] = inference_error(kind, mean)
-            rows.append(row)
+    for mean in means(quick):
+        for who, kind in kinds.items():
+            for layout, shape, axis in shapes(quick):
+                for what, error in training_errors(kind, shape, axis, mean).items():
+                    rows.append({"table": f"{what}, {layout}", "mean": mean, "who": who, "error": error})
+            y, y64, _ = inference(kind, mean, steps(quick))
+            rows.append({"table": "inference", "mean": mean, "who": who, "error": largest(y - y64)})
     return rows
 
 
-def inference_error(kind: Any, mean: float) -> float:
-    """Of the output at inference, against moving averages in float64."""
-    layer = kind(momentum=0.9, epsilon=EPSILON)
-    moving_mean, moving_variance = np.zeros(8), np.ones(8)
+def measure_numpy(quick: bool) -> list[dict]:
+    """Largest errors of evennorm.numpy, which has no gradient and no layer."""
+    from evennorm.numpy import batch_norm
 
-    def batch(step: int) -> np.ndarray:
-        return (np.random.default_rng(step).standard_normal((64, 8)) + mean).astype(np.float32)
-
-    x = batch(STEPS)
-    y = after_training(layer, batch, x)
-    for step in range(STEPS):
-        values = batch(step).astype(np.float64)
-        moving_mean = 0.9 * moving_mean + 0.1 * values.mean(0)
-        moving_variance = 0.9 * moving_variance + 0.1 * values.var(0)
-    return float(np.abs(y - (x - moving_mean) / np.sqrt(moving_variance + EPSILON)).max())
+    rows = []
+    for mean in means(quick):
+        for layout, shape, axis in shapes(quick):
+            x, dy = data(shape, mean)
+            y, _ = batch_norm(x, axis=axis, epsilon=EPSILON)
+            error = largest(y - expected(x, dy, axis)[0])
+            rows.append({"table": f"output, {layout}", "mean": mean, "who": "ours", "error": error})
+    return rows
 
 
-def page(rows: list[dict], where: dict) -> str:
-    """docs/accuracy.md."""
+def table(name: str, found: dict[str, list[dict]]) -> list[str]:
+    """One table of the page: a row for each mean, a column for each engine and layer that has the figure."""
+    cells = {
+        (engine, row["who"], row["mean"]): row["error"] for engine in found for row in found[engine] if row["table"] == name
+    }
+    columns = list(dict.fromkeys((engine, who) for engine, who, _ in cells))
     lines = [
-        "# Accuracy",
-        "",
-        "The largest error against float64, over all elements, for float32 data of standard deviation 1 around a growing mean.",
-        "The inputs are the same float32 numbers for everyone, so that what is shown is the layer's own doing.",
-        f"`{LAYOUTS['channels last'][0]}` channels last, `{LAYOUTS['channels first'][0]}` channels first; gamma 1, beta 0,",
-        f"epsilon {EPSILON:g}. This page is written by `python benchmarks/accuracy.py`.",
+        "| mean | " + " | ".join(f"{engine}: {who}" for engine, who in columns) + " |",
+        "| ---: |" + " ---: |" * len(columns),
     ]
-    for what, explanation in (
-        ("output", "The normalized output in training."),
-        ("gradient", "The gradient by the input, of sum(y * dy) with random dy of standard deviation 1."),
-        (
-            "inference",
-            f"The output at inference after {STEPS} training steps on (64, 8), momentum 0.9, against moving averages in float64. "
-            "What is left at large means is the rounding of the stored moving mean to float32: half a unit in the last place is "
-            "0.004 at 100,000.",
-        ),
-    ):
-        lines += ["", f"## {what.capitalize()}", "", explanation, ""]
-        layouts = list(LAYOUTS) if what != "inference" else ["channels last"]
-        columns = [(engine, layout) for engine in ENGINES for layout in layouts]
-        heads = [f"{engine}, {layout}" if len(layouts) > 1 else engine for engine, layout in columns]
-        lines += [
-            "| mean | " + " | ".join(f"{h}: ours | Keras's" for h in heads) + " |",
-            "| ---: |" + " ---: |" * 2 * len(columns),
-        ]
-        for mean in MEANS:
-            cells = []
-            for engine, layout in columns:
-                (row,) = [r for r in rows if (r["engine"], r["layout"], r["mean"]) == (engine, layout, mean)]
-                cells += [number(row[f"ours {what}"]), number(row[f"keras {what}"])]
-            lines.append(f"| {mean:,.0f} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", sentence(where), ""])
+    for mean in sorted({mean for _, _, mean in cells}):
+        numbers = [number(cells[engine, who, mean]) for engine, who in columns]
+        lines.append(f"| {mean:,.0f} | " + " | ".join(numbers) + " |")
+    return ["", *lines]
 
 
 def number(value: float) -> str:
     return "NaN" if np.isnan(value) else f"{value:.1e}"
 
 
+def page(found: dict[str, list[dict]], where: dict, quick: bool = False) -> str:
+    """docs/accuracy.md, from the rows of each engine."""
+    lines = [
+        "# Accuracy",
+        "",
+        "The largest error against float64, over all elements, for float32 data of standard deviation 1 around a growing mean.",
+        "The inputs are the same float32 numbers for everyone, so that what is shown is the layer's own doing. gamma 1, beta 0,",
+        f"epsilon {EPSILON:g}. This page is written by `python benchmarks/accuracy.py`.",
+        "",
+        "Keras's layer loses its figures in two places. On torch it takes the variance as E[x²] - E[x]², two numbers that are",
+        "nearly equal where the mean is large; NaN is the root of a difference that came out negative. And where the mean is one",
+        "float32 number, half a unit of its last place is lost: 0.004 at 100,000. evennorm takes the variance around the mean and",
+        "carries the mean as two numbers, high and low, through training.",
+    ]
+    for what, explanation in (
+        ("output", "The normalized output in training."),
+        ("gradient", "The gradient by the input, of sum(y * dy) with random dy of standard deviation 1."),
+    ):
+        lines += ["", f"## {what.capitalize()}", "", explanation]
+        for layout, shape, _ in shapes(quick):
+            lines += ["", f"{layout.capitalize()}, {shape}:", *table(f"{what}, {layout}", found)]
+    lines += [
+        "",
+        "## Inference",
+        "",
+        f"The output at inference after {steps(quick)} training steps on (64, 8), momentum {MOMENTUM}, against moving averages in",
+        "float64. What is left of ours at large means is the stored moving mean, one float32 number as in Keras's files.",
+        *table("inference", found),
+    ]
+    return "\n".join([*lines, "", sentence(where), ""])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--engine", choices=ENGINES, help="measure on this engine only and print JSON")
-    parser.add_argument("--quick", action="store_true", help="small arrays; prints the page instead of writing it")
+    parser.add_argument("--engine", choices=ENGINES, help="measure on KERAS_BACKEND, which is this one, and print JSON")
+    parser.add_argument(
+        "--quick", action="store_true", help="small arrays, few means; prints the page instead of writing it"
+    )
     arguments = parser.parse_args()
     if arguments.engine:
         print(json.dumps(measure(arguments.quick)))
         return
-    rows = []
-    for engine in ENGINES:
-        command = [sys.executable, __file__, "--engine", engine, *(["--quick"] if arguments.quick else [])]
-        quiet = {**os.environ, "KERAS_BACKEND": engine, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        rows += json.loads(subprocess.run(command, env=quiet, stdout=subprocess.PIPE, text=True, check=True).stdout)
-    text = page(rows, environment())
+    found = on_each_engine(__file__, *(["--quick"] if arguments.quick else []))
+    text = page({**found, "numpy": measure_numpy(arguments.quick)}, environment(), arguments.quick)
     if arguments.quick:
         print(text)
     else:

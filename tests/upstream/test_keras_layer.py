@@ -4,14 +4,19 @@ from types import SimpleNamespace
 
 import keras.src.layers.normalization.batch_normalization_test as upstream
 import pytest
-from keras import layers
+from keras.src import layers
 
 from evennorm.keras import BatchNormalization
 
-# Only this module's name for keras.layers changes; Keras itself keeps its layer.
+# Only this module's name for Keras's layers changes; Keras itself keeps its own.
 upstream.layers = SimpleNamespace(**{**vars(layers), "BatchNormalization": BatchNormalization})
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Keras runs its tests with warnings as they come
+pytestmark = [
+    # Ours, where the file hands masks of keras.layers.Masking to a layer with axis=1.
+    pytest.mark.filterwarnings("ignore:.*the mask of shape .* covers the channel axis:UserWarning"),
+    # Of Keras's layer test, which trains on a generator.
+    pytest.mark.filterwarnings("ignore:`shuffle=True` was passed, but will be ignored:UserWarning"),
+]
 
 
 class TestBatchNormalization(upstream.BatchNormalizationTest):

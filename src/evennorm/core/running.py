@@ -55,14 +55,14 @@ def summary(xp: Namespace, moments: Moments, unbiased: bool = False) -> Batch:
     def average(values: Array, holding: Array) -> Array:
         return xp.sum(xp.where(holding, values, 0.0), (0,)) / xp.maximum(groups(holding), 1.0)
 
-    base = moments.mean[:1]
+    base = xp.sum(moments.mean[:1], (0,))  # not mean[0]: an empty batch has no ghost batches
     mean_low = average((moments.mean - base) + moments.mean_low, count >= 1)
     variance = moments.variance * (count / xp.maximum(count - 1, 1.0)) if unbiased else moments.variance
     variance = average(variance, count >= 2)
     has_mean = groups(count >= 1) > 0
-    finite = xp.isfinite(base[0] + mean_low) & xp.isfinite(variance)
+    finite = xp.isfinite(base + mean_low) & xp.isfinite(variance)
     accepted = xp.all(finite | ~has_mean) & xp.any(has_mean)
-    return Batch(base[0], mean_low, variance, accepted, accepted & has_mean, accepted & (groups(count >= 2) > 0))
+    return Batch(base, mean_low, variance, accepted, accepted & has_mean, accepted & (groups(count >= 2) > 0))
 
 
 def updated_mean(xp: Namespace, running: RunningMean, batch: Batch, decay: Any) -> RunningMean:
@@ -78,7 +78,13 @@ def updated_mean(xp: Namespace, running: RunningMean, batch: Batch, decay: Any) 
 
 def updated(xp: Namespace, running: Array, new: Array, decay: Any, where: Array) -> Array:
     """Any other running statistic after one more batch, in the channels that `where` names."""
-    return xp.where(where, running + (new - running) * (1 - decay), running)
+    # From the nearer end: with decay 0, 1 + (1e-6 - 1) * 1 would have lost most of the new 1e-6.
+    from_running, from_new = running + (new - running) * (1 - decay), new + (running - new) * decay
+    if isinstance(decay, float):
+        nearer = from_new if decay < 0.5 else from_running
+    else:
+        nearer = xp.where(decay < 0.5, from_new, from_running)
+    return xp.where(where, nearer, running)
 
 
 def cumulative_decay(xp: Namespace, batches: Array) -> Array:

@@ -1,0 +1,172 @@
+"""`evennorm compare`: trains a network with batch normalization in each placement, prints a table and a verdict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from evennorm.errors import InputError
+from evennorm.tools.compare.settings import DEFAULT_EPOCHS, DEFAULT_PLACEMENTS, DEFAULT_REPEATS, PLACEMENTS
+
+if TYPE_CHECKING:
+    from evennorm.tools.compare.report import Comparison
+
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended, as shells have it."""
+
+_NOTES = """\
+±         95 % interval of the mean over repeats
+*         the learning rate that validation samples chose for most repeats
+gap       training minus test accuracy, both measured after training, in inference mode
+diverged  the loss stopped being finite, or training ended no better than guessing
+"""
+
+
+@click.command()
+@click.option(
+    "--data",
+    default="digits",
+    show_default=True,
+    metavar="DATA",
+    help="digits, fashion-mnist, an .npz file with x_train, y_train, x_test, y_test, a folder of IDX files, or a folder with one "
+    "folder of images per class.",
+)
+@click.option(
+    "--model",
+    default="article-cnn",
+    show_default=True,
+    metavar="MODEL",
+    help="article-cnn, paper-mlp, a .keras file (its architecture, trained anew), or module:function.",
+)
+@click.option(
+    "--placements",
+    default=",".join(DEFAULT_PLACEMENTS),
+    show_default=True,
+    metavar="LIST",
+    help=f"Some of {', '.join(PLACEMENTS)}.",
+)
+@click.option(
+    "--repeats", default=DEFAULT_REPEATS, show_default=True, metavar="N", help="Trainings of each, with paired seeds."
+)
+@click.option("--learning-rates", metavar="LIST", help="[default: 0.02,0.1; for paper-mlp 0.1,0.5]")
+@click.option("--epochs", default=DEFAULT_EPOCHS, show_default=True, metavar="N", help="Of each training.")
+@click.option("--batch-size", type=int, metavar="N", help="[default: 32; for paper-mlp 60]")
+@click.option(
+    "--engine", metavar="ENGINE", help="jax, torch or tensorflow. [default: KERAS_BACKEND, else the first that is installed]"
+)
+@click.option("--jobs", default=1, show_default=True, metavar="N", help="Processes that train at the same time.")
+@click.option("--out", metavar="DIR", help="Folder of the results. [default: evennorm-runs/DATA-MODEL-ENGINE]")
+@click.option("--storage", metavar="URL", help="Database that several machines share. [default: a SQLite file in --out]")
+@click.option(
+    "--seed", default=0, show_default=True, metavar="N", help="Another one gives other weights, orders and dropout."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def compare(ctx: click.Context, placements: str, learning_rates: str | None, as_json: bool, **options: Any) -> None:
+    """Train a network with batch normalization in each placement, and tell which differences that shows.
+
+    \b
+    evennorm compare
+    evennorm compare --data images/ --placements none,before --repeats 10
+    evennorm compare --data fashion-mnist --engine torch --jobs 4 --out results
+
+    Repeating a command trains only what is missing, so it may be interrupted at any time.
+
+    Exit code 0: all runs are trained; 2: the question could not be answered; 130: interrupted.
+    """
+    options["placements"] = _parts(placements)
+    options["learning_rates"] = None if learning_rates is None else [_number(part) for part in _parts(learning_rates)]
+    from evennorm.tools.compare import compare as compared
+
+    try:
+        with _bar() as progress:
+            comparison = compared(progress=progress, **options)
+    except KeyboardInterrupt:
+        click.echo("evennorm: interrupted; finished runs are kept, the same command goes on from there", err=True)
+        ctx.exit(INTERRUPTED)
+    if as_json:
+        click.echo(json.dumps(comparison.as_dict(), indent=2))
+    else:
+        _print(comparison)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[float, int], None]]:
+    """A progress bar on stderr; yields what moves it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    # The speed is that of the last ten minutes: runs of different placements differ in length. The bar goes when it is done,
+    # so that an error is one line.
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600, transient=True) as bar:
+        task = bar.add_task("loading", total=None)
+
+        def move(done: float, total: int) -> None:
+            bar.update(task, description=f"{int(done)} of {total} runs", completed=done, total=total)
+
+        yield move
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--learning-rates takes numbers, as in 0.02,0.1; received {text!r}") from None
+
+
+def _print(comparison: Comparison) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    settings = comparison.settings
+    console.print(Text(f"{settings.model} on {comparison.data}"), soft_wrap=True)
+    console.print(
+        Text(
+            f"{settings.repeats} repeats, {settings.epochs} epochs, batches of {settings.batch_size}; {comparison.device}\n"
+        ),
+        soft_wrap=True,
+    )
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("placement", no_wrap=True)
+    for header in (
+        "learning\nrate",
+        "test\naccuracy %",
+        "epochs to\nreach none",
+        "seconds\nper epoch",
+        "gap in\npoints",
+        "diverged\nruns",
+    ):
+        table.add_column(header, justify="right", no_wrap=True)
+    for row in comparison.table:
+        spread = "" if row.low is None or row.high is None else f" ± {50 * (row.high - row.low):4.1f}"
+        table.add_row(
+            row.placement,
+            f"{row.learning_rate:g}{'*' if row.chosen * 2 > settings.repeats else ' '}",
+            f"{100 * row.test_accuracy:.1f}{spread}",
+            "-" if row.epochs_to_reference is None else str(row.epochs_to_reference),
+            "-" if row.seconds_per_epoch is None else f"{row.seconds_per_epoch:.2f}",
+            f"{100 * row.gap:.1f}",
+            f"{row.diverged} of {settings.repeats}",
+        )
+    console.print(table)
+    console.print()
+    console.print(Text(_NOTES), soft_wrap=True)
+    console.print(Text(comparison.verdict, style="bold"), soft_wrap=not console.is_terminal)
+    console.print(Text(f"\nruns.csv, summary.json and curves.png are in {settings.out}"), soft_wrap=True)

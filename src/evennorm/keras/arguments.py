@@ -1,0 +1,127 @@
+"""Constructor arguments in any of their historical forms go in; today's Keras objects come out, or an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+
+from evennorm.errors import ArgumentError
+from evennorm.keras import initializers
+
+
+class Default(str):
+    """A default that can be told from the same word written by the user."""
+
+
+ZEROS, ONES = Default("zeros"), Default("ones")
+
+
+def initializer(kind: str, new: Any, old: Any) -> Any:
+    """`beta_initializer` or `beta_init` (`kind` is "beta" or "gamma") as a Keras initializer.
+
+    Raises:
+        ArgumentError: both were given, or an old name is unknown.
+    """
+    if old is None:
+        return keras.initializers.get(str(new) if isinstance(new, Default) else new)
+    if not isinstance(new, Default):
+        raise ArgumentError(
+            f"{kind}_init is Keras 1's name for {kind}_initializer and one of them is enough; received "
+            f"{kind}_init={old!r} and {kind}_initializer={new!r}"
+        )
+    return initializers.from_keras_1(old, name=kind)
+
+
+def regularizer(value: Any) -> Any:
+    """A regularizer object, a name or a dict of Keras 3 or Keras 1, as a Keras regularizer.
+
+    Keras 1 wrote `{"name": "WeightRegularizer", "l1": 0.0, "l2": 0.01}`; its names `l1`, `l2` and `l1l2` stood for 0.01.
+    """
+    if value == "l1l2":
+        return keras.regularizers.L1L2(l1=0.01, l2=0.01)
+    if isinstance(value, Mapping) and value.get("name") in ("WeightRegularizer", "L1L2Regularizer"):
+        known = {"name", "l1", "l2"}
+        if set(value) - known:
+            raise ArgumentError(
+                f"a Keras 1 regularizer has the keys name, l1 and l2; received {sorted(set(value) - known)} in {dict(value)}"
+            )
+        return keras.regularizers.L1L2(l1=float(value.get("l1", 0.0)), l2=float(value.get("l2", 0.0)))
+    return keras.regularizers.get(value)
+
+
+def renorm_clipping(value: Mapping[str, float | None] | None) -> dict[str, float | None]:
+    """The clipping bounds of batch renormalization, checked."""
+    clipping = dict(value or {})
+    keys = ["rmax", "rmin", "dmax"]
+    if set(clipping) - set(keys):
+        raise ArgumentError(f"Received invalid keys for `renorm_clipping` argument: {clipping}. Supported values: {keys}.")
+    rmax, rmin, dmax = (clipping.get(key) for key in keys)
+    if rmax is not None and rmin is not None and rmax < rmin:
+        raise ArgumentError(
+            f"rmax should be greater than rmin in the `renorm_clipping` argument. Received: rmax={rmax}, rmin={rmin}."
+        )
+    if dmax is not None and dmax < 0:
+        raise ArgumentError(f"dmax should be non-negative in the `renorm_clipping` argument. Received: dmax={dmax}.")
+    return clipping
+
+
+def momentum(value: float | None) -> float | None:
+    """The weight of the old average, 0 to 1; None for the average over all batches."""
+    return None if value is None else old_weight("momentum", value)
+
+
+def old_weight(name: str, value: float) -> float:
+    """The weight of the old average, 0 to 1, in the argument called `name`."""
+    if value is None or not 0 <= float(value) <= 1:
+        raise ArgumentError(
+            f"{name} is the weight of the old average, from 0 to 1 (torch's momentum is 1 minus it); received {name}={value}"
+        )
+    return float(value)
+
+
+def mode(value: int) -> int:
+    """Keras 1's mode."""
+    if value not in (0, 1, 2):
+        raise ArgumentError(
+            "mode is 0 (moving statistics at inference), 1 (each sample on its own) or 2 (batch statistics always); "
+            f"received mode={value!r}"
+        )
+    return int(value)
+
+
+def virtual_batch_size(value: int | None) -> int | None:
+    """Samples per ghost batch."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or int(value) != value or value < 1:
+        raise ArgumentError(
+            f"virtual_batch_size counts the samples of a ghost batch, 1 or more; received virtual_batch_size={value!r}"
+        )
+    return int(value)
+
+
+def fused_slope(activation: Callable[..., Any]) -> float | None:
+    """The slope below zero of an activation that kernels fuse; None for every other one."""
+    slopes = {keras.activations.linear: 1.0, keras.activations.relu: 0.0, keras.activations.leaky_relu: 0.2}
+    return slopes.get(activation) if callable(activation) and activation.__hash__ else None
+
+
+def drop_keras_1_input(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Base layer arguments with Keras 1's `batch_input_shape` and `input_dtype` put in today's words."""
+    kwargs = dict(kwargs)
+    shape = kwargs.pop("batch_input_shape", None)
+    kwargs.pop("input_dtype", None)
+    if shape is not None:
+        kwargs.setdefault("input_shape", tuple(shape)[1:])
+    return kwargs
+
+
+def refuse_together(**given: bool) -> None:
+    """Refuses two arguments whose meanings contradict each other; the names are those of the arguments."""
+    names = [name for name, is_given in given.items() if is_given]
+    if len(names) > 1:
+        raise ArgumentError(
+            f"{' and '.join(names)} cannot be combined: each changes what the statistics are taken over; drop one"
+        )

@@ -1,0 +1,32 @@
+"""State that a layer carries through training beside its weights: not saved, not counted, not seen by Keras's layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+class Bookkeeping:
+    """What must survive compiled training steps without being a weight.
+
+    `Layer.weights` and saved files have to be those of Keras's layer, so these variables stand in `Layer.variables` only, as
+    the states of random seeds do.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: str):
+        self.skipped_batches = self._variable((), "int32", "skipped_batches")
+        self.moving_mean_low = self._variable(shape, dtype, "moving_mean_low")
+
+    @staticmethod
+    def _variable(shape: tuple[int, ...], dtype: str, name: str) -> Any:
+        return keras.Variable("zeros", shape=shape, dtype=dtype, trainable=False, autocast=False, name=name)
+
+    @property
+    def variables(self) -> list[Any]:
+        return [self.skipped_batches, self.moving_mean_low]
+
+    def count(self, accepted: Any) -> None:
+        """Counts a batch that was not accepted; `accepted` is a boolean scalar."""
+        self.skipped_batches.assign(ops.add(self.skipped_batches, 1 - ops.cast(accepted, "int32")))

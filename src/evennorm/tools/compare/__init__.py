@@ -1,0 +1,162 @@
+"""Data, a model and placements go in; every placement trained in paired repeats, a table and a verdict come out."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING
+
+from evennorm.errors import ArgumentError, InputError, MissingExtra
+from evennorm.tools.compare.settings import DEFAULT_EPOCHS, DEFAULT_PLACEMENTS, DEFAULT_REPEATS, PLACEMENTS, Run, Settings
+
+if TYPE_CHECKING:
+    from evennorm.tools.compare.report import Comparison
+    from evennorm.tools.compare.work import Report
+
+__all__ = ["PLACEMENTS", "Run", "Settings", "compare", "settings_for"]
+
+NEEDED = {"optuna": "tools", "matplotlib": "tools", "scipy": "tools", "keras": "demo"}
+
+
+def compare(
+    data: str = "digits",
+    model: str = "article-cnn",
+    placements: Iterable[str] = DEFAULT_PLACEMENTS,
+    repeats: int = DEFAULT_REPEATS,
+    learning_rates: Iterable[float] | None = None,
+    epochs: int = DEFAULT_EPOCHS,
+    batch_size: int | None = None,
+    engine: str | None = None,
+    jobs: int = 1,
+    out: str | None = None,
+    storage: str | None = None,
+    seed: int = 0,
+    progress: Report | None = None,
+) -> Comparison:
+    """Trains each placement of batch normalization x learning rate x repeat, and tells which differences that shows.
+
+    What is trained already, by an interrupted call or with fewer repeats, is not trained again. The same call gives the
+    same numbers on the same machine and engine.
+
+    Args:
+        data: `digits`, `fashion-mnist`, an `.npz` file, a folder of IDX files or of class folders of images.
+        model: `article-cnn`, `paper-mlp`, a `.keras` file or `module:function`.
+        placements: some of `none`, `before`, `after`, `input`, `as-is`.
+        repeats: trainings of each placement at each rate; repeat i has the same seed in all of them.
+        learning_rates: None is 0.02 and 0.1; for `paper-mlp` 0.1 and 0.5.
+        epochs, batch_size: of each training; a batch size of None is 32, for `paper-mlp` 60.
+        engine: Keras backend; None is that of KERAS_BACKEND, else the lightest that is installed.
+        jobs: how many processes train.
+        out: folder for study, runs.csv, summary.json and curves.png; None is `evennorm-runs/DATA-MODEL-ENGINE`.
+        storage: URL of an Optuna storage that several machines share; None is a SQLite file in `out`.
+        seed: another one gives other initial weights, orders and dropout in every repeat.
+        progress: called with the number of runs done, in parts, and of all.
+
+    Raises:
+        EvennormError: data, model or an argument cannot be used, or the storage holds a study of other settings.
+
+    Source: Ioffe & Szegedy 2015, arXiv 1502.03167, whose advice is to train with each placement and keep the best.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from evennorm.tools.compare import compare
+        >>> comparison = compare(
+        ...     model="paper-mlp", placements=["none", "before"], repeats=2, learning_rates=[0.5], epochs=1, out=mkdtemp()
+        ... )
+        >>> [(row.placement, row.learning_rate, row.chosen) for row in comparison.table]
+        [('none', 0.5, 2), ('before', 0.5, 2)]
+        >>> comparison.verdict
+        'In 2 paired repeats, each placement at the rate that validation chose, ...'
+    """
+    for package, extra in NEEDED.items():
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra("evennorm compare", extra)
+    settings = settings_for(data, model, placements, repeats, learning_rates, epochs, batch_size, engine, out, storage, seed)
+    if jobs < 1:
+        raise ArgumentError(f"the number of jobs must be at least 1; received {jobs}")
+
+    from evennorm.tools.compare import table
+    from evennorm.tools.compare.engine import device
+    from evennorm.tools.compare.report import Comparison
+    from evennorm.tools.compare.study import Study
+    from evennorm.tools.compare.train import Trainer
+    from evennorm.tools.compare.work import Progress, prepare, work, work_in_processes
+
+    samples, architecture, fingerprint = prepare(settings)
+    trainer = Trainer(settings, samples, architecture)
+    for placement in settings.placements:
+        architecture.place(placement)  # an impossible one is told before anything is trained
+    _check_writable(Path(settings.out))
+    study = Study(settings, fingerprint)
+    told = Progress(settings, len(study.records()), progress or (lambda done, total: None))
+    if jobs == 1 or not study.enqueue_missing():
+        work(study, trainer, told)
+    else:
+        work_in_processes(settings, jobs, told)
+    records = study.records()
+    pairs = table.paired_differences(settings, records, len(samples.x_test))
+    comparison = Comparison(
+        settings,
+        str(samples),
+        fingerprint,
+        device(settings.engine),
+        records,
+        table.rows(settings, records),
+        pairs,
+        table.verdict(settings, pairs),
+    )
+    comparison.write()
+    return comparison
+
+
+def settings_for(
+    data: str,
+    model: str,
+    placements: Iterable[str],
+    repeats: int,
+    learning_rates: Iterable[float] | None,
+    epochs: int,
+    batch_size: int | None,
+    engine: str | None,
+    out: str | None,
+    storage: str | None,
+    seed: int,
+) -> Settings:
+    """The arguments of `compare` with everything that was left open filled in."""
+    from evennorm.tools.compare.engine import choose_engine
+    from evennorm.tools.compare.models import DEFAULTS, Defaults
+
+    defaults = DEFAULTS.get(model, Defaults())
+    chosen = choose_engine(engine)
+    return Settings(
+        data,
+        model,
+        tuple(placements),
+        repeats,
+        tuple(defaults.learning_rates if learning_rates is None else learning_rates),
+        epochs,
+        defaults.batch_size if batch_size is None else batch_size,
+        chosen,
+        seed,
+        out or str(Path("evennorm-runs", "-".join([_word(data), _word(model), chosen]))),
+        storage,
+    )
+
+
+def _word(source: str) -> str:
+    """A data set or model as part of a folder's name."""
+    return re.sub(r"[^\w.]+", "-", Path(source).resolve().stem if Path(source).exists() else source).strip("-.") or "data"
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"--out {out} cannot be written to: {error.strerror}; choose a folder that takes new files"
+        ) from error

@@ -1,0 +1,70 @@
+"""The records of all runs go in; a picture of test accuracy against epochs, a panel per learning rate, comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from evennorm.tools.compare.settings import Run, Settings
+from evennorm.tools.compare.statistics import interval
+from evennorm.tools.compare.table import curve
+from evennorm.tools.compare.train import Record
+
+STYLES = {
+    # Okabe and Ito's colours, which differ for colour-blind eyes too; marker and dash tell them apart in grey.
+    "none": ("#000000", "o", "-"),
+    "before": ("#0072B2", "s", "-"),
+    "after": ("#D55E00", "^", "--"),
+    "input": ("#009E73", "D", "-."),
+    "as-is": ("#CC79A7", "v", ":"),
+}
+PANELS_PER_ROW = 3
+
+
+def draw_curves(settings: Settings, records: Mapping[Run, Record], title: str, path: Path) -> None:
+    """Writes a PNG: for each placement the mean over repeats and its 95 % interval as a band."""
+    rates = settings.learning_rates
+    columns = min(PANELS_PER_ROW, len(rates))
+    lines = -(-len(rates) // columns)
+    figure = Figure(figsize=(1.2 + 4.0 * columns, 1.3 + 3.2 * lines), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    for panel, rate in zip(axes, rates, strict=False):
+        for placement in settings.placements:
+            _draw_placement(panel, settings, records, placement, rate)
+        panel.set_title(f"learning rate {rate:g}", fontsize=11)
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        panel.tick_params(labelbottom=True)
+        panel.set_xlabel("epoch")
+    for panel in axes[len(rates) :]:
+        panel.remove()
+    for panel in axes[::columns]:
+        panel.set_ylabel("test accuracy")
+    shown = "one repeat" if settings.repeats == 1 else f"mean and 95 % interval over {settings.repeats} repeats"
+    figure.suptitle(f"{title}\n{shown}", fontsize=11)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, title="batch normalization")
+    figure.savefig(path, format="png")
+
+
+def _draw_placement(panel: Axes, settings: Settings, records: Mapping[Run, Record], placement: str, rate: float) -> None:
+    colour, marker, dash = STYLES[placement]
+    runs = [records[Run(placement, rate, repeat)] for repeat in range(settings.repeats)]
+    curves = np.array([curve(record, settings.epochs) for record in runs])
+    epochs = np.arange(1, settings.epochs + 1)
+    every = max(1, settings.epochs // 10)
+    panel.plot(
+        epochs, curves.mean(axis=0), dash, color=colour, marker=marker, markevery=every, ms=4.5, lw=1.8, label=placement
+    )
+    if settings.repeats > 1:
+        low, high = np.clip(np.array([interval(column) for column in curves.T]).T, 0, 1)
+        panel.fill_between(epochs, low, high, color=colour, alpha=0.13, lw=0)

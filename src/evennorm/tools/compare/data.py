@@ -1,0 +1,151 @@
+"""The name of a data set or a path goes in; labelled images, checked and cut into three fixed parts, come out."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from evennorm.errors import InputError, MissingExtra
+from evennorm.tools.compare.files import Labelled, is_idx_folder, read_class_folders, read_idx_folder, read_npz
+
+TEST_SHARE = 0.2
+"""Share of the samples that is tested on where the source has no test set of its own."""
+
+VALIDATION_SHARE = 0.2
+"""Share of the training samples, at most, that is held out to choose learning rates by."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples as float32, labels as 0 ... classes - 1, in a fixed random order.
+
+    x_train (N, ...), y_train (N,): trained on; their first samples, as many as are tested on, measure training accuracy.
+    x_validation, y_validation: held out of training; only learning rates are chosen by them.
+    x_test, y_test: what every reported accuracy is measured on.
+    """
+
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_validation: np.ndarray
+    y_validation: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    classes: int
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.x_train.shape[1:]
+
+    @property
+    def training_sample(self) -> tuple[np.ndarray, np.ndarray]:
+        """Training samples, as many as there are test samples at most, to measure training accuracy on."""
+        return self.x_train[: len(self.x_test)], self.y_train[: len(self.y_test)]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of every sample and label, in their order."""
+        digest = hashlib.sha256()
+        for part in (self.x_train, self.y_train, self.x_validation, self.y_validation, self.x_test, self.y_test):
+            digest.update(repr((part.shape, part.dtype.str)).encode())
+            digest.update(np.ascontiguousarray(part).data)
+        return digest.hexdigest()
+
+    def binarized(self) -> Data:
+        """The same with every value 0 or 1, cut in the middle of the training samples' range."""
+        middle = (float(self.x_train.min()) + float(self.x_train.max())) / 2
+        cut = {name: (getattr(self, name) > middle).astype("float32") for name in ("x_train", "x_validation", "x_test")}
+        return replace(self, **cut)
+
+    def __str__(self) -> str:
+        parts = f"{len(self.x_train)} training, {len(self.x_validation)} validation and {len(self.x_test)} test samples"
+        return f"{self.name}: {parts} of {' x '.join(map(str, self.input_shape))}, {self.classes} classes"
+
+
+def load_data(source: str) -> Data:
+    """The data set of that name, or at that path.
+
+    Args:
+        source: `digits`, `fashion-mnist`, a `.npz` file with x_train, y_train, x_test, y_test, a folder of IDX files, or a
+            folder with one folder of images per class (or `train` and `test` folders with those).
+
+    Raises:
+        InputError: nothing of that kind is there, or what is there cannot be trained on.
+        MissingExtra: the digits are asked for, and scikit-learn, which holds them, is not installed.
+
+    Example:
+        >>> print(load_data("digits"))
+        digits: 1151 training, 287 validation and 359 test samples of 8 x 8 x 1, 10 classes
+    """
+    if source == "digits":
+        return _cut(source, _digits())
+    if source == "fashion-mnist":
+        return _cut(source, _fashion_mnist())
+    path = Path(source)
+    if path.is_dir():
+        labelled = read_idx_folder(path) if is_idx_folder(path) else read_class_folders(path)
+    elif path.is_file() and path.suffix == ".npz":
+        labelled = read_npz(path)
+    else:
+        raise InputError(
+            "data are digits, fashion-mnist, an .npz file, a folder of IDX files or a folder of class folders of images; "
+            f"received {source!r}, which is none of these"
+        )
+    return _cut(path.resolve().name, labelled)
+
+
+def _digits() -> Labelled:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtra("the data set digits", "demo") from error
+    digits = load_digits()
+    return Labelled("digits", (digits.images / 16).astype("float32"), digits.target)
+
+
+def _fashion_mnist() -> Labelled:
+    from keras.datasets import fashion_mnist
+
+    try:
+        (x_train, y_train), (x_test, y_test) = fashion_mnist.load_data()
+    except Exception as error:  # Keras raises a bare Exception where a download fails
+        raise InputError(
+            f"fashion-mnist could not be downloaded ({str(error).splitlines()[0]}); give the folder of its four IDX files "
+            "by --data, as Debian's package dataset-fashion-mnist installs them"
+        ) from error
+    return Labelled("fashion-mnist", x_train, y_train, x_test, y_test)
+
+
+def _cut(name: str, labelled: Labelled) -> Data:
+    """Checks, scales and shuffles the samples and holds some out; always the same ones for the same samples."""
+    labelled = labelled.checked()
+    random = np.random.default_rng(0)
+    x, y = labelled.x, labelled.y
+    if labelled.x_test is None:
+        kept, tested = _stratified(random, y, TEST_SHARE)
+        x_test, y_test = x[tested], y[tested]
+        x, y = x[kept], y[kept]
+    else:
+        x_test, y_test = labelled.x_test, labelled.y_test
+    kept, held_out = _stratified(random, y, min(VALIDATION_SHARE, len(x_test) / len(x)))
+    parts = (x[kept], y[kept], x[held_out], y[held_out], x_test, y_test)
+    classes = len(np.unique(y))
+    for part, what in zip(parts[::2], ("training", "validation", "test"), strict=True):
+        if len(part) == 0:
+            raise InputError(f"{labelled.source} is too small: no sample is left for {what}; five of each class are enough")
+    return Data(name, *(np.ascontiguousarray(part) for part in parts), classes=classes)
+
+
+def _stratified(random: np.random.Generator, y: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Shuffled indices of two parts, the second with `share` of the samples of every class, never the last of one."""
+    first, second = [], []
+    for label in np.unique(y):
+        members = random.permutation(np.flatnonzero(y == label))
+        size = min(max(1, round(share * len(members))), len(members) - 1)
+        first.append(members[size:])
+        second.append(members[:size])
+    return random.permutation(np.concatenate(first)), random.permutation(np.concatenate(second))

@@ -1,0 +1,119 @@
+"""The wish for a Keras backend goes in; the environment that selects it, deterministic and quiet, comes out."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from evennorm import __version__
+from evennorm.errors import InputError, MissingExtra
+
+ENGINES = ("jax", "torch", "tensorflow")
+"""Keras backends that can train, the lightest installation first."""
+
+
+def choose_engine(asked: str | None = None) -> str:
+    """The engine that was asked for, else that Keras runs on already or by KERAS_BACKEND, else the lightest installed.
+
+    Raises:
+        InputError: an engine that Keras does not train on.
+        MissingExtra: it is not installed, or none is.
+
+    Example:
+        >>> choose_engine("jax")
+        'jax'
+    """
+    keras = sys.modules.get("keras")
+    wanted = asked or (keras.config.backend() if keras else os.environ.get("KERAS_BACKEND"))
+    if wanted is None:
+        wanted = next((engine for engine in ENGINES if importlib.util.find_spec(engine)), None)
+        if wanted is None:
+            raise MissingExtra("evennorm compare", "demo")
+    if wanted not in ENGINES:
+        source = "received" if asked else "Keras is set to"
+        raise InputError(f"engines that train are {', '.join(ENGINES)}; {source} {wanted!r}; choose one by --engine")
+    if importlib.util.find_spec(wanted) is None:
+        raise MissingExtra(f"the engine {wanted}", wanted)
+    return wanted
+
+
+def select_engine(engine: str) -> None:
+    """Makes `import keras` load this engine, without chatter and with the same bits every time.
+
+    Raises:
+        InputError: Keras is loaded already, with another engine.
+    """
+    keras = sys.modules.get("keras")
+    if keras is not None and keras.config.backend() != engine:
+        raise InputError(
+            f"Keras runs on {keras.config.backend()} in this process already, so {engine} cannot be selected; "
+            f"start a new process with KERAS_BACKEND={engine}"
+        )
+    os.environ["KERAS_BACKEND"] = engine
+    for name, value in {
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several workers may share one GPU
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    }.items():
+        os.environ.setdefault(name, value)
+    if engine == "tensorflow":
+        import tensorflow
+
+        tensorflow.config.experimental.enable_op_determinism()
+    elif engine == "torch":
+        import torch
+
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    elif "xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share_of_cores(jobs: int) -> dict[str, str]:
+    """Environment of one of `jobs` workers, so that together they start no more threads than there are cores."""
+    threads = str(max(1, cores() // jobs))
+    return dict.fromkeys(("OMP_NUM_THREADS", "PJRT_NPROC", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), threads)
+
+
+def versions(engine: str) -> dict[str, str]:
+    """Versions that the numbers depend on."""
+    found = {"evennorm": __version__, "keras": version("keras")}
+    for distribution in (engine, f"{engine}-cpu"):
+        try:
+            return found | {engine: version(distribution)}
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def device(engine: str) -> str:
+    """Where the engine trains, in words, with the machine's processor."""
+    if engine == "jax":
+        import jax
+
+        place = jax.devices()[0].device_kind
+    elif engine == "torch":
+        import torch
+
+        place = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    else:
+        import tensorflow
+
+        gpus = tensorflow.config.list_physical_devices("GPU")
+        place = tensorflow.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else "cpu"
+    return f"{engine} on {place}; {cores()} cores of {_processor()}; {platform.system()}"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,221 @@
+"""A file or folder of labelled samples goes in; its arrays come out, each fault named with the file it is in."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evennorm.errors import InputError, MissingExtra
+
+NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
+IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Samples with labels as they were read, with a test set where the source has one."""
+
+    source: str
+    x: np.ndarray
+    y: np.ndarray
+    x_test: np.ndarray | None = None
+    y_test: np.ndarray | None = None
+
+    def checked(self) -> Labelled:
+        """The same as float32 samples, images with a channel axis, and labels 0, 1, ... in the order of the given ones.
+
+        Bytes are divided by 255; everything else is taken as it is.
+
+        Raises:
+            InputError: samples or labels that do not fit each other or cannot be trained on.
+        """
+        x, y = self._samples("training", self.x), self._labels("training", self.y, self.x)
+        known = np.unique(y)
+        if len(known) < 2:
+            raise InputError(f"{self.source}: training needs two classes or more; every training label is {known[0]}")
+        y = np.searchsorted(known, y)
+        if self.x_test is None or self.y_test is None:
+            return Labelled(self.source, x, y)
+        x_test, y_test = self._samples("test", self.x_test), self._labels("test", self.y_test, self.x_test)
+        if x.shape[1:] != x_test.shape[1:]:
+            raise InputError(
+                f"{self.source}: training and test samples must have one shape; received {x.shape[1:]} and {x_test.shape[1:]}"
+            )
+        unknown = np.setdiff1d(y_test, known)
+        if len(unknown):
+            raise InputError(
+                f"{self.source}: test label {unknown[0]} never occurs in training; remove it or train on it too"
+            )
+        return Labelled(self.source, x, y, x_test, np.searchsorted(known, y_test))
+
+    def _samples(self, part: str, x: np.ndarray) -> np.ndarray:
+        if x.dtype.kind not in "buif":
+            raise InputError(f"{self.source}: {part} samples must be numbers; received an array of {x.dtype}")
+        if x.ndim not in (2, 3, 4) or 0 in x.shape:
+            raise InputError(
+                f"{self.source}: {part} samples are an array (samples, features), (samples, height, width) or (samples, height, "
+                f"width, channels), none of them 0; received {x.shape}"
+            )
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+            scaled = x.astype("float32") / 255 if x.dtype == np.uint8 else x.astype("float32")
+        if not np.isfinite(scaled).all():
+            bad = int(np.flatnonzero(~np.isfinite(scaled).reshape(len(scaled), -1).all(axis=1))[0])
+            raise InputError(f"{self.source}: samples must be finite; {part} sample {bad} holds NaN or infinity; remove it")
+        return scaled[..., None] if scaled.ndim == 3 else scaled
+
+    def _labels(self, part: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        if len(y.shape) not in (1, 2) or len(y) != len(x):
+            raise InputError(
+                f"{self.source}: one label per sample is needed; received {len(x)} {part} samples and labels of shape {y.shape}"
+            )
+        if y.ndim == 2 and y.shape[1] > 1:
+            if y.dtype.kind not in "buif" or not (np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()):
+                raise InputError(
+                    f"{self.source}: {part} labels of shape {y.shape} must be one-hot, one 1 in each row and 0 elsewhere; "
+                    "or give one whole number per sample"
+                )
+            return y.argmax(axis=1)
+        y = y.reshape(len(y))
+        if y.dtype.kind not in "bui" and not (y.dtype.kind == "f" and np.isfinite(y).all() and (y == np.round(y)).all()):
+            raise InputError(f"{self.source}: labels are whole numbers or one-hot rows; received {part} labels of {y.dtype}")
+        return y.astype("int64")
+
+
+def read_npz(path: Path) -> Labelled:
+    """The arrays x_train, y_train, x_test, y_test of an `.npz` file; nothing in it is executed.
+
+    Raises:
+        InputError: a damaged file, a missing array, or one of Python objects.
+    """
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            missing = [key for key in NPZ_KEYS if key not in arrays]
+            if missing:
+                raise InputError(
+                    f"{path} must hold the arrays {', '.join(NPZ_KEYS)}; {', '.join(missing)} is missing; "
+                    f"it holds {', '.join(arrays.files) or 'nothing'}"
+                )
+            x, y, x_test, y_test = (arrays[key] for key in NPZ_KEYS)
+    except InputError:
+        raise
+    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is not a readable .npz file ({reason}); write it again with numpy.savez") from error
+    return Labelled(str(path), x, y, x_test, y_test)
+
+
+def is_idx_folder(folder: Path) -> bool:
+    """Whether a folder holds one of MNIST's four IDX files, gzipped or not."""
+    return any((folder / f"{name}{suffix}").is_file() for name in IDX_FILES for suffix in ("", ".gz"))
+
+
+def read_idx_folder(folder: Path) -> Labelled:
+    """The four IDX files of MNIST and Fashion-MNIST, gzipped or not (https://yann.lecun.com/exdb/mnist).
+
+    Raises:
+        InputError: one of the four is missing or damaged.
+    """
+    arrays = []
+    for name in IDX_FILES:
+        path = next((folder / f"{name}{suffix}" for suffix in (".gz", "") if (folder / f"{name}{suffix}").is_file()), None)
+        if path is None:
+            raise InputError(f"{folder} must hold the four files {', '.join(IDX_FILES)}, gzipped or not; {name} is missing")
+        arrays.append(_read_idx(path))
+    return Labelled(str(folder), *arrays)
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        zeros, kind, rank = struct.unpack(">HBB", content[:4])
+        sizes = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
+    except (struct.error, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path} is not a readable IDX file ({error}); fetch it again") from error
+    values = content[4 + 4 * rank :]
+    if zeros != 0 or kind != 8 or len(values) != math.prod(sizes):
+        raise InputError(
+            f"{path} is not a whole IDX file of bytes: its header says type {kind} and sizes {sizes}, {len(values)} values "
+            "follow; fetch it again"
+        )
+    return np.frombuffer(values, np.uint8).reshape(sizes)
+
+
+def read_class_folders(folder: Path) -> Labelled:
+    """Images in one folder per class, or in `train` and `test` folders with one folder per class each.
+
+    Grey where every image is, else RGB.
+
+    Raises:
+        InputError: no class folders, an empty one, a damaged image, images of unequal sizes.
+        MissingExtra: Pillow is not installed.
+    """
+    names = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    if names != {"train", "test"}:
+        paths = _image_paths(folder)
+        return Labelled(str(folder), _read_images([path for path, _ in paths]), np.array([label for _, label in paths]))
+    train, test = (_image_paths(folder / part) for part in ("train", "test"))
+    classes = [sorted({path.parent.name for path, _ in part}) for part in (train, test)]
+    if classes[0] != classes[1]:
+        odd = sorted(set(classes[0]) ^ set(classes[1]))
+        raise InputError(f"{folder}: train and test must hold the same class folders; only one of them has {', '.join(odd)}")
+    x = _read_images([path for path, _ in train + test])
+    y = np.array([label for _, label in train + test])
+    return Labelled(str(folder), x[: len(train)], y[: len(train)], x[len(train) :], y[len(train) :])
+
+
+def _image_paths(folder: Path) -> list[tuple[Path, int]]:
+    """Every image with the number of its class folder, in the order of names."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtra("reading images", "tools") from error
+    suffixes = set(Image.registered_extensions())
+    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise InputError(
+            f"{folder} must hold one folder of images per class, or the four IDX files of MNIST; it has no folders"
+        )
+    found = []
+    for label, directory in enumerate(classes):
+        images = sorted(path for path in directory.iterdir() if path.suffix.lower() in suffixes and path.is_file())
+        if not images:
+            raise InputError(f"{directory} holds no images; remove it, or put the images of its class there")
+        found.extend((path, label) for path in images)
+    return found
+
+
+def _read_images(paths: list[Path]) -> np.ndarray:
+    from PIL import Image
+
+    opened = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                image.load()
+                # 16-bit grey (I;16) keeps its upper byte; Pillow would clip it.
+                grey = image.mode in ("1", "L", "LA", "I;16")
+                pixels = (
+                    np.asarray(image, np.uint16) >> 8
+                    if image.mode == "I;16"
+                    else np.asarray(image.convert("L" if grey else "RGB"))
+                )
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise InputError(
+                f"{path} is not a readable image ({str(error).splitlines()[0]}); repair or remove it"
+            ) from error
+        opened.append(pixels.astype(np.uint8))
+        if pixels.shape[:2] != opened[0].shape[:2]:
+            sizes = [f"{other.shape[1]} x {other.shape[0]}" for other in (opened[0], pixels)]
+            raise InputError(
+                f"images must have one size: {paths[0]} is {sizes[0]} and {path} is {sizes[1]}; resize them to one of these"
+            )
+    if any(pixels.ndim == 3 for pixels in opened):
+        opened = [pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2) for pixels in opened]
+    return np.stack(opened)

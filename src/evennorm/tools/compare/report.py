@@ -1,0 +1,103 @@
+"""A finished comparison goes in; runs.csv, summary.json and curves.png come out, each whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from evennorm.errors import InputError
+from evennorm.tools.atomic import write_text
+from evennorm.tools.compare.settings import Run, Settings
+from evennorm.tools.compare.statistics import Difference
+from evennorm.tools.compare.table import Row
+from evennorm.tools.compare.train import Record, seed_of
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared, with what, and what it shows."""
+
+    settings: Settings
+    data: str
+    """The data set in words."""
+
+    fingerprint: dict[str, Any]
+    """What the runs have in common."""
+
+    device: str
+    records: Mapping[Run, Record]
+    table: list[Row]
+    differences: list[Difference]
+    verdict: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The summary as JSON takes it; numbers that are not known are None."""
+        settings = asdict(self.settings) | {"placements": list(self.settings.placements)}
+        return {
+            "settings": settings | {"learning_rates": list(self.settings.learning_rates)},
+            "data": self.data,
+            "fingerprint": self.fingerprint,
+            "device": self.device,
+            "table": [asdict(row) for row in self.table],
+            "differences": [asdict(pair) for pair in self.differences],
+            "verdict": self.verdict,
+            "files": {name: str(Path(self.settings.out, name)) for name in ("runs.csv", "summary.json", "curves.png")},
+        }
+
+    def write(self) -> None:
+        """Writes the three files into the folder of the results.
+
+        Raises:
+            InputError: one cannot be written; the older one of that name is as it was.
+        """
+        from evennorm.tools.compare.curves import draw_curves
+
+        out = Path(self.settings.out)
+        write_text(out / "runs.csv", self._runs_csv())
+        write_text(out / "summary.json", json.dumps(self.as_dict(), indent=2) + "\n")
+        partial = out / f".{token_hex(8)}.part"
+        try:
+            title = f"{self.settings.model} on {Path(self.settings.data).name}"
+            draw_curves(self.settings, self.records, title, partial)
+            partial.replace(out / "curves.png")
+        except OSError as error:
+            raise InputError(
+                f"cannot write {out / 'curves.png'}: {error.strerror}; make room and repeat the command, nothing is trained twice"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _runs_csv(self) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(
+            [
+                *Run._fields,
+                *("seed", "test_accuracy", "validation_accuracy", "train_accuracy", "test_loss", "train_loss", "epochs"),
+                *("diverged", "seconds_per_epoch"),
+            ]
+        )
+        for run in sorted(self.settings.runs, key=self._order):
+            record = self.records[run]
+            later = record.seconds[1:]
+            writer.writerow(
+                [
+                    *run,
+                    seed_of(self.settings.seed, run.repeat),
+                    *(record.test_accuracy[-1], record.validation_accuracy, record.train_accuracy[-1]),
+                    *(record.test_loss[-1], record.train_loss[-1], len(record.seconds), int(record.diverged)),
+                    f"{math.fsum(later) / len(later):.4f}" if later else "",
+                ]
+            )
+        return text.getvalue()
+
+    def _order(self, run: Run) -> tuple[int, int, int]:
+        settings = self.settings
+        return settings.placements.index(run.placement), settings.learning_rates.index(run.learning_rate), run.repeat

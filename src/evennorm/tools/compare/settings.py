@@ -1,0 +1,106 @@
+"""What the user asked for goes in; one checked, immutable record and the runs it stands for come out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from evennorm.errors import ArgumentError
+
+PLACEMENTS = ("none", "before", "after", "input", "as-is")
+"""Without batch normalization, between each layer and its activation, behind each activation, as first layer, as given."""
+
+DEFAULT_PLACEMENTS = ("none", "before", "after", "input")
+DEFAULT_REPEATS = 5
+DEFAULT_EPOCHS = 10
+
+
+class Run(NamedTuple):
+    """One training: what is trained, how fast it learns, and which seed it starts from."""
+
+    placement: str
+    learning_rate: float
+    repeat: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the numbers of a comparison, and where they are kept.
+
+    Args:
+        data, model: as on the command line.
+        placements, learning_rates: distinct, in the order they are reported in.
+        repeats: trainings of each placement at each rate, with seeds 0, 1, ... that the placements share.
+        epochs, batch_size, seed: of every training.
+        engine: the Keras backend.
+        out: the folder of the results.
+        storage: URL of an Optuna storage; None is a SQLite file in `out`.
+
+    Raises:
+        ArgumentError: a value outside its range, named.
+    """
+
+    data: str
+    model: str
+    placements: tuple[str, ...]
+    repeats: int
+    learning_rates: tuple[float, ...]
+    epochs: int
+    batch_size: int
+    engine: str
+    seed: int
+    out: str
+    storage: str | None = None
+
+    def __post_init__(self) -> None:
+        for placement in self.placements:
+            if placement not in PLACEMENTS:
+                raise ArgumentError(f"placements are {', '.join(PLACEMENTS)}; received {placement!r}")
+        for rate in self.learning_rates:
+            if not (math.isfinite(rate) and rate > 0):
+                raise ArgumentError(f"a learning rate is a number above 0; received {rate:g}")
+        for name, values in (("placements", self.placements), ("learning rates", self.learning_rates)):
+            if not values or len(set(values)) < len(values):
+                raise ArgumentError(f"{name} are one or more, each named once; received {_listed(values) or 'none'}")
+        # A batch of one has no variance to normalize by.
+        for name, value, least in (
+            ("number of repeats", self.repeats, 1),
+            ("number of epochs", self.epochs, 1),
+            ("batch size", self.batch_size, 2),
+            ("seed", self.seed, 0),
+        ):
+            if value < least:
+                raise ArgumentError(f"the {name} must be at least {least}; received {value}")
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs, in the order they are trained in: placements take turns, so that their timings share the weather."""
+        return [
+            Run(placement, rate, repeat)
+            for repeat in range(self.repeats)
+            for rate in self.learning_rates
+            for placement in self.placements
+        ]
+
+    @property
+    def study_name(self) -> str:
+        """Name of the Optuna study: that of the folder."""
+        return Path(self.out).resolve().name or "evennorm"
+
+    def to_json(self) -> str:
+        """One line that `from_json` reads back."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """The settings that `to_json` wrote."""
+        values = json.loads(text)
+        return cls(**values | {name: tuple(values[name]) for name in ("placements", "learning_rates")})
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(str(value) for value in values)

@@ -1,0 +1,157 @@
+"""Settings go in; every run that is missing in the study has been trained, by this process or by several, on the way out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from evennorm.errors import InputError
+from evennorm.tools.compare.data import Data, load_data
+from evennorm.tools.compare.engine import select_engine, share_of_cores, versions
+from evennorm.tools.compare.models import Architecture, load_model
+from evennorm.tools.compare.settings import Run, Settings
+from evennorm.tools.compare.study import Study
+from evennorm.tools.compare.train import Record, Trainer
+
+WAIT_SECONDS = 0.5
+"""Between two looks at runs that other processes train."""
+
+Report = Callable[[float, int], None]
+"""Called with the number of runs done, parts of runs counted, and the number of all."""
+
+
+class Progress:
+    """Adds up what several workers have done."""
+
+    def __init__(self, settings: Settings, finished: int, report: Report):
+        self._epochs = settings.epochs
+        self._total = len(settings.runs)
+        self._finished = finished
+        self._partial: dict[int, float] = {}
+        self._report = report
+        self._lock = threading.Lock()
+        report(finished, self._total)
+
+    def epoch(self, worker: int = 0) -> None:
+        """One epoch more."""
+        with self._lock:
+            self._partial[worker] = self._partial.get(worker, 0) + 1 / self._epochs
+            self._tell()
+
+    def run(self, worker: int = 0) -> None:
+        """One run finished, after however many epochs."""
+        with self._lock:
+            self._partial[worker] = 0
+            self._finished += 1
+            self._tell()
+
+    def _tell(self) -> None:
+        self._report(min(self._finished + sum(self._partial.values()), self._total), self._total)
+
+
+def prepare(settings: Settings) -> tuple[Data, Architecture, dict[str, Any]]:
+    """Loads data and model on the engine of the settings and tells what decides the numbers.
+
+    Raises:
+        EvennormError: data or model cannot be used, or there is no such placement in the model.
+    """
+    select_engine(settings.engine)
+    data = load_data(settings.data)
+    architecture = load_model(settings.model, data)
+    fingerprint = {
+        "data": f"{data.name} ({data.digest[:16]})",
+        "model": f"{architecture.name} ({architecture.digest[:16]})",
+        "optimizer": json.dumps(architecture.optimizer["config"], sort_keys=True, default=str)
+        if settings.model not in ("article-cnn", "paper-mlp")
+        else "SGD, momentum 0.9",
+        "epochs": settings.epochs,
+        "batch size": settings.batch_size,
+        "seed": settings.seed,
+        "engine": settings.engine,
+        "versions": ", ".join(f"{name} {version}" for name, version in versions(settings.engine).items()),
+    }
+    return data, architecture, fingerprint
+
+
+def work(study: Study, trainer: Trainer, progress: Progress) -> None:
+    """Trains until no run is missing, and waits for those that other processes train."""
+
+    def train(run: Run) -> Record:
+        record = trainer.train(run, progress.epoch)
+        progress.run()
+        return record
+
+    while study.enqueue_missing():
+        if not study.work_once(train):
+            time.sleep(WAIT_SECONDS)
+
+
+def work_in_processes(settings: Settings, jobs: int, progress: Progress) -> None:
+    """The same by `jobs` new processes, each on its share of the cores; they end when this one does.
+
+    Raises:
+        InputError: a worker could not go on.
+    """
+    environment = os.environ | share_of_cores(jobs) | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "evennorm.tools.compare.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which ends the workers
+        )
+        for _ in range(jobs)
+    ]
+    problems: list[str] = []
+    readers = [
+        threading.Thread(target=_read, args=(index, worker, progress, problems), daemon=True)
+        for index, worker in enumerate(workers)
+    ]
+    try:
+        for worker, reader in zip(workers, readers, strict=True):
+            reader.start()
+            assert worker.stdin is not None
+            with suppress(BrokenPipeError):  # a worker that ended already is told of by its reader
+                worker.stdin.write(settings.to_json() + "\n")
+                worker.stdin.flush()
+        for worker in workers:
+            worker.wait()
+        for reader in readers:
+            reader.join()
+    finally:
+        for worker in workers:
+            if worker.poll() is None:
+                worker.terminate()
+            worker.wait()
+    if problems:
+        raise InputError(problems[0])
+
+
+def _read(index: int, worker: subprocess.Popen[str], progress: Progress, problems: list[str]) -> None:
+    """Follows one worker: a line of JSON for each epoch, each run, and an error."""
+    assert worker.stdout is not None
+    problem = None
+    for line in worker.stdout:
+        event, detail = json.loads(line)
+        if event == "epoch":
+            progress.epoch(index)
+        elif event == "run":
+            progress.run(index)
+        else:
+            problem = detail
+    code = worker.wait()
+    if code != 0:
+        ended = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        problems.append(
+            problem
+            or f"a worker ended {ended}; what is trained is kept: repeat the command, with fewer --jobs if memory was short"
+        )

@@ -1,0 +1,59 @@
+"""A line of settings on standard input goes in; runs are trained, and told of on standard output, a line of JSON each."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from typing import Any
+
+from evennorm.errors import EvennormError
+from evennorm.tools.compare.settings import Settings
+
+
+def main() -> int:
+    """Works until no run is missing; ends at once when the process that started it is gone."""
+    told, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not be taken for an event
+
+    def tell(event: str, detail: Any = None) -> None:
+        print(json.dumps([event, detail]), file=told, flush=True)
+
+    settings = Settings.from_json(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        _work(settings, tell)
+    except (EvennormError, OSError) as error:
+        tell("error", str(error))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _work(settings: Settings, tell: Any) -> None:
+    from evennorm.tools.compare.study import Study
+    from evennorm.tools.compare.train import Trainer
+    from evennorm.tools.compare.work import Progress, prepare, work
+
+    class Told(Progress):
+        """Passes each step on instead of adding it up."""
+
+        def epoch(self, worker: int = 0) -> None:
+            tell("epoch")
+
+        def run(self, worker: int = 0) -> None:
+            tell("run")
+
+    data, architecture, fingerprint = prepare(settings)
+    work(Study(settings, fingerprint), Trainer(settings, data, architecture), Told(settings, 0, lambda done, total: None))
+
+
+def _end_with_parent() -> None:
+    """Standard input closes when the parent ends, even by kill -9; its run is taken for dead and trained again."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

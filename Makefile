@@ -7,10 +7,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 PYTEST := TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL: # pip installs into one .venv
 .PHONY: help install demo test lint format bench clean
 
 help: ## List the targets.
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## Set up everything for development in .venv.
 
@@ -43,10 +44,11 @@ bench: $(VENV)/.installed ## Measure accuracy and speed; rewrites benchmarks/res
 clean: ## Remove .venv and caches.
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
+# Debian without python3-venv leaves half a .venv behind, which would pass for a whole one.
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "evennorm needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1); choose one: make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 # One .venv serves both: what the demo needs, without torch and TensorFlow, and everything.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python

@@ -49,7 +49,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("folder", nargs="?", help="a folder of 7 class folders of images; generated images without it")
 parser.add_argument("--epochs", type=int, default=3, help="passes over the training images (3)")
 parser.add_argument("--batch-size", type=int, help="images in a training step (64 from a folder, 8 generated ones)")
-parser.add_argument("--images", type=int, default=600, help="how many images to generate (600)")
+parser.add_argument("--images", type=int, default=500, help="how many images to generate (500)")
 args = parser.parse_args()
 # Testing uses moving averages, which at a momentum of 0.99 arrive after some hundred steps: of few images, small batches.
 batch_size = args.batch_size or (64 if args.folder else 8)

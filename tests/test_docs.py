@@ -1,4 +1,4 @@
-"""Every example runs: docstrings of the package, Python blocks of the pages; every relative link leads somewhere."""
+"""Every example runs: docstrings of the package, Python blocks of the pages; every command is understood, every link leads on."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import doctest
 import importlib
 import pkgutil
 import re
+import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import evennorm
+from evennorm.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
@@ -64,6 +67,36 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
             exec(compile(block, name_of(page), "exec"), namespace)
 
 
+def commands(page: Path) -> list[list[str]]:
+    """What a page tells its reader to type, as words: the lines of sh blocks, and those behind a prompt in console blocks."""
+    lines: list[str] = []
+    for language, block in re.findall(r"^```(sh|console)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        whole = block.replace("\\\n", " ").splitlines()
+        lines += whole if language == "sh" else [line[2:] for line in whole if line.startswith("$ ")]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_are_understood(page: Path) -> None:
+    """Verbs and options, make targets, extras and paths are there; what a command answers is for its own tests."""
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    for words in commands(page):
+        while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+            words.pop(0)
+        program, *arguments = words
+        match program.removeprefix(".venv/bin/"):
+            case "evennorm":
+                main.commands[arguments[0]].make_context(arguments[0], arguments[1:])
+            case "make":
+                assert {word for word in arguments if "=" not in word} <= targets, words
+            case "pip":
+                asked = re.findall(r"\[([a-z,]+)\]", " ".join(arguments))
+                assert {extra for group in asked for extra in group.split(",")} <= extras, words
+            case "python":
+                assert all((ROOT / word).exists() for word in arguments if "/" in word), words
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
@@ -73,3 +106,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_there_are_pages() -> None:
     assert {"README.md", "docs/architecture.md"} <= {name_of(page) for page in PAGES}
+
+
+def test_the_architecture_names_files_that_are_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    paths = re.findall(r"`([a-z_/0-9]+(?:/|\.py|\.toml))`", text)
+    assert len(paths) > 10
+    missing = [path for path in paths if not any((home / path).exists() for home in (ROOT, ROOT / "src/evennorm"))]
+    assert missing == []

@@ -34,6 +34,15 @@ def test_what_an_import_loads(statement: str, packages: list[str]) -> None:
     assert loaded_by(statement) == packages
 
 
+def test_the_package_itself_costs_next_to_nothing() -> None:
+    """Nothing but the standard library and its own few modules, less than NumPy alone loads."""
+    code = "import json, sys; before = set(sys.modules); import evennorm; print(json.dumps([*set(sys.modules) - before]))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = json.loads(run.stdout)
+    assert {name.split(".")[0] for name in loaded} - sys.stdlib_module_names == {"evennorm"}
+    assert len(loaded) < 100
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [("import evennorm.tensorflow", "import tensorflow"), ("import evennorm.keras", "import keras")],

@@ -79,17 +79,21 @@ xp = cast(Namespace, _Jax())
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _forward(x, gamma, beta, residual, mask, epsilon, negative_slope):
+def _forward(
+    x: Any, gamma: Any, beta: Any, residual: Any, mask: Any, epsilon: float, negative_slope: float
+) -> tuple[Any, Any]:
     y, moments = reference.forward(xp, x, gamma, beta, residual, mask, epsilon, negative_slope)
     return y, moments[1:]
 
 
-def _forward_saving(x, gamma, beta, residual, mask, epsilon, negative_slope):
+def _forward_saving(
+    x: Any, gamma: Any, beta: Any, residual: Any, mask: Any, epsilon: float, negative_slope: float
+) -> tuple[Any, Any]:
     y, statistics = _forward(x, gamma, beta, residual, mask, epsilon, negative_slope)
     return (y, statistics), (x, gamma, beta, residual, mask, statistics)
 
 
-def _backward(epsilon, negative_slope, saved, cotangents):
+def _backward(epsilon: float, negative_slope: float, saved: Any, cotangents: Any) -> tuple[Any, ...]:
     x, gamma, beta, residual, mask, statistics = saved
     dy, (_, d_mean, d_variance) = cotangents
     moments = Moments(count_of(xp, reference.wide(xp, x), mask), *statistics)
@@ -100,7 +104,9 @@ def _backward(epsilon, negative_slope, saved, cotangents):
 _forward.defvjp(_forward_saving, _backward)
 
 
-def _train(x, gamma, beta, residual, mask, epsilon, negative_slope):
+def _train(
+    x: Any, gamma: Any, beta: Any, residual: Any, mask: Any, epsilon: float, negative_slope: float
+) -> tuple[Any, Moments]:
     y, statistics = _forward(x, gamma, beta, residual, mask, epsilon, negative_slope)
     return y, Moments(count_of(xp, reference.wide(xp, x), mask), *statistics)
 

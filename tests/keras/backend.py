@@ -61,7 +61,7 @@ def second_derivatives(layer: keras.layers.Layer, x: np.ndarray, dy: np.ndarray,
         import jax
 
         w = keras.ops.convert_to_tensor(w, x.dtype)
-        return array(jax.grad(lambda x: (jax.grad(loss)(x, weights) * w).sum())(x))
+        return array(jax.jit(jax.grad(lambda x: (jax.grad(loss)(x, weights) * w).sum()))(x))
     if BACKEND == "torch":
         import torch
 

@@ -172,7 +172,9 @@ def test_synchronized_needs_tensorflow() -> None:
     if BACKEND == "tensorflow":
         assert BatchNormalization(synchronized=True).get_config()["synchronized"] is True
         return
-    with pytest.raises(ValueError, match=re.escape("synchronized=True is only supported with the TensorFlow backend.")) as ours:
+    with pytest.raises(
+        ValueError, match=re.escape("synchronized=True is only supported with the TensorFlow backend.")
+    ) as ours:
         BatchNormalization(synchronized=True)
     with pytest.raises(ValueError, match="synchronized") as theirs:
         keras.layers.BatchNormalization(synchronized=True)

@@ -59,7 +59,7 @@ def test_gradients_in_half_precision() -> None:
 
 def test_gradients_at_inference_take_the_statistics_as_constants() -> None:
     """A frozen layer is y = x * a + b: that is its derivative too, although `training` is true."""
-    x, dy, gamma, _ = arrays((64, 5), -1, 3.0)
+    x, dy, _, _ = arrays((64, 5), -1, 3.0)
     layer = BatchNormalization(gamma_initializer=keras.initializers.Constant(2.0))
     layer.build(x.shape)
     layer.moving_variance.assign(np.full(5, 4.0))

@@ -132,14 +132,42 @@ def test_weights_of_another_layer() -> None:
         np.testing.assert_array_equal(array(second.beta), np.ones(3))
 
 
+def test_weights_in_a_model_that_fit_builds() -> None:
+    """Without an Input the layer is built inside `fit`, on some engines in a scope that forgets assignments."""
+    given = [np.full(3, value) for value in (2.0, 5.0, 7.0, 9.0)]
+    for layer in (legacy.BatchNormalization(weights=given, mode=2), BatchNormalization(weights=given, renorm=True)):
+        model = keras.Sequential([keras.layers.Dense(3), layer])
+        model.compile(keras.optimizers.SGD(0.0), "mse")
+        assert not layer.built
+        model.fit(np.full((2, 3), np.nan), np.zeros((2, 3)), verbose=0)  # trains no statistic
+        received = {w.name: array(w)[0] for w in layer.non_trainable_weights}
+        expected = {"moving_mean": 7.0, "moving_variance": 9.0}
+        assert received == expected | (
+            {"moving_stddev": 3.0, "renorm_mean": 7.0, "renorm_stddev": 3.0} if layer.renorm else {}
+        )
+    layer = BatchNormalization(weights=given[:2])
+    model = keras.Sequential([keras.layers.Dense(3), layer])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    model.fit(np.ones((2, 3)), np.zeros((2, 3)), verbose=0)
+    np.testing.assert_array_equal([array(layer.gamma), array(layer.beta)], given[:2])
+
+
 @pytest.mark.parametrize(
     ("given", "error", "text"),
     [
-        ({"weights": [np.ones(3)] * 3}, ArgumentError, r"\[gamma, beta\] or \[gamma, beta, mean, variance\].*received 3 arrays"),
+        (
+            {"weights": [np.ones(3)] * 3},
+            ArgumentError,
+            r"\[gamma, beta\] or \[gamma, beta, mean, variance\].*received 3 arrays",
+        ),
         ({"weights": []}, ArgumentError, "received 0 arrays"),
         ({"weights": [np.ones(3)] * 2, "center": False}, ArgumentError, "received 2 arrays, scale=True, center=False"),
-        ({"weights": [np.ones(3), np.ones(4)]}, ShapeError, r"beta has one value per channel, shape \(3,\); received \(4,\)"),
-        ({"weights": [np.ones((3, 1)), np.ones(3)]}, ShapeError, r"gamma has one value.*received \(3, 1\)"),
+        (
+            {"weights": [np.ones(3), np.ones(4)]},
+            ShapeError,
+            r"beta has one value per channel, shape \(3,\); received shape \(4,\)",
+        ),
+        ({"weights": [np.ones((3, 1)), np.ones(3)]}, ShapeError, r"gamma has one value.*received shape \(3, 1\)"),
     ],
 )
 def test_weights_that_do_not_fit(given: dict, error: type[Exception], text: str) -> None:
@@ -193,7 +221,12 @@ def test_a_config_that_keras_1_wrote() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [{"input_shape": (4, 3)}, {"batch_input_shape": (None, 4, 3)}, {"batch_input_shape": (16, 4, 3), "input_dtype": "float32"}]
+    "given",
+    [
+        {"input_shape": (4, 3)},
+        {"batch_input_shape": (None, 4, 3)},
+        {"batch_input_shape": (16, 4, 3), "input_dtype": "float32"},
+    ],
 )
 @pytest.mark.filterwarnings("ignore:Do not pass an `input_shape`")
 def test_input_shape_of_a_first_layer(given: dict) -> None:

@@ -90,12 +90,20 @@ def test_inference_looks_at_no_mask() -> None:
 def test_keras_computes_the_same_where_it_can() -> None:
     """Keras adds 1e-7 to the count, so that the agreement ends there."""
     x = np.random.default_rng(16).normal(0.5, 2.0, (N, T, C)).astype("float32")
-    ours, theirs = (layer(x, training=True, mask=POSITIONS) for layer in (BatchNormalization(), keras.layers.BatchNormalization()))
+    ours, theirs = (
+        layer(x, training=True, mask=POSITIONS) for layer in (BatchNormalization(), keras.layers.BatchNormalization())
+    )
     np.testing.assert_allclose(array(ours), array(theirs), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("axis", "shape", "mask_shape"), [(-1, (N, T, C), (N, T + 1)), (1, (N, C, T), (N, 3)), (-1, (N, T, C), (T,)), (-1, (N, C), (N, T, C))]
+    ("axis", "shape", "mask_shape"),
+    [
+        (-1, (N, T, C), (N, T + 1)),
+        (1, (N, C, T), (N, 3)),
+        (-1, (N, T, C), (T,)),
+        (-1, (N, C), (N, T, C)),
+    ],
 )
 def test_masks_that_do_not_fit(axis: int, shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match=r"a mask holds one value per position.*received a mask of shape"):
@@ -130,8 +138,8 @@ def test_masks_come_from_a_masking_layer_and_go_on() -> None:
 def test_masks_come_from_an_embedding() -> None:
     tokens = np.array([[3, 1, 0, 0], [2, 2, 5, 0], [4, 0, 0, 0]])
     embedding, layer = keras.layers.Embedding(6, C, mask_zero=True), BatchNormalization(momentum=0.0)
-    model = keras.Sequential([keras.Input((None,)), embedding, layer, keras.layers.LSTM(2)])
-    trained(model, tokens, np.zeros((3, 2)))
+    model = keras.Sequential([keras.Input((None,)), embedding, layer, keras.layers.GlobalAveragePooling1D()])
+    trained(model, tokens, np.zeros((3, C)))
     x = array(embedding.embeddings)[tokens]
     expected = textbook.train(x, where=(tokens > 0)[:, :, None])
     np.testing.assert_allclose(array(layer.moving_mean), expected.mean, rtol=1e-5, atol=1e-7)
@@ -170,9 +178,10 @@ def test_a_mask_over_the_channel_axis_warns_once() -> None:
     mask[: N // 2, 1] = False
     x = np.random.default_rng(19).normal(size=(N, C, T)).astype("float32")
     layer = BatchNormalization(axis=1, momentum=0.0)
-    with pytest.warns(UserWarning, match=r"mask of shape \(6, 4\) covers the channel axis of inputs \(6, 4, 7\) \(axis=1\)") as said:
-        layer(x, training=True, mask=mask)
+    text = r"mask of shape \(6, 4\) covers the channel axis of inputs \(6, 4, 7\) \(axis=1\)"
+    with pytest.warns(UserWarning, match=text) as said:
         layer(x, training=True, mask=mask)
     assert len(said) == 1
+    layer(x, training=True, mask=mask)  # warnings are errors here
     expected = textbook.train(x, axis=1, where=mask[:, :, None])
     np.testing.assert_allclose(array(layer.moving_mean), expected.mean, rtol=1e-6, atol=1e-7)

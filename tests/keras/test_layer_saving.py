@@ -20,7 +20,8 @@ def build(normalization: Any, **given: Any) -> keras.Model:
     """Two layers, one of them nested in a model, with weights that no initializer draws."""
     inner = keras.Sequential([keras.Input((5, 4)), normalization(scale=False), keras.layers.Flatten()], name="inner")
     model = keras.Sequential(
-        [keras.Input((5, 3)), normalization(axis=1, **given), keras.layers.Dense(4), inner, keras.layers.Dense(2)], name="outer"
+        [keras.Input((5, 3)), normalization(axis=1, **given), keras.layers.Dense(4), inner, keras.layers.Dense(2)],
+        name="outer",
     )
     model.layers[0].moving_mean.assign(np.arange(5))
     inner.layers[0].moving_variance.assign(np.arange(1, 5))
@@ -51,15 +52,16 @@ def test_whole_models_load_by_themselves(suffix: str, tmp_path: Path) -> None:
     """After training, with arguments that only our layer has; loading executes no code from the file."""
     given = {"activation": "relu", "virtual_batch_size": 2, "momentum": None, "unbiased_variance": True}
     model = build(BatchNormalization, **given)
-    model.compile("sgd", keras.losses.MeanSquaredError())
+    model.compile("sgd", keras.losses.MeanSquaredError())  # not "mse", which Keras cannot read back from .h5
     model.fit(X[:8], np.zeros((8, 2)), epochs=2, batch_size=4, verbose=0)
     model.save(tmp_path / f"model{suffix}")
     loaded = keras.models.load_model(tmp_path / f"model{suffix}")
     assert type(loaded.layers[0]) is BatchNormalization
     assert loaded.layers[0].get_config() == model.layers[0].get_config()
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), model.predict(X, verbose=0))
-    # Training goes on where it stopped.
+    # Training goes on where it stopped; compiled anew, since Keras loses the optimizer's variables in .h5 files of any layer.
     for each in (model, loaded):
+        each.compile("sgd", "mse")
         each.fit(X[:8], np.zeros((8, 2)), epochs=1, batch_size=4, shuffle=False, verbose=0)
     for before, after in zip(model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_allclose(before, after, rtol=1e-6, atol=1e-7)

@@ -110,9 +110,7 @@ def test_without_gamma_or_beta(center: bool, scale: bool) -> None:
     x = drawn((20, 3), 5.0)
     expected = textbook.train(x, gamma=3.0 if scale else 1.0, beta=1.0 if center else 0.0)
     np.testing.assert_allclose(array(layer(x, training=True)), expected.y, rtol=3e-7, atol=2e-6)
-    assert [w.name for w in layer.weights] == (
-        ["gamma"] * scale + ["beta"] * center + ["moving_mean", "moving_variance"]
-    )
+    assert [w.name for w in layer.weights] == (["gamma"] * scale + ["beta"] * center + ["moving_mean", "moving_variance"])
 
 
 def assert_rounded(y: np.ndarray, expected: np.ndarray, roundoff: float, exact: float = 2e-6) -> None:

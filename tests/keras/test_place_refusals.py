@@ -114,4 +114,8 @@ def test_options_are_checked_even_where_nothing_is_placed():
         place(mlp(), "none", axis=1, name="x")
     with pytest.raises(ArgumentError, match="momentum"):
         place(mlp(), "none", momentum=2.0)
+    with pytest.raises(
+        ArgumentError, match=r"Unrecognized keyword arguments passed to BatchNormalization: .'momentun': 0.9"
+    ):
+        place(mlp(), "none", momentun=0.9)
     assert place(mlp(), "after", momentum=0.5).get_layer("hidden_bn").momentum == 0.5

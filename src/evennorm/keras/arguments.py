@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import keras
 
-from evennorm.errors import ArgumentError
+from evennorm.errors import ArgumentError, ShapeError
 from evennorm.keras import initializers
 
 
@@ -102,10 +102,33 @@ def virtual_batch_size(value: int | None) -> int | None:
     return int(value)
 
 
+def by_name(weights: Sequence[Any] | None, shape: tuple[int, ...], scale: bool, center: bool) -> dict[str, Any]:
+    """`weights=`, [gamma, beta] or [gamma, beta, mean, variance] of the parameter shape, by the names of the variables.
+
+    Raises:
+        ArgumentError: another number of arrays, or a layer without gamma or beta.
+        ShapeError: an array of another shape.
+    """
+    if weights is None:
+        return {}
+    if len(weights) not in (2, 4) or not (scale and center):
+        raise ArgumentError(
+            "weights holds [gamma, beta] or [gamma, beta, mean, variance] of a layer that has both gamma and beta; received "
+            f"{len(weights)} arrays, scale={scale}, center={center}"
+        )
+    named = dict(zip(("gamma", "beta", "moving_mean", "moving_variance"), weights, strict=False))
+    for name, value in named.items():
+        if tuple(value.shape) != tuple(shape):
+            raise ShapeError(
+                f"weights: {name} has one value per channel, shape {tuple(shape)}; received shape {tuple(value.shape)}"
+            )
+    return named
+
+
 def fused_slope(activation: Callable[..., Any]) -> float | None:
     """The slope below zero of an activation that kernels fuse; None for every other one."""
     slopes = {keras.activations.linear: 1.0, keras.activations.relu: 0.0, keras.activations.leaky_relu: 0.2}
-    return slopes.get(activation) if callable(activation) and activation.__hash__ else None
+    return slopes.get(activation) if isinstance(activation, Hashable) else None
 
 
 def drop_keras_1_input(kwargs: dict[str, Any]) -> dict[str, Any]:

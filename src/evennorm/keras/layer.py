@@ -11,16 +11,16 @@ from keras import ops
 
 from evennorm.core import renorm as renormalization
 from evennorm.core import running
-from evennorm.core.engine import Engine, checked_epsilon
+from evennorm.core.engine import checked_epsilon
 from evennorm.core.geometry import Geometry
 from evennorm.core.moments import Moments
 from evennorm.core.sample import normalize_samples
-from evennorm.errors import ArgumentError, ShapeError
-from evennorm.kernels import choose
+from evennorm.errors import ArgumentError
 from evennorm.keras import arguments
 from evennorm.keras.arguments import ONES, ZEROS
 from evennorm.keras.engine import current_engine, synchronized_engine
 from evennorm.keras.state import Bookkeeping
+from evennorm.kernels import choose
 
 Shape = tuple[int | None, ...]
 
@@ -138,12 +138,22 @@ class BatchNormalization(keras.layers.Layer):
         if synchronized and keras.backend.backend() != "tensorflow":
             raise ArgumentError("Argument synchronized=True is only supported with the TensorFlow backend.")
         arguments.refuse_together(mode=bool(mode), renorm=renorm, virtual_batch_size=virtual_batch_size is not None)
-        arguments.refuse_together(mode=bool(mode), synchronized=synchronized, virtual_batch_size=virtual_batch_size is not None)
-        self.gamma = self.beta = self.moving_mean = self.moving_variance = self.num_batches = None
-        self.moving_stddev = self.renorm_mean = self.renorm_stddev = None
+        arguments.refuse_together(
+            mode=bool(mode), synchronized=synchronized, virtual_batch_size=virtual_batch_size is not None
+        )
+        # Keras variables from build on.
+        self.gamma: Any = None
+        self.beta: Any = None
+        self.moving_mean: Any = None
+        self.moving_variance: Any = None
+        self.moving_stddev: Any = None
+        self.renorm_mean: Any = None
+        self.renorm_stddev: Any = None
+        self.num_batches: Any = None
         self._initial_weights = None if weights is None else [ops.convert_to_numpy(value) for value in weights]
-        self._bookkeeping: Bookkeeping | None = None
-        self._engine: Engine | None = None
+        self._given_weights: dict[str, Any] = {}
+        self._bookkeeping: Any = None
+        self._engine: Any = None
         self._built_shape: Shape | None = None
         self._warned: set[str] = set()
 
@@ -154,27 +164,27 @@ class BatchNormalization(keras.layers.Layer):
         self._built_shape = tuple(input_shape)
         geometry = self._geometry(self._built_shape)
         shape = geometry.parameter_shape
+        self._given_weights = arguments.by_name(self._initial_weights, shape, self.scale, self.center)
         if self.scale:
             self.gamma = self._parameter("gamma", shape)
         if self.center:
             self.beta = self._parameter("beta", shape)
-        self.moving_mean = self._statistic("moving_mean", shape, self.moving_mean_initializer)
-        self.moving_variance = self._statistic("moving_variance", shape, self.moving_variance_initializer)
+        self.moving_mean = self._statistic("moving_mean", shape, self._initializer("moving_mean"))
+        self.moving_variance = self._statistic("moving_variance", shape, self._initializer("moving_variance"))
         if self.renorm:
             self.moving_stddev = self._statistic("moving_stddev", shape, self._initial_stddev)
-            self.renorm_mean = self._statistic("renorm_mean", shape, self.moving_mean_initializer)
+            self.renorm_mean = self._statistic("renorm_mean", shape, self._initializer("moving_mean"))
             self.renorm_stddev = self._statistic("renorm_stddev", shape, self._initial_stddev)
         if self.momentum is None:
             self.num_batches = self.add_weight((), name="num_batches", dtype="int32", initializer="zeros", trainable=False)
         self._bookkeeping = Bookkeeping(shape, self.moving_mean.dtype)
-        self._set_initial_weights()
         self.input_spec = keras.layers.InputSpec(ndim=geometry.rank, axes=dict(zip(geometry.axis, shape, strict=True)))
 
     def _parameter(self, name: str, shape: Shape) -> Any:
         return self.add_weight(
             shape=shape,
             name=name,
-            initializer=getattr(self, f"{name}_initializer"),
+            initializer=self._initializer(name),
             regularizer=getattr(self, f"{name}_regularizer"),
             constraint=getattr(self, f"{name}_constraint"),
             trainable=True,
@@ -185,25 +195,13 @@ class BatchNormalization(keras.layers.Layer):
         return self.add_weight(shape=shape, name=name, initializer=initializer, trainable=False, autocast=False)
 
     def _initial_stddev(self, shape: Shape, dtype: Any = None) -> Any:
-        return ops.sqrt(self.moving_variance_initializer(shape, dtype=dtype))
+        return ops.sqrt(self._initializer("moving_variance")(shape, dtype=dtype))
 
-    def _set_initial_weights(self) -> None:
-        """`weights=` of the constructor, in Keras 1's order."""
-        if self._initial_weights is None:
-            return
-        named = [("gamma", self.gamma), ("beta", self.beta), ("mean", self.moving_mean), ("variance", self.moving_variance)]
-        if len(self._initial_weights) not in (2, 4) or not (self.scale and self.center):
-            raise ArgumentError(
-                "weights holds [gamma, beta] or [gamma, beta, mean, variance] of a layer that has both gamma and beta; received "
-                f"{len(self._initial_weights)} arrays, scale={self.scale}, center={self.center}"
-            )
-        for (name, variable), value in zip(named, self._initial_weights, strict=False):
-            shape = tuple(ops.shape(ops.convert_to_tensor(value)))
-            if shape != tuple(variable.shape):
-                raise ShapeError(
-                    f"weights: {name} has one value per channel, shape {tuple(variable.shape)}; received {shape}"
-                )
-            variable.assign(value)
+    def _initializer(self, name: str) -> Any:
+        """The argument of that name, or the value that `weights=` gave: assigned later, it would be lost in a lazy build."""
+        value = self._given_weights.get(name)
+        own = getattr(self, f"{name}_initializer")
+        return own if value is None else (lambda shape, dtype=None: ops.convert_to_tensor(value, dtype))
 
     @property
     def variables(self) -> list[Any]:
@@ -288,7 +286,7 @@ class BatchNormalization(keras.layers.Layer):
         flat = (geometry.channel,)
         mean = ops.reshape(self._wide(self.renorm_mean, x), flat)
         stddev = ops.reshape(self._wide(self.renorm_stddev, x), flat)
-        r, d = renormalization.correction(xp, batch, mean, stddev, self.epsilon, self.renorm_clipping)
+        r, d = renormalization.correction(xp, batch, mean, stddev, self.epsilon, self.renorm_clipping or {})
         gamma, beta = (None if p is None else ops.reshape(self._wide(p, x), flat) for p in (self.gamma, self.beta))
         scale, offset = renormalization.effective_parameters(gamma, beta, r, d)
         wide = self._wide(xhat, x)

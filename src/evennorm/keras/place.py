@@ -294,4 +294,7 @@ def _check_options(options: dict[str, Any]) -> None:
             f"options are arguments of BatchNormalization that are the same for every layer, such as momentum; place decides "
             f"{' and '.join(settled)} itself; received {', '.join(f'{key}={options[key]!r}' for key in settled)}"
         )
-    BatchNormalization(name="options", **options)  # wrong ones are refused also where nothing is placed
+    try:
+        BatchNormalization(name="options", **options)  # wrong ones are refused also where nothing is placed
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(str(error)) from error

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from evennorm.core.engine import Engine
 from evennorm.core.moments import Moments, count_of
@@ -13,8 +14,6 @@ from evennorm.kernels import reference
 from evennorm.torch.namespace import xp
 
 __all__ = ["batch_norm", "engine", "normalize"]
-
-Tensor = torch.Tensor
 
 
 class _BatchNorm(torch.autograd.Function):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from evennorm.core.namespace import Namespace
-
-Tensor = torch.Tensor
 
 
 class TorchNamespace:
@@ -36,7 +35,8 @@ class TorchNamespace:
 
     @staticmethod
     def astype(x: Tensor, dtype: torch.dtype) -> Tensor:
-        return x.to(dtype)
+        # torch.export hands over unknown sizes as symbolic integers.
+        return x.to(dtype) if isinstance(x, Tensor) else torch.scalar_tensor(x, dtype=dtype)
 
     @staticmethod
     def asarray(value: Any, like: Tensor) -> Tensor:

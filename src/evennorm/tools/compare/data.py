@@ -137,7 +137,10 @@ def _cut(name: str, labelled: Labelled) -> Data:
     for part, what in zip(parts[::2], ("training", "validation", "test"), strict=True):
         if len(part) == 0:
             raise InputError(f"{labelled.source} is too small: no sample is left for {what}; five of each class are enough")
-    return Data(name, *(np.ascontiguousarray(part) for part in parts), classes=classes)
+    train, validation, test = (
+        (np.ascontiguousarray(x), np.ascontiguousarray(y)) for x, y in zip(parts[::2], parts[1::2], strict=True)
+    )
+    return Data(name, *train, *validation, *test, classes=classes)
 
 
 def _stratified(random: np.random.Generator, y: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:

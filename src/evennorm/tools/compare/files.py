@@ -182,7 +182,7 @@ def _image_paths(folder: Path) -> list[tuple[Path, int]]:
         raise InputError(
             f"{folder} must hold one folder of images per class, or the four IDX files of MNIST; it has no folders"
         )
-    found = []
+    found: list[tuple[Path, int]] = []
     for label, directory in enumerate(classes):
         images = sorted(path for path in directory.iterdir() if path.suffix.lower() in suffixes and path.is_file())
         if not images:

@@ -123,15 +123,15 @@ def work_in_processes(settings: Settings, jobs: int, progress: Progress) -> None
             with suppress(BrokenPipeError):  # a worker that ended already is told of by its reader
                 worker.stdin.write(settings.to_json() + "\n")
                 worker.stdin.flush()
-        for worker in workers:
-            worker.wait()
         for reader in readers:
             reader.join()
     finally:
-        for worker in workers:
+        for worker, reader in zip(workers, readers, strict=True):
             if worker.poll() is None:
                 worker.terminate()
-            worker.wait()
+            with suppress(BrokenPipeError), worker:  # waits, and closes its pipes
+                if reader.is_alive():
+                    reader.join()
     if problems:
         raise InputError(problems[0])
 

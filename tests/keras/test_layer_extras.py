@@ -11,7 +11,7 @@ import pytest
 
 from evennorm.keras import BatchNormalization
 from tests.keras import textbook
-from tests.keras.backend import array, gradients
+from tests.keras.backend import array, gradients, train
 
 SHAPE = (12, 4, 5)
 
@@ -123,7 +123,7 @@ def test_gradient_of_the_residual() -> None:
 
 def test_a_residual_at_a_large_mean() -> None:
     x, r = drawn(7, mean=1e5), drawn(8)
-    y = array(BatchNormalization()(x, training=True, residual=r))
+    y = array(train(BatchNormalization(), x, residual=r))
     np.testing.assert_allclose(y, textbook.train(x).y + r, rtol=0, atol=2e-6)
 
 
@@ -133,7 +133,7 @@ def test_ghost_batches(size: int, axis: int) -> None:
     x = drawn(9, mean=1e4)
     layer = BatchNormalization(axis=axis, virtual_batch_size=size, momentum=0.5)
     groups = [textbook.train(x[start : start + size], axis=axis) for start in range(0, 12, size)]
-    y = array(layer(x, training=True))
+    y = array(train(layer, x))
     np.testing.assert_allclose(y, np.concatenate([group.y for group in groups]), rtol=0, atol=2e-6)
     mean = np.mean([group.mean for group in groups], axis=0)
     variance = np.mean([group.variance for group in groups], axis=0)
@@ -189,7 +189,7 @@ def test_unbiased_variance(shape: tuple[int, ...]) -> None:
     x = drawn(14, shape)
     n = np.prod(shape[:-1])
     layer, biased = BatchNormalization(momentum=0.0, unbiased_variance=True), BatchNormalization(momentum=0.0)
-    np.testing.assert_array_equal(array(layer(x, training=True)), array(biased(x, training=True)))
+    np.testing.assert_array_equal(array(train(layer, x)), array(train(biased, x)))
     np.testing.assert_allclose(array(layer.moving_variance), textbook.train(x).variance * n / (n - 1), rtol=1e-5)
 
 
@@ -197,10 +197,10 @@ def test_unbiased_variance_counts_what_the_mask_leaves_and_what_a_ghost_batch_ho
     x = drawn(15)
     mask = np.arange(48).reshape(12, 4) % 3 > 0
     layer = BatchNormalization(momentum=0.0, unbiased_variance=True)
-    layer(x, training=True, mask=mask)
+    train(layer, x, mask=mask)
     expected = np.var(x.astype("float64")[mask], axis=0, ddof=1)
     np.testing.assert_allclose(array(layer.moving_variance), expected, rtol=1e-5)
     layer = BatchNormalization(momentum=0.0, unbiased_variance=True, virtual_batch_size=6)
-    layer(x, training=True)
+    train(layer, x)
     expected = np.mean([np.var(half.astype("float64").reshape(-1, 5), axis=0, ddof=1) for half in (x[:6], x[6:])], axis=0)
     np.testing.assert_allclose(array(layer.moving_variance), expected, rtol=1e-5)

@@ -11,7 +11,7 @@ import pytest
 from evennorm.errors import ShapeError
 from evennorm.keras import BatchNormalization
 from tests.keras import textbook
-from tests.keras.backend import array, gradients
+from tests.keras.backend import array, gradients, train
 
 N, T, C = 6, 7, 4
 RNG = np.random.default_rng(12)
@@ -46,7 +46,7 @@ def test_statistics_of_what_counts(name: str) -> None:
     hidden = ~np.broadcast_to(where, shape)
     x = np.where(hidden, np.nan, x).astype("float32")
     layer = BatchNormalization(axis=axis, momentum=0.5)
-    y = array(layer(x, training=True, mask=mask))
+    y = array(train(layer, x, mask=mask))
     expected = textbook.train(x, axis=axis, where=where)
     np.testing.assert_allclose(y[~hidden], expected.y[~hidden], rtol=0, atol=2e-6)
     assert np.isnan(y[hidden]).all()
@@ -57,14 +57,14 @@ def test_statistics_of_what_counts(name: str) -> None:
 
 def test_masked_values_are_normalized_too() -> None:
     x = np.random.default_rng(14).normal(3.0, 2.0, (N, T, C)).astype("float32")
-    y = array(BatchNormalization()(x, training=True, mask=POSITIONS))
+    y = array(train(BatchNormalization(), x, mask=POSITIONS))
     np.testing.assert_allclose(y, textbook.train(x, where=POSITIONS[:, :, None]).y, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("dtype", ["bool", "int32", "float32"])
 def test_any_dtype_says_true_by_not_being_zero(dtype: str) -> None:
     x = np.random.default_rng(14).normal(3.0, 2.0, (N, T, C)).astype("float32")
-    y = array(BatchNormalization()(x, training=True, mask=(2 * POSITIONS).astype(dtype)))
+    y = array(train(BatchNormalization(), x, mask=(2 * POSITIONS).astype(dtype)))
     np.testing.assert_allclose(y, textbook.train(x, where=POSITIONS[:, :, None]).y, rtol=0, atol=2e-6)
 
 
@@ -90,9 +90,7 @@ def test_inference_looks_at_no_mask() -> None:
 def test_keras_computes_the_same_where_it_can() -> None:
     """Keras adds 1e-7 to the count, so that the agreement ends there."""
     x = np.random.default_rng(16).normal(0.5, 2.0, (N, T, C)).astype("float32")
-    ours, theirs = (
-        layer(x, training=True, mask=POSITIONS) for layer in (BatchNormalization(), keras.layers.BatchNormalization())
-    )
+    ours, theirs = (train(layer, x, mask=POSITIONS) for layer in (BatchNormalization(), keras.layers.BatchNormalization()))
     np.testing.assert_allclose(array(ours), array(theirs), rtol=1e-5, atol=1e-5)
 
 
@@ -180,8 +178,8 @@ def test_a_mask_over_the_channel_axis_warns_once() -> None:
     layer = BatchNormalization(axis=1, momentum=0.0)
     text = r"mask of shape \(6, 4\) covers the channel axis of inputs \(6, 4, 7\) \(axis=1\)"
     with pytest.warns(UserWarning, match=text) as said:
-        layer(x, training=True, mask=mask)
+        train(layer, x, mask=mask)
     assert len(said) == 1
-    layer(x, training=True, mask=mask)  # warnings are errors here
+    train(layer, x, mask=mask)  # warnings are errors here
     expected = textbook.train(x, axis=1, where=mask[:, :, None])
     np.testing.assert_allclose(array(layer.moving_mean), expected.mean, rtol=1e-6, atol=1e-7)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evennorm.keras import BatchNormalization
-from tests.keras.backend import array, gradients, state
+from tests.keras.backend import array, gradients, state, train
 
 CLIPPINGS = [None, {"rmax": 1.2, "rmin": 0.9, "dmax": 0.1}, {"rmax": 1.1}, {"rmin": 1.5}, {"dmax": 0.0}]
 
@@ -19,7 +19,7 @@ def test_several_steps_as_keras_takes_them(clipping: dict[str, float] | None) ->
     rng = np.random.default_rng(6)
     for step in range(6):
         x = rng.normal(1.0 + 0.2 * step, 2.0, (20, 3, 4)).astype("float32")
-        np.testing.assert_allclose(array(ours(x, training=True)), array(theirs(x, training=True)), rtol=1e-5, atol=3e-6)
+        np.testing.assert_allclose(array(train(ours, x)), array(train(theirs, x)), rtol=1e-5, atol=3e-6)
         assert [w.name for w in ours.weights] == [w.name for w in theirs.weights]
         for mine, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
             np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-6)

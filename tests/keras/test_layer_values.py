@@ -8,9 +8,8 @@ import pytest
 
 from evennorm.keras import BatchNormalization
 from tests.keras import textbook
-from tests.keras.backend import array, precision
+from tests.keras.backend import array, precision, train
 
-MEANS = [0.0, 1.0, 1e3, 1e4, -1e5]
 SHAPES = {
     "vector": ((9,), 0),
     "dense": ((64, 5), -1),
@@ -37,7 +36,7 @@ def test_training_on_every_axis(name: str) -> None:
     shape, axis = SHAPES[name]
     x = drawn(shape, 1e4)
     layer = BatchNormalization(axis=axis, momentum=0.75)
-    y = layer(x, training=True)
+    y = train(layer, x)
     expected = textbook.train(x, axis=axis)
     assert tuple(y.shape) == shape
     np.testing.assert_allclose(array(y), expected.y, rtol=0, atol=2e-6)
@@ -63,12 +62,12 @@ def test_inference_on_every_axis(name: str) -> None:
     np.testing.assert_allclose(array(layer(x, training=False)), expected, rtol=3e-7, atol=2e-6)
 
 
-@pytest.mark.parametrize("mean", MEANS)
 @pytest.mark.parametrize(("shape", "axis"), [((256, 8), -1), ((16, 12, 12, 3), -1), ((16, 3, 12, 12), 1)])
-def test_a_large_mean_costs_nothing(mean: float, shape: tuple[int, ...], axis: int) -> None:
-    x = drawn(shape, mean)
+def test_a_large_mean_costs_nothing(shape: tuple[int, ...], axis: int) -> None:
     layer = BatchNormalization(axis=axis)
-    np.testing.assert_allclose(array(layer(x, training=True)), textbook.train(x, axis=axis).y, rtol=0, atol=2e-6)
+    for mean in (0.0, 1.0, 1e3, 1e4, -1e5):
+        x = drawn(shape, mean)
+        np.testing.assert_allclose(array(train(layer, x)), textbook.train(x, axis=axis).y, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("mean", [0.0, -1e5])
@@ -95,7 +94,7 @@ def test_the_same_as_keras_after_training() -> None:
     ours, theirs = BatchNormalization(momentum=0.9), keras.layers.BatchNormalization(momentum=0.9)
     for seed in range(30):
         x = drawn((32, 4, 4, 6), 0.3, 2.0, seed)
-        np.testing.assert_allclose(array(ours(x, training=True)), array(theirs(x, training=True)), rtol=0, atol=3e-6)
+        np.testing.assert_allclose(array(train(ours, x)), array(train(theirs, x)), rtol=0, atol=3e-6)
     for mine, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
         np.testing.assert_allclose(mine, other, rtol=5e-6, atol=1e-6)
     np.testing.assert_allclose(array(ours(x)), array(theirs(x)), rtol=0, atol=3e-6)
@@ -109,7 +108,7 @@ def test_without_gamma_or_beta(center: bool, scale: bool) -> None:
     )
     x = drawn((20, 3), 5.0)
     expected = textbook.train(x, gamma=3.0 if scale else 1.0, beta=1.0 if center else 0.0)
-    np.testing.assert_allclose(array(layer(x, training=True)), expected.y, rtol=3e-7, atol=2e-6)
+    np.testing.assert_allclose(array(train(layer, x)), expected.y, rtol=3e-7, atol=2e-6)
     assert [w.name for w in layer.weights] == (["gamma"] * scale + ["beta"] * center + ["moving_mean", "moving_variance"])
 
 
@@ -135,7 +134,7 @@ def test_precisions(policy: str) -> None:
     with precision(compute):
         x = keras.ops.cast(keras.ops.convert_to_tensor(drawn((200, 5), 100.0, 10.0)), compute)
         layer = BatchNormalization(dtype=policy, momentum=0.5)
-        y = layer(x, training=True)
+        y = train(layer, x)
         expected = textbook.train(array(x))
         assert keras.backend.standardize_dtype(y.dtype) == compute
         assert {w.dtype for w in layer.weights} == {variable}
@@ -154,7 +153,7 @@ def test_whole_numbers_are_not_rounded_first(policy: str, dtype: str) -> None:
     """257 has no bfloat16, and 70000 no float16: whole numbers are taken as float32, whatever the layer computes in."""
     high = 255 if dtype == "uint8" else 100_000
     x = np.random.default_rng(3).integers(high - 200, high, (100, 2)).astype(dtype)
-    y = array(BatchNormalization(dtype=policy)(x, training=True))
+    y = array(train(BatchNormalization(dtype=policy), x))
     assert_rounded(y, textbook.train(x).y, PRECISIONS[policy][2])
 
 

@@ -138,7 +138,7 @@ def test_it_prints_a_table_and_a_verdict(finished):
     out, result = finished
     lines = result.stdout.splitlines()
     assert lines[0] == "tiny_network:network on points.npz: 80 training, 20 validation and 20 test samples of 2, 2 classes"
-    assert lines[1].startswith("3 repeats, 3 epochs, batches of 16; " + ENGINE)
+    assert lines[1].startswith("repeats: 3, epochs: 3, batches of 16; " + ENGINE)
     assert [line.split()[0] for line in lines if line.startswith(("none ", "before "))] == [
         "none",
         "none",

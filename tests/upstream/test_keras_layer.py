@@ -14,8 +14,9 @@ upstream.layers = SimpleNamespace(**{**vars(layers), "BatchNormalization": Batch
 pytestmark = [
     # Ours, where the file hands masks of keras.layers.Masking to a layer with axis=1.
     pytest.mark.filterwarnings("ignore:.*the mask of shape .* covers the channel axis:UserWarning"),
-    # Of Keras's layer test, which trains on a generator.
+    # Keras's own, of run_layer_test: it trains on a generator, and layers without trainable weights.
     pytest.mark.filterwarnings("ignore:`shuffle=True` was passed, but will be ignored:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The model does not have any trainable weights:UserWarning"),
 ]
 
 

@@ -23,6 +23,8 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # of `evennorm ... | head`; click ends quietly
+            raise
         except (EvennormError, OSError) as error:
             click.echo(f"evennorm: {error}", err=True)
             ctx.exit(2)

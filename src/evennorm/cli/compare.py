@@ -139,7 +139,7 @@ def _print(comparison: Comparison) -> None:
     console.print(Text(f"{settings.model} on {comparison.data}"), soft_wrap=True)
     console.print(
         Text(
-            f"{settings.repeats} repeats, {settings.epochs} epochs, batches of {settings.batch_size}; {comparison.device}\n"
+            f"repeats: {settings.repeats}, epochs: {settings.epochs}, batches of {settings.batch_size}; {comparison.device}\n"
         ),
         soft_wrap=True,
     )

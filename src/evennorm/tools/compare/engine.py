@@ -66,7 +66,8 @@ def select_engine(engine: str) -> None:
     elif engine == "torch":
         import torch
 
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        if torch.cuda.is_available():  # on the processor they are all there is
+            torch.use_deterministic_algorithms(True, warn_only=True)
     elif "xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
 

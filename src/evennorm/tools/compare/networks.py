@@ -33,7 +33,7 @@ def article_cnn(input_shape: tuple[int, ...], classes: int) -> keras.Model:
 
     Example:
         >>> article_cnn((48, 48, 1), 7).count_params()
-        2366599
+        2354567
     """
     if len(input_shape) != 3:
         raise InputError(

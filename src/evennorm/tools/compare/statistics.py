@@ -54,7 +54,7 @@ def choose_rates(validation: np.ndarray) -> np.ndarray:
     judged at the rate that is best in the mean of the *other* repeats, on samples that are neither trained nor tested on.
 
     Example:
-        >>> choose_rates(np.array([[0.8, 0.8, 0.8], [0.9, 0.7, 0.7]])).tolist()
+        >>> choose_rates(np.array([[0.8, 0.8, 0.8], [0.95, 0.7, 0.7]])).tolist()
         [0, 1, 1]
     """
     repeats = validation.shape[1]
@@ -109,7 +109,7 @@ def repeats_needed(difference: float, spread: float, confidence: float = CONFIDE
 
     Example:
         >>> repeats_needed(1.0, 1.0)
-        11
+        10
     """
     repeats = np.arange(max(2, at_least), MOST_REPEATS + 1)
     quantiles = stats.t.ppf((1 + confidence) / 2, repeats - 1) + stats.t.ppf(POWER, repeats - 1)

@@ -592,3 +592,12 @@ def test_a_storage_that_machines_share(data, tmp_path, monkeypatch):
 def test_a_storage_without_its_driver(data, tmp_path):
     with pytest.raises(InputError, match="install the driver of that database"):
         Study(settings(tmp_path, storage="oracle+oracledb://user@host/x"), {})
+
+
+def test_a_password_is_shown_nowhere(data, tmp_path):
+    given = settings(tmp_path, storage="postgresql://me:se:cret@host/x")
+    assert given.place == "postgresql://me:***@host/x"
+    assert settings(tmp_path, storage="sqlite:///a:b@c.db").place == "sqlite:///a:b@c.db"
+    line = refused(command(data, tmp_path, storage="nonsense://me:secret@host/x"))
+    assert "secret" not in line
+    assert "nonsense://me:***@host/x" in line

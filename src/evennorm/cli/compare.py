@@ -109,7 +109,10 @@ def _bar() -> Iterator[Callable[[float, int], None]]:
     )
     # The speed is that of the last ten minutes: runs of different placements differ in length. The bar goes when it is done,
     # so that an error is one line.
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600, transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, speed_estimate_period=600, transient=True, disable=not console.is_interactive
+    ) as bar:
         task = bar.add_task("loading", total=None)
 
         def move(done: float, total: int) -> None:

@@ -39,9 +39,9 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """The summary as JSON takes it; numbers that are not known are None."""
-        settings = asdict(self.settings) | {"placements": list(self.settings.placements)}
+        settings = asdict(self.settings) | {"storage": self.settings.place}
         return {
-            "settings": settings | {"learning_rates": list(self.settings.learning_rates)},
+            "settings": {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()},
             "data": self.data,
             "fingerprint": self.fingerprint,
             "device": self.device,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -90,6 +91,13 @@ class Settings:
     def study_name(self) -> str:
         """Name of the Optuna study: that of the folder."""
         return Path(self.out).resolve().name or "evennorm"
+
+    @property
+    def place(self) -> str:
+        """Where the study is kept, without the password of a database."""
+        if self.storage is None:
+            return str(Path(self.out, "study.sqlite3"))
+        return re.sub(r"(?<=://)([^:/@]*):.*@", r"\1:***@", self.storage)
 
     def to_json(self) -> str:
         """One line that `from_json` reads back."""

@@ -54,7 +54,6 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # it logs a trace where Ctrl-C meets a statement
         self.settings = settings
-        self.place = settings.storage or str(Path(settings.out, "study.sqlite3"))
         with self._storage_errors():
             self._storage = _storage(settings)
             self._study = optuna.create_study(
@@ -162,14 +161,14 @@ class Study:
         if found is None:
             if self._study.get_trials(deepcopy=False):
                 raise InputError(
-                    f"{self.place} holds a study {self.settings.study_name!r} of another program; choose another --out"
+                    f"{self.settings.place} holds a study {self.settings.study_name!r} of another program; choose another --out"
                 )
             self._study.set_user_attr(SETTINGS, fingerprint)
         elif found != fingerprint:
             names = [name for name in fingerprint | found if found.get(name) != fingerprint.get(name)]
             differences = "; ".join(f"{name} {found.get(name)} there, {fingerprint.get(name)} here" for name in names)
             raise InputError(
-                f"{self.place} was made by other settings ({differences}); choose another --out, or the settings it was made by"
+                f"{self.settings.place} was made by other settings ({differences}); choose another --out, or the settings it was made by"
             )
 
     @contextmanager
@@ -182,7 +181,7 @@ class Study:
         except EvennormError:
             raise
         except _STORAGE_ERRORS as error:
-            raise InputError(f"the study in {self.place} cannot be used: {_reason(error)}") from error
+            raise InputError(f"the study in {self.settings.place} cannot be used: {_reason(error)}") from error
         finally:
             threading.excepthook = shown
 
@@ -205,7 +204,7 @@ def _storage(settings: Settings) -> optuna.storages.RDBStorage:
                 address, arguments, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=STALE_SECONDS
             )
         except (ImportError, ValueError, RuntimeError) as error:
-            raise InputError(f"the storage {settings.storage or address} cannot be used: {_reason(error)}") from error
+            raise InputError(f"the storage {settings.place} cannot be used: {_reason(error)}") from error
     if is_sqlite:
         _lock_before_reading(storage.engine)
     return storage

@@ -168,7 +168,8 @@ class Study:
             names = [name for name in fingerprint | found if found.get(name) != fingerprint.get(name)]
             differences = "; ".join(f"{name} {found.get(name)} there, {fingerprint.get(name)} here" for name in names)
             raise InputError(
-                f"{self.settings.place} was made by other settings ({differences}); choose another --out, or the settings it was made by"
+                f"{self.settings.place} was made by other settings ({differences}); choose another --out, or the settings it was "
+                "made by"
             )
 
     @contextmanager

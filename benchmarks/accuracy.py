@@ -181,11 +181,11 @@ def page(found: dict[str, list[dict]], where: dict, quick: bool = False) -> str:
         "The inputs are the same float32 numbers for everyone, so that what is shown is the layer's own doing. gamma 1, beta 0,",
         f"epsilon {EPSILON:g}. This page is written by `python benchmarks/accuracy.py`.",
         "",
-        "Keras's layer loses its figures in three places. Where the mean is one float32 number, half a unit of its last place is lost,",
-        "0.004 at 100,000. On TensorFlow a plain float32 sum adds to that: there the mean itself is off by up to 5 at 100,000. On torch",
-        "the variance is E[x²] - E[x]², two numbers that are nearly equal where the mean is large; NaN is the root of a difference that",
-        "came out negative. evennorm takes the variance around the mean, and carries the mean through training as two numbers, high",
-        "and low.",
+        "Keras's layer loses its figures in three places. Where the mean is one float32 number, half a unit of its last place is",
+        "lost, 0.004 at 100,000. On TensorFlow a plain float32 sum adds to that: there the mean itself is off by up to 5 at",
+        "100,000. On torch the variance is E[x²] - E[x]², two numbers that are nearly equal where the mean is large; NaN is the",
+        "root of a difference that came out negative. evennorm takes the variance around the mean, and carries the mean through",
+        "training as two numbers, high and low.",
     ]
     for what, explanation in (
         ("output", "The normalized output in training."),

@@ -83,6 +83,6 @@ def test_the_command_without_click() -> None:
         capture_output=True,
         text=True,
     )
-    assert run.returncode == 1
+    assert run.returncode == 2
     assert "pip install 'evennorm[tools]'" in run.stderr
     assert "Traceback" not in run.stderr

@@ -10,7 +10,8 @@ from evennorm.errors import EvennormError, MissingExtra
 try:
     import click
 except ImportError:  # the one dependency without which there is no command at all
-    sys.exit(str(MissingExtra("the evennorm command", "tools")))
+    print(MissingExtra("the evennorm command", "tools"), file=sys.stderr)
+    sys.exit(2)
 
 from evennorm import __version__
 from evennorm.cli.compare import compare

@@ -9,14 +9,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from evennorm.core import renorm as renormalization
-from evennorm.core import running
 from evennorm.core.engine import checked_epsilon
 from evennorm.core.geometry import Geometry
 from evennorm.core.moments import Moments
 from evennorm.core.sample import normalize_samples
 from evennorm.errors import ArgumentError
-from evennorm.keras import arguments
+from evennorm.keras import arguments, moving
 from evennorm.keras.arguments import ONES, ZEROS
 from evennorm.keras.engine import current_engine, synchronized_engine
 from evennorm.keras.state import Bookkeeping
@@ -253,13 +251,13 @@ class BatchNormalization(keras.layers.Layer):
         options = {"epsilon": self.epsilon, "mask": mask, "virtual_batch_size": self.virtual_batch_size}
         if self.renorm:
             xhat, moments = engine.train(geometry, x, None, None, **options)
-            y = self._finished(self._renormalized(xhat, x, geometry, moments), residual)
+            y = self._finished(moving.renormalized(self, self._engine.xp, xhat, geometry, moments), residual)
         else:
             gamma, beta = self._wide(self.gamma, x), self._wide(self.beta, x)
             y, moments = self._activated(engine.train, residual, geometry, x, gamma, beta, **options)
         if self.mode == 0:
             self._warn_of_single_values(moments)
-            self._follow(moments)
+            moving.follow(self, self._engine.xp, self._bookkeeping, moments)
         return y
 
     def _per_sample(self, x: Any, geometry: Geometry) -> Any:
@@ -277,64 +275,6 @@ class BatchNormalization(keras.layers.Layer):
 
     def _finished(self, y: Any, residual: Any) -> Any:
         return self.activation(y if residual is None else y + ops.cast(residual, y.dtype))
-
-    # Moving statistics
-
-    def _renormalized(self, xhat: Any, x: Any, geometry: Geometry, moments: Moments) -> Any:
-        xp = self._engine.xp
-        batch = running.summary(xp, moments)
-        flat = (geometry.channel,)
-        mean = ops.reshape(self._wide(self.renorm_mean, x), flat)
-        stddev = ops.reshape(self._wide(self.renorm_stddev, x), flat)
-        r, d = renormalization.correction(xp, batch, mean, stddev, self.epsilon, self.renorm_clipping or {})
-        gamma, beta = (None if p is None else ops.reshape(self._wide(p, x), flat) for p in (self.gamma, self.beta))
-        scale, offset = renormalization.effective_parameters(gamma, beta, r, d)
-        wide = self._wide(xhat, x)
-        return wide * ops.reshape(scale, geometry.broadcast_shape) + ops.reshape(offset, geometry.broadcast_shape)
-
-    def _follow(self, moments: Moments) -> None:
-        """Lets the moving statistics follow one batch."""
-        xp = self._engine.xp
-        moments = Moments(moments.count, *(xp.stop_gradient(statistic) for statistic in moments[1:]))
-        batch = running.summary(xp, moments, self.unbiased_variance)
-        decay = self._decay(batch)
-        self._follow_mean(self.moving_mean, batch, decay)
-        if self.renorm:
-            self._follow_renorm(batch, decay)
-        else:
-            self._follow_one(self.moving_variance, batch.variance, decay, batch.has_variance)
-        self._bookkeeping.count(batch.accepted)
-
-    def _decay(self, batch: running.Batch) -> Any:
-        if self.momentum is not None:
-            return self.momentum
-        accepted = ops.cast(batch.accepted, "int32")
-        before = ops.cast(self.num_batches, batch.mean.dtype)
-        self.num_batches.assign(ops.add(self.num_batches, accepted))
-        return running.cumulative_decay(self._engine.xp, before)
-
-    def _follow_mean(self, variable: Any, batch: running.Batch, decay: Any) -> None:
-        flat = batch.mean.shape
-        old = ops.reshape(ops.cast(variable, batch.mean.dtype), flat)
-        low = ops.reshape(ops.cast(self._bookkeeping.moving_mean_low, batch.mean.dtype), flat)
-        new = running.updated_mean(self._engine.xp, running.RunningMean(old, low), batch, decay)
-        variable.assign(ops.reshape(new.mean, variable.shape))
-        self._bookkeeping.moving_mean_low.assign(ops.reshape(new.low, variable.shape))
-
-    def _follow_one(self, variable: Any, value: Any, decay: Any, where: Any) -> Any:
-        old = ops.reshape(ops.cast(variable, value.dtype), value.shape)
-        new = running.updated(self._engine.xp, old, value, decay, where)
-        variable.assign(ops.reshape(new, variable.shape))
-        return new
-
-    def _follow_renorm(self, batch: running.Batch, decay: Any) -> None:
-        stddev = renormalization.stddev(self._engine.xp, batch, self.epsilon)
-        self._follow_one(self.renorm_mean, batch.mean + batch.mean_low, self.renorm_momentum, batch.has_mean)
-        self._follow_one(self.renorm_stddev, stddev, self.renorm_momentum, batch.has_variance)
-        new = self._follow_one(self.moving_stddev, stddev, decay, batch.has_variance)
-        variance = ops.reshape(renormalization.variance(self._engine.xp, new, self.epsilon), self.moving_variance.shape)
-        has_variance = ops.reshape(batch.has_variance, self.moving_variance.shape)
-        self.moving_variance.assign(ops.where(has_variance, variance, ops.cast(self.moving_variance, variance.dtype)))
 
     # Shapes, dtypes, words
 

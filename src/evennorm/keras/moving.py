@@ -1,0 +1,80 @@
+"""A layer and the moments of a batch go in; its moving statistics have followed them, or batch renormalization has used them.
+
+Everything here is state: values are read from variables and assigned to them, by the formulas of `core.running` and `core.renorm`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from keras import ops
+
+from evennorm.core import renorm, running
+from evennorm.core.geometry import Geometry
+from evennorm.core.moments import Moments
+from evennorm.core.namespace import Namespace
+from evennorm.keras.state import Bookkeeping
+
+if TYPE_CHECKING:
+    from evennorm.keras.layer import BatchNormalization
+
+
+def follow(layer: BatchNormalization, xp: Namespace, bookkeeping: Bookkeeping, moments: Moments) -> None:
+    """Lets the moving statistics follow one batch."""
+    moments = Moments(moments.count, *(xp.stop_gradient(statistic) for statistic in moments[1:]))
+    batch = running.summary(xp, moments, layer.unbiased_variance)
+    decay = _decay(layer, xp, batch)
+    _follow_mean(layer.moving_mean, bookkeeping.moving_mean_low, xp, batch, decay)
+    if layer.renorm:
+        _follow_renorm(layer, xp, batch, decay)
+    else:
+        _follow_one(layer.moving_variance, xp, batch.variance, decay, batch.has_variance)
+    bookkeeping.count(batch.accepted)
+
+
+def renormalized(layer: BatchNormalization, xp: Namespace, xhat: Any, geometry: Geometry, moments: Moments) -> Any:
+    """A normalized batch, corrected by its distance from the moving statistics, then scaled and shifted."""
+    batch = running.summary(xp, moments)
+    mean, stddev = _flat(layer.renorm_mean, batch.mean), _flat(layer.renorm_stddev, batch.mean)
+    r, d = renorm.correction(xp, batch, mean, stddev, layer.epsilon, layer.renorm_clipping or {})
+    gamma, beta = (None if p is None else _flat(p, batch.mean) for p in (layer.gamma, layer.beta))
+    scale, offset = renorm.effective_parameters(gamma, beta, r, d)
+    wide = ops.cast(xhat, batch.mean.dtype)
+    return wide * ops.reshape(scale, geometry.broadcast_shape) + ops.reshape(offset, geometry.broadcast_shape)
+
+
+def _decay(layer: BatchNormalization, xp: Namespace, batch: running.Batch) -> Any:
+    if layer.momentum is not None:
+        return layer.momentum
+    accepted = ops.cast(batch.accepted, "int32")
+    before = ops.cast(layer.num_batches, batch.mean.dtype)
+    layer.num_batches.assign(ops.add(layer.num_batches, accepted))
+    return running.cumulative_decay(xp, before)
+
+
+def _follow_mean(variable: Any, low: Any, xp: Namespace, batch: running.Batch, decay: Any) -> None:
+    old = running.RunningMean(_flat(variable, batch.mean), _flat(low, batch.mean))
+    new = running.updated_mean(xp, old, batch, decay)
+    variable.assign(ops.reshape(new.mean, variable.shape))
+    low.assign(ops.reshape(new.low, low.shape))
+
+
+def _follow_one(variable: Any, xp: Namespace, value: Any, decay: Any, where: Any) -> Any:
+    new = running.updated(xp, _flat(variable, value), value, decay, where)
+    variable.assign(ops.reshape(new, variable.shape))
+    return new
+
+
+def _follow_renorm(layer: BatchNormalization, xp: Namespace, batch: running.Batch, decay: Any) -> None:
+    stddev = renorm.stddev(xp, batch, layer.epsilon)
+    _follow_one(layer.renorm_mean, xp, batch.mean + batch.mean_low, layer.renorm_momentum, batch.has_mean)
+    _follow_one(layer.renorm_stddev, xp, stddev, layer.renorm_momentum, batch.has_variance)
+    new = _follow_one(layer.moving_stddev, xp, stddev, decay, batch.has_variance)
+    variance = ops.reshape(renorm.variance(xp, new, layer.epsilon), layer.moving_variance.shape)
+    has_variance = ops.reshape(batch.has_variance, layer.moving_variance.shape)
+    layer.moving_variance.assign(ops.where(has_variance, variance, ops.cast(layer.moving_variance, variance.dtype)))
+
+
+def _flat(variable: Any, like: Any) -> Any:
+    """A variable of the parameter shape as (channel,), in the precision of a statistic: float32, or float64 where x is."""
+    return ops.reshape(ops.cast(variable, like.dtype), like.shape)

@@ -3,12 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := CXX=$(CXX) $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTEST := TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # pip installs into one .venv
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test lint format bench clean compiler
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,12 +50,22 @@ $(BIN)/python:
 		{ echo "evennorm needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1); choose one: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
+compiler:
+	@command -v $(firstword $(CXX)) >/dev/null || \
+		{ echo "evennorm's kernels need a C++20 compiler, and $(CXX) was not found; install g++ or clang, or choose one: make CXX=clang++"; exit 1; }
+
 # One .venv serves both: what the demo needs, without torch and TensorFlow, and everything.
-$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[demo]'
+# Built without isolation: where JAX is at hand, so is the header that its kernels need.
+NATIVE := CMakeLists.txt $(wildcard native/*)
+BUILD := scikit-build-core nanobind cmake ninja jax
+
+$(VENV)/.demo: pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python compiler
+	$(PIP) $(BUILD)
+	$(PIP) --no-build-isolation --editable '.[demo]'
 	@touch $@
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python compiler
 	$(PIP) torch
-	$(PIP) --editable '.[dev]'
+	$(PIP) $(BUILD)
+	$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@ $(VENV)/.demo

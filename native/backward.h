@@ -1,0 +1,187 @@
+// The gradient of forward.h: two sums per channel, and what follows from them for every element. See core/normalize.py.
+#pragma once
+
+#include "schedule.h"
+
+namespace evennorm::EVENNORM_ISA {
+
+template <class S>
+class BackwardGroup {
+ public:
+  using A = Compute<S>;
+
+  BackwardGroup(const Backward& call, int64_t g)
+      : call_(call),
+        group_(g * call.shape.channel),
+        dy_(shifted(call.dy, g)),
+        x_(shifted(call.x, g)),
+        dx_(shifted(call.dx, g)),
+        d_residual_(shifted(call.d_residual, g)),
+        layout_(laid_out()),
+        coefficients_(layout_, 5),
+        signs_(call.signs == nullptr ? nullptr : const_cast<uint8_t*>(call.signs) + g * layout_.sign_bytes()) {}
+
+  void run(Visit what, Workers& workers) {
+    linear_of(statistics(0), parameter(call_.gamma, 0), parameter(call_.beta, 0), call_.epsilon, layout_.channel, coefficients_.all);
+    if (what == Visit::apply) set_gradient(0, layout_.channel);
+    coefficients_.repeat();
+    visit(*this, layout_, direct(layout_, x_) && direct(layout_, dy_), what, workers);
+  }
+
+  void sums(const Chunk& chunk, int64_t c, int64_t channels, double* first, double* second) const {
+    with_gate([&](auto gate) { sums_with<gate.activation, gate.from_signs>(chunk, c, channels, first, second); });
+  }
+
+  bool finish(int64_t c, int64_t channels, const double* first, const double* second, bool) {
+    centred_sums_of(first, second, statistics(c).mean_low, channels, of_group<A>(call_.sum_dz, c), of_group<A>(call_.sum_dz_centred, c));
+    if (dx_.data != nullptr) set_gradient(c, channels);
+    if (channels == layout_.channel) coefficients_.repeat();
+    return false;
+  }
+
+  void apply(const Chunk& chunk, int64_t c, int64_t channels) const {
+    with_gate([&](auto gate) { apply_with<gate.activation, gate.from_signs>(chunk, c, channels); });
+  }
+
+ private:
+  template <Activation activation_, bool from_signs_>
+  struct Gate {
+    static constexpr Activation activation = activation_;
+    static constexpr bool from_signs = from_signs_;
+  };
+  template <class Body>
+  void with_gate(const Body& body) const {
+    const bool from_signs = signs_ != nullptr;
+    switch (activation_of(call_.negative_slope)) {
+      case Activation::none: return body(Gate<Activation::none, false>{});
+      case Activation::relu: return from_signs ? body(Gate<Activation::relu, true>{}) : body(Gate<Activation::relu, false>{});
+      case Activation::leaky_relu:
+        return from_signs ? body(Gate<Activation::leaky_relu, true>{}) : body(Gate<Activation::leaky_relu, false>{});
+    }
+  }
+
+  View shifted(View v, int64_t g) const {
+    if (v.data != nullptr) v.data = static_cast<S*>(v.data) + g * v.group;
+    return v;
+  }
+
+  Layout laid_out() {
+    View* const views[] = {&dx_, &x_, &dy_, &d_residual_};
+    const int absent = dx_.data == nullptr ? 1 : 0;
+    return layout_of(call_.shape, views + absent, 4 - absent, call_.signs != nullptr);
+  }
+
+  template <class T, class Pointer>
+  T* of_group(Pointer statistic, int64_t c) const {
+    return statistic == nullptr ? nullptr : static_cast<T*>(statistic) + group_ + c;
+  }
+  static const A* parameter(const void* values, int64_t c) { return values == nullptr ? nullptr : static_cast<const A*>(values) + c; }
+  Statistics<A> statistics(int64_t c) const {
+    return {of_group<const A>(call_.mean, c), of_group<const A>(call_.mean_low, c), of_group<const A>(call_.variance, c)};
+  }
+
+  void set_gradient(int64_t c, int64_t channels) {
+    input_gradient_of(statistics(c), parameter(call_.gamma, c), call_.epsilon, of_group<const A>(call_.sum_dz, c),
+                      of_group<const A>(call_.sum_dz_centred, c), of_group<const A>(call_.d_mean, c),
+                      of_group<const A>(call_.d_variance, c), call_.count > 1 ? call_.count : 1, channels, coefficients_.all.from(c));
+  }
+
+  static constexpr auto part = [](const auto& p, int64_t at) { return p.data == nullptr ? nullptr : p.data + at; };
+
+  template <Activation activation, bool from_signs>
+  void sums_with(const Chunk& chunk, int64_t c, int64_t channels, double* first, double* second) const {
+    const A slope = static_cast<A>(call_.negative_slope);
+    Buffer<S> x_scratch(direct(layout_, x_) ? 0 : chunk.positions() * channels);
+    Buffer<S> dy_scratch(direct(layout_, dy_) ? 0 : chunk.positions() * channels);
+    const Placed<S> x = place<S>(layout_, x_, chunk, c, channels, x_scratch.get());
+    const Placed<S> dy = place<S>(layout_, dy_, chunk, c, channels, dy_scratch.get());
+    const Placed<uint8_t> signs = layout_.signs(signs_, chunk, c);
+    if (layout_.kind == Kind::planes) {
+      for (int64_t i = 0; i < channels; ++i) {
+        const Pair pair = gradient_planes<S, activation, from_signs>(
+            {part(dy, i * dy.channel), dy.outer}, {part(x, i * x.channel), x.outer}, {part(signs, i * signs.channel), signs.outer},
+            chunk.outers, chunk.inners, Parameters<A, false>(coefficients_.all.from(c + i)), slope);
+        first[i] += pair.first;
+        second[i] += pair.second;
+      }
+      return;
+    }
+    const int64_t glue = layout_.glue;
+    const RowTotals totals(layout_, first, second);
+    for (int64_t o = 0; o < chunk.outers; ++o) {
+      over_rows(layout_, chunk.inners, [&](int64_t rows, int64_t n, int64_t r) {
+        const auto from = [&](const auto& p) { return part(p, o * p.outer + r * p.inner); };
+        gradient_rows<S, activation, from_signs>({from(dy), dy.inner * glue}, {from(x), x.inner * glue}, {from(signs), signs.inner * glue},
+                                                 rows, n, Parameters<A, true>(coefficients_.all), slope, totals.first(), totals.second());
+      });
+    }
+  }
+
+  template <Activation activation, bool from_signs>
+  void apply_with(const Chunk& chunk, int64_t c, int64_t channels) const {
+    const A slope = static_cast<A>(call_.negative_slope);
+    Buffer<S> x_scratch(direct(layout_, x_) ? 0 : chunk.positions() * channels);
+    Buffer<S> dy_scratch(direct(layout_, dy_) ? 0 : chunk.positions() * channels);
+    const Placed<S> x = place<S>(layout_, x_, chunk, c, channels, x_scratch.get());
+    const Placed<S> dy = place<S>(layout_, dy_, chunk, c, channels, dy_scratch.get());
+    const Placed<S> dx = place<S>(layout_, dx_, chunk, c, channels, nullptr);
+    const Placed<S> dz = place<S>(layout_, d_residual_, chunk, c, channels, nullptr);
+    const Placed<uint8_t> signs = layout_.signs(signs_, chunk, c);
+    if (layout_.kind == Kind::planes) {
+      for (int64_t i = 0; i < channels; ++i) {
+        input_gradient_runs<S, activation, from_signs, false>(
+            {part(dy, i * dy.channel), dy.outer}, {part(x, i * x.channel), x.outer}, {part(dx, i * dx.channel), dx.outer},
+            {part(dz, i * dz.channel), dz.outer}, {part(signs, i * signs.channel), signs.outer}, chunk.outers, chunk.inners,
+            Parameters<A, false>(coefficients_.all.from(c + i)), slope);
+      }
+      return;
+    }
+    const int64_t glue = layout_.glue;
+    for (int64_t o = 0; o < chunk.outers; ++o) {
+      over_rows(layout_, chunk.inners, [&](int64_t rows, int64_t n, int64_t r) {
+        const auto from = [&](const auto& p) { return part(p, o * p.outer + r * p.inner); };
+        input_gradient_runs<S, activation, from_signs, true>({from(dy), dy.inner * glue}, {from(x), x.inner * glue},
+                                                             {from(dx), dx.inner * glue}, {from(dz), dz.inner * glue},
+                                                             {from(signs), signs.inner * glue}, rows, n, Parameters<A, true>(coefficients_.all), slope);
+      });
+    }
+  }
+
+  const Backward& call_;
+  int64_t group_;
+  View dy_, x_, dx_, d_residual_;
+  Layout layout_;
+  CoefficientBuffer<A> coefficients_;
+  uint8_t* signs_;
+};
+
+template <class S>
+void backward_as(Backward call, Visit what, Workers& workers) {
+  using A = Compute<S>;
+  const int64_t channels = call.shape.groups * call.shape.channel;
+  const Buffer<A> scratch(call.sum_dz == nullptr ? 2 * channels : 0);
+  if (call.sum_dz == nullptr) call.sum_dz = scratch.get(), call.sum_dz_centred = scratch.get() + channels;
+  if (call.shape.outer * call.shape.inner == 0) {
+    for (int64_t i = 0; what != Visit::apply && i < channels; ++i) {
+      static_cast<A*>(call.sum_dz)[i] = static_cast<A*>(call.sum_dz_centred)[i] = 0;
+    }
+  } else if (call.shape.channel > 0) {
+    each_group(call.shape, workers, [&](int64_t g, Workers& these) { BackwardGroup<S>(call, g).run(what, these); });
+  }
+  if (what != Visit::apply) {
+    parameter_gradients_of(static_cast<const A*>(call.variance), call.epsilon, static_cast<const A*>(call.sum_dz),
+                           static_cast<const A*>(call.sum_dz_centred), call.shape.groups, call.shape.channel,
+                           static_cast<A*>(call.d_gamma), static_cast<A*>(call.d_beta));
+  }
+}
+
+inline void backward_any(const Backward& call, Visit what, Workers& workers) {
+  switch (call.dtype) {
+    case Dtype::float32: return backward_as<float>(call, what, workers);
+    case Dtype::float64: return backward_as<double>(call, what, workers);
+    case Dtype::bfloat16: return backward_as<BFloat16>(call, what, workers);
+    case Dtype::float16: return backward_as<Float16>(call, what, workers);
+  }
+}
+
+}  // namespace evennorm::EVENNORM_ISA

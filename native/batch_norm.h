@@ -1,0 +1,81 @@
+// Batch normalization on raw pointers: what the kernels compute, and the arguments they take.
+//
+// An array is seen as (groups, outer, channel, inner) with strides of its own. Statistics are taken over outer and inner, for each
+// group and channel. The formulas are those of src/evennorm/core/moments.py and core/normalize.py:
+//
+//   y  = activation(gamma * (x - mean) / sqrt(variance + epsilon) + beta [+ residual])
+//   dx = gamma / sqrt(variance + epsilon) * (dz - sum dz / n - xhat * sum(dz * xhat) / n),   dz = dy * activation'
+//
+// Half precision is read and written as it is and computed in float. Results do not depend on the number of workers.
+#pragma once
+
+#include <cstdint>
+
+#include "workers.h"
+
+namespace evennorm {
+
+enum class Dtype { float32, float64, bfloat16, float16 };
+
+struct Shape {
+  int64_t groups, outer, channel, inner;
+};
+
+struct View {
+  void* data = nullptr;  // null where an optional array is absent
+  int64_t group = 0, outer = 0, channel = 0, inner = 0;  // strides, in elements
+};
+
+// Arrays without strides are dense, of the type that is computed in: double for float64, else float.
+struct Forward {
+  Dtype dtype;
+  Shape shape;
+  View x, residual, y;
+  const void* gamma;     // (channel), or null for 1
+  const void* beta;      // (channel), or null for 0
+  void* mean;            // (groups, channel): the mean rounded to a float
+  void* mean_low;        // (groups, channel): what rounding left; null at inference
+  void* variance;        // (groups, channel), biased
+  uint8_t* signs;        // sign_bytes many, one bit per element: whether the activation was open; or null
+  double epsilon;
+  double negative_slope;  // 1: no activation, 0: relu, else leaky relu
+};
+
+struct Backward {
+  Dtype dtype;
+  Shape shape;
+  View dy, x, dx, d_residual;  // d_residual only where an activation follows the residual; else it is dy
+  const void* gamma;
+  const void* beta;
+  const void* mean;
+  const void* mean_low;
+  const void* variance;
+  const uint8_t* signs;  // as written by forward; null where the activation's sign is recomputed from x
+  const void* d_mean;      // (groups, channel): derivatives that reach the moments on another way, or null
+  const void* d_variance;
+  void* sum_dz;          // (groups, channel); both sums may be null where gradient_sums and input_gradient are one call
+  void* sum_dz_centred;  // (groups, channel): sum of dz * (x - mean)
+  void* d_gamma;         // (channel), or null
+  void* d_beta;
+  double epsilon;
+  double negative_slope;
+  double count;  // values behind each mean: outer * inner, or more where statistics are synchronized
+};
+
+// One set of kernels per instruction set; `operations()` is the best that this processor has.
+struct Operations {
+  const char* name;
+  void (*moments)(const Forward&, Workers&);
+  void (*normalize)(const Forward&, Workers&);
+  void (*forward)(const Forward&, Workers&);  // moments, then normalize while the data is still in cache
+  void (*gradient_sums)(const Backward&, Workers&);
+  void (*input_gradient)(const Backward&, Workers&);
+  void (*backward)(const Backward&, Workers&);  // gradient_sums, then input_gradient
+  // Bytes that the signs of an output need: every run of contiguous elements starts on a new byte.
+  int64_t (*sign_bytes)(const Shape&, const View& y);
+};
+
+const Operations& operations();
+const Operations* operations(const char* name);  // "avx512", "avx2" or "baseline"; null where this processor has it not
+
+}  // namespace evennorm

@@ -1,0 +1,87 @@
+#include "channels.h"
+
+#include <cmath>
+
+namespace evennorm {
+
+template <class A>
+bool moments_of(const double* first, const double* second, double n, int64_t channels, bool last, A* shift, A* mean, A* mean_low,
+                A* variance) {
+  const auto rest = [&](int64_t c) { return first[c] / n; };
+  const auto biased = [&](int64_t c) { return second[c] / n - rest(c) * rest(c); };
+  const auto far = [&](int64_t c) { return rest(c) * rest(c) > kFarShift * biased(c); };
+  bool any_far = false;
+  for (int64_t c = 0; c < channels && !last; ++c) any_far |= far(c);
+  if (any_far) {
+    for (int64_t c = 0; c < channels; ++c) {
+      if (far(c)) shift[c] = static_cast<A>(shift[c] + rest(c));
+    }
+    return false;
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    const double v = biased(c);
+    mean[c] = static_cast<A>(shift[c] + rest(c));
+    mean_low[c] = static_cast<A>((shift[c] - static_cast<double>(mean[c])) + rest(c));
+    variance[c] = static_cast<A>(v < 0 ? 0 : v);
+  }
+  return true;
+}
+
+template <class A>
+void linear_of(const Statistics<A>& statistics, const A* gamma, const A* beta, double epsilon, int64_t channels, Coefficients<A> to) {
+  for (int64_t c = 0; c < channels; ++c) {
+    const double inverse = 1 / std::sqrt(static_cast<double>(statistics.variance[c]) + epsilon);
+    const A scale = static_cast<A>(gamma == nullptr ? inverse : gamma[c] * inverse);
+    const double low = statistics.mean_low == nullptr ? 0 : statistics.mean_low[c];
+    to.mean[c] = statistics.mean[c];
+    to.scale[c] = scale;
+    to.shift[c] = static_cast<A>((beta == nullptr ? 0 : beta[c]) - low * scale);
+  }
+}
+
+template <class A>
+void centred_sums_of(const double* first, const double* second, const A* mean_low, int64_t channels, A* sum_dz, A* sum_dz_centred) {
+  for (int64_t c = 0; c < channels; ++c) {
+    sum_dz[c] = static_cast<A>(first[c]);
+    sum_dz_centred[c] = static_cast<A>(second[c] - first[c] * mean_low[c]);
+  }
+}
+
+template <class A>
+void input_gradient_of(const Statistics<A>& statistics, const A* gamma, double epsilon, const A* sum_dz, const A* sum_dz_centred,
+                       const A* d_mean, const A* d_variance, double n, int64_t channels, Coefficients<A> to) {
+  for (int64_t c = 0; c < channels; ++c) {
+    const double squared = 1 / (static_cast<double>(statistics.variance[c]) + epsilon);
+    const double scale = (gamma == nullptr ? 1 : gamma[c]) * std::sqrt(squared);
+    const double slope = (scale * squared * sum_dz_centred[c] - 2 * (d_variance == nullptr ? 0.0 : d_variance[c])) / n;
+    const double offset = (scale * sum_dz[c] - (d_mean == nullptr ? 0.0 : d_mean[c])) / n - slope * statistics.mean_low[c];
+    to.slope[c] = static_cast<A>(slope);
+    to.offset[c] = static_cast<A>(offset);
+  }
+}
+
+template <class A>
+void parameter_gradients_of(const A* variance, double epsilon, const A* sum_dz, const A* sum_dz_centred, int64_t groups,
+                            int64_t channels, A* d_gamma, A* d_beta) {
+  for (int64_t c = 0; c < channels; ++c) {
+    double gamma = 0, beta = 0;
+    for (int64_t i = c; i < groups * channels; i += channels) {
+      gamma += sum_dz_centred[i] / std::sqrt(static_cast<double>(variance[i]) + epsilon);
+      beta += sum_dz[i];
+    }
+    if (d_gamma != nullptr) d_gamma[c] = static_cast<A>(gamma);
+    if (d_beta != nullptr) d_beta[c] = static_cast<A>(beta);
+  }
+}
+
+#define EVENNORM_FOR(A)                                                                                                              \
+  template bool moments_of<A>(const double*, const double*, double, int64_t, bool, A*, A*, A*, A*);                                  \
+  template void linear_of<A>(const Statistics<A>&, const A*, const A*, double, int64_t, Coefficients<A>);                            \
+  template void centred_sums_of<A>(const double*, const double*, const A*, int64_t, A*, A*);                                         \
+  template void input_gradient_of<A>(const Statistics<A>&, const A*, double, const A*, const A*, const A*, const A*, double, int64_t, \
+                                     Coefficients<A>);                                                                               \
+  template void parameter_gradients_of<A>(const A*, double, const A*, const A*, int64_t, int64_t, A*, A*);
+EVENNORM_FOR(float)
+EVENNORM_FOR(double)
+
+}  // namespace evennorm

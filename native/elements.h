@@ -1,0 +1,80 @@
+// What happens to one element: its normalized value, its share in the sums, its gradient. The formulas of core/normalize.py.
+#pragma once
+
+#include "sums.h"
+#include "vector.h"
+
+namespace evennorm::EVENNORM_ISA {
+
+enum class Activation { none, relu, leaky_relu };
+
+inline Activation activation_of(double negative_slope) {
+  return negative_slope == 1 ? Activation::none : negative_slope == 0 ? Activation::relu : Activation::leaky_relu;
+}
+
+// Of one channel, or of a vector of channels: z = (x - mean) * scale + shift.
+template <class A>
+struct Linear {
+  Vec<A> mean, scale, shift;
+
+  EVENNORM_INLINE Vec<A> centred(Vec<A> x) const { return x - mean; }
+  EVENNORM_INLINE Vec<A> operator()(Vec<A> centred) const { return centred * scale + shift; }
+};
+
+// Where the activation is closed. GCC 12 fails on this comparison of two doubles on a processor that has SSE2 only.
+template <class V>
+EVENNORM_INLINE auto not_positive(V z) {
+#if defined(__SSE2__) && !defined(__AVX2__)
+  if constexpr (sizeof(z[0]) == 8) return bit_cast<decltype(z <= 0)>(_mm_cmple_pd(bit_cast<__m128d>(z), _mm_setzero_pd()));
+  else return z <= 0;
+#else
+  return z <= 0;
+#endif
+}
+
+// Value where z is positive or NaN, the slope's share of it elsewhere.
+template <Activation activation, class Mask, class V, class A>
+EVENNORM_INLINE V gated(Mask closed, V value, A negative_slope) {
+  if constexpr (activation == Activation::none) return value;
+  else if constexpr (activation == Activation::relu) return select(closed, V{}, value);
+  else return select(closed, value * negative_slope, value);
+}
+
+// dx = scale * dz - centred * slope - offset.
+template <class A>
+struct InputGradient {
+  Vec<A> scale, slope, offset;
+
+  EVENNORM_INLINE Vec<A> operator()(Vec<A> dz, Vec<A> centred) const { return dz * scale - (centred * slope + offset); }
+};
+
+// A bit per element of a run, whether the activation let it through.
+template <class A>
+inline void store_signs(uint8_t* signs, int64_t i, unsigned bits) {
+  if constexpr (kLanes<A> >= 8) {
+    std::memcpy(signs + i / 8, &bits, kLanes<A> / 8);
+  } else {
+    const int shift = static_cast<int>(i % 8);
+    signs[i / 8] = static_cast<uint8_t>(shift == 0 ? bits : signs[i / 8] | bits << shift);
+  }
+}
+
+// The last vector of a run may have fewer bytes left than it has lanes.
+template <class A>
+inline void store_some_signs(uint8_t* signs, int64_t i, unsigned bits, int64_t n) {
+  if (kLanes<A> >= 16 && n <= 8) signs[i / 8] = static_cast<uint8_t>(bits);
+  else store_signs<A>(signs, i, bits);
+}
+
+template <class A>
+inline unsigned load_signs(const uint8_t* signs, int64_t i, int64_t n) {
+  if constexpr (kLanes<A> >= 16) {
+    uint16_t bits = signs[i / 8];
+    if (n > 8) std::memcpy(&bits, signs + i / 8, 2);
+    return bits;
+  } else {
+    return signs[i / 8] >> (i % 8);
+  }
+}
+
+}  // namespace evennorm::EVENNORM_ISA

@@ -1,0 +1,172 @@
+// Moments, and normalization by them or by given ones. The formulas of core/moments.py and core/normalize.py.
+#pragma once
+
+#include "schedule.h"
+
+namespace evennorm::EVENNORM_ISA {
+
+constexpr int64_t kFirst = 16;  // values whose mean is the first shift
+
+template <class S>
+class ForwardGroup {
+ public:
+  using A = Compute<S>;
+
+  ForwardGroup(const Forward& call, int64_t g)
+      : call_(call),
+        x_(shifted(call.x, g)),
+        residual_(shifted(call.residual, g)),
+        y_(shifted(call.y, g)),
+        layout_(laid_out()),
+        coefficients_(layout_, 3),
+        mean_(static_cast<A*>(call.mean) + g * call.shape.channel),
+        mean_low_(call.mean_low == nullptr ? nullptr : static_cast<A*>(call.mean_low) + g * call.shape.channel),
+        variance_(static_cast<A*>(call.variance) + g * call.shape.channel),
+        signs_(call.signs == nullptr ? nullptr : call.signs + g * layout_.sign_bytes()) {}
+
+  void run(Visit what, Workers& workers) {
+    if (what == Visit::apply) {
+      set_linear(0, layout_.channel);
+      coefficients_.repeat();
+    } else {
+      first_shift();
+    }
+    visit(*this, layout_, direct(layout_, x_) && direct(layout_, residual_), what, workers);
+  }
+
+  void sums(const Chunk& chunk, int64_t c, int64_t channels, double* first, double* second) const {
+    Buffer<S> scratch(direct(layout_, x_) ? 0 : chunk.positions() * channels);
+    const Placed<S> x = place<S>(layout_, x_, chunk, c, channels, scratch.get());
+    if (layout_.kind == Kind::planes) {
+      for (int64_t i = 0; i < channels; ++i) {
+        const Pair pair = moment_planes<S>({x.data + i * x.channel, x.outer}, chunk.outers, chunk.inners, coefficients_.all.mean[c + i]);
+        first[i] += pair.first;
+        second[i] += pair.second;
+      }
+      return;
+    }
+    const RowTotals totals(layout_, first, second);
+    for (int64_t o = 0; o < chunk.outers; ++o) {
+      over_rows(layout_, chunk.inners, [&](int64_t rows, int64_t n, int64_t r) {
+        moment_rows<S>({x.data + o * x.outer + r * x.inner, x.inner * layout_.glue}, rows, n, coefficients_.all.mean, totals.first(),
+                       totals.second());
+      });
+    }
+  }
+
+  bool finish(int64_t c, int64_t channels, const double* first, const double* second, bool last) {
+    const double n = static_cast<double>(layout_.count());
+    const bool done =
+        moments_of(first, second, n, channels, last, coefficients_.all.mean + c, mean_ + c, mean_low_ + c, variance_ + c);
+    if (done) set_linear(c, channels);
+    if (channels == layout_.channel) coefficients_.repeat();
+    return !done;
+  }
+
+  void apply(const Chunk& chunk, int64_t c, int64_t channels) const {
+    switch (activation_of(call_.negative_slope)) {
+      case Activation::none: return apply_with<Activation::none>(chunk, c, channels);
+      case Activation::relu: return apply_with<Activation::relu>(chunk, c, channels);
+      case Activation::leaky_relu: return apply_with<Activation::leaky_relu>(chunk, c, channels);
+    }
+  }
+
+ private:
+  View shifted(View v, int64_t g) const {
+    if (v.data != nullptr) v.data = static_cast<S*>(v.data) + g * v.group;
+    return v;
+  }
+
+  Layout laid_out() {
+    View* const views[] = {&y_, &x_, &residual_};
+    const int absent = y_.data == nullptr ? 1 : 0;
+    return layout_of(call_.shape, views + absent, 3 - absent, call_.signs != nullptr);
+  }
+
+  void first_shift() {
+    const int64_t n = layout_.inner < kFirst ? layout_.inner : kFirst, channel = layout_.channel;
+    const S* const x = static_cast<const S*>(x_.data);
+    Buffer<double> sums(channel);
+    for (int64_t c = 0; c < channel; ++c) sums[c] = 0;
+    if (x_.channel == 1) {
+      for (int64_t i = 0; i < n; ++i) {
+        const S* const row = x + i * x_.inner;
+        over<A>(
+            channel, [&](int64_t c) { add_to<A>(&sums[c], load(row + c)); },
+            [&](int64_t c, int64_t left) { add_some_to<A>(&sums[c], load_some(row + c, left), left); });
+      }
+    } else {
+      for (int64_t c = 0; c < channel; ++c) {
+        for (int64_t i = 0; i < n; ++i) sums[c] += load_some(x + c * x_.channel + i * x_.inner, 1)[0];
+      }
+    }
+    for (int64_t c = 0; c < channel; ++c) coefficients_.all.mean[c] = static_cast<A>(sums[c] / static_cast<double>(n));
+    coefficients_.repeat();
+  }
+
+  void set_linear(int64_t c, int64_t channels) {
+    const A *const gamma = static_cast<const A*>(call_.gamma), *const beta = static_cast<const A*>(call_.beta);
+    const A* const low = mean_low_ == nullptr ? nullptr : mean_low_ + c;
+    linear_of<A>({mean_ + c, low, variance_ + c}, gamma == nullptr ? nullptr : gamma + c, beta == nullptr ? nullptr : beta + c,
+                 call_.epsilon, channels, coefficients_.all.from(c));
+  }
+
+  template <Activation activation>
+  void apply_with(const Chunk& chunk, int64_t c, int64_t channels) const {
+    const A slope = static_cast<A>(call_.negative_slope);
+    Buffer<S> x_scratch(direct(layout_, x_) ? 0 : chunk.positions() * channels);
+    Buffer<S> residual_scratch(direct(layout_, residual_) ? 0 : chunk.positions() * channels);
+    const Placed<S> x = place<S>(layout_, x_, chunk, c, channels, x_scratch.get());
+    const Placed<S> residual = place<S>(layout_, residual_, chunk, c, channels, residual_scratch.get());
+    const Placed<S> y = place<S>(layout_, y_, chunk, c, channels, nullptr);
+    const Placed<uint8_t> signs = layout_.signs(signs_, chunk, c);
+    const auto part = [](const auto& p, int64_t at) { return p.data == nullptr ? nullptr : p.data + at; };
+    if (layout_.kind == Kind::planes) {
+      for (int64_t i = 0; i < channels; ++i) {
+        normalize_runs<S, activation, false>({part(x, i * x.channel), x.outer}, {part(residual, i * residual.channel), residual.outer},
+                                             {part(y, i * y.channel), y.outer}, {part(signs, i * signs.channel), signs.outer},
+                                             chunk.outers, chunk.inners, Parameters<A, false>(coefficients_.all.from(c + i)), slope);
+      }
+      return;
+    }
+    const int64_t glue = layout_.glue;
+    for (int64_t o = 0; o < chunk.outers; ++o) {
+      over_rows(layout_, chunk.inners, [&](int64_t rows, int64_t n, int64_t r) {
+        const auto span = [&](const auto& p) { return part(p, o * p.outer + r * p.inner); };
+        normalize_runs<S, activation, true>({span(x), x.inner * glue}, {span(residual), residual.inner * glue}, {span(y), y.inner * glue},
+                                            {span(signs), signs.inner * glue}, rows, n, Parameters<A, true>(coefficients_.all), slope);
+      });
+    }
+  }
+
+  const Forward& call_;
+  View x_, residual_, y_;
+  Layout layout_;
+  CoefficientBuffer<A> coefficients_;
+  A *mean_, *mean_low_, *variance_;
+  uint8_t* signs_;
+};
+
+template <class S>
+void forward_as(const Forward& call, Visit what, Workers& workers) {
+  using A = Compute<S>;
+  if (call.shape.outer * call.shape.inner == 0) {  // no values: mean and variance are 0
+    for (int64_t i = 0; what != Visit::apply && i < call.shape.groups * call.shape.channel; ++i) {
+      static_cast<A*>(call.mean)[i] = static_cast<A*>(call.mean_low)[i] = static_cast<A*>(call.variance)[i] = 0;
+    }
+    return;
+  }
+  if (call.shape.channel == 0) return;
+  each_group(call.shape, workers, [&](int64_t g, Workers& these) { ForwardGroup<S>(call, g).run(what, these); });
+}
+
+inline void forward_any(const Forward& call, Visit what, Workers& workers) {
+  switch (call.dtype) {
+    case Dtype::float32: return forward_as<float>(call, what, workers);
+    case Dtype::float64: return forward_as<double>(call, what, workers);
+    case Dtype::bfloat16: return forward_as<BFloat16>(call, what, workers);
+    case Dtype::float16: return forward_as<Float16>(call, what, workers);
+  }
+}
+
+}  // namespace evennorm::EVENNORM_ISA

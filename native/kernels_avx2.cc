@@ -1,0 +1,2 @@
+#define EVENNORM_ISA avx2
+#include "kernels.inc"

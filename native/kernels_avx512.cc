@@ -1,0 +1,2 @@
+#define EVENNORM_ISA avx512
+#include "kernels.inc"

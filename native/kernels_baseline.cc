@@ -1,0 +1,2 @@
+#define EVENNORM_ISA baseline
+#include "kernels.inc"

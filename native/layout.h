@@ -1,0 +1,173 @@
+// How the arrays of one operation lie in memory, and the fixed chunks that the work is cut into.
+//
+// Either every channel's elements lie in contiguous planes, or the channels of one position lie in contiguous rows. An array that
+// lies the other way, or in neither, is gathered chunk by chunk into scratch memory of the right kind, while it is in cache.
+#pragma once
+
+#include <cstdlib>
+#include <new>
+
+#include "batch_norm.h"
+#include "runs.h"
+
+namespace evennorm::EVENNORM_ISA {
+
+enum class Kind { planes, rows };
+
+constexpr int64_t kPlaneChunk = 8192;   // positions; each chunk of a channel ends in one reduction
+constexpr int64_t kRowChunk = 32768;    // elements; each chunk ends in one pair of doubles per channel
+constexpr int64_t kStagedChannels = 16;  // channels gathered together, so that every cache line is used whole
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Uninitialized memory for one call.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t n) : data_(n == 0 ? nullptr : static_cast<T*>(std::malloc(sizeof(T) * static_cast<size_t>(n)))) {
+    if (n > 0 && data_ == nullptr) throw std::bad_alloc();
+  }
+  ~Buffer() { std::free(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  T* get() const { return data_; }
+  T& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  T* data_;
+};
+
+struct Chunk {
+  int64_t outer, outers, inner, inners;  // first and number, of each
+
+  int64_t positions() const { return outers * inners; }
+};
+
+// A part of an array from some (outer, channel, inner) on.
+template <class S>
+struct Placed {
+  S* data;
+  int64_t outer, channel, inner;
+};
+
+struct Layout {
+  Kind kind;
+  int64_t outer, channel, inner;
+  int64_t chunk_outers, chunk_inners;
+  int64_t glue;  // dense short rows are taken `glue` at a time
+
+  int64_t count() const { return outer * inner; }
+  int64_t chunks() const { return ceil_div(outer, chunk_outers) * ceil_div(inner, chunk_inners); }
+  Chunk chunk(int64_t k) const {
+    const int64_t per_outer = ceil_div(inner, chunk_inners);
+    const int64_t o = k / per_outer * chunk_outers, i = k % per_outer * chunk_inners;
+    return {o, o + chunk_outers < outer ? chunk_outers : outer - o, i, i + chunk_inners < inner ? chunk_inners : inner - i};
+  }
+  int64_t width() const { return channel * glue; }
+
+  // Where the signs of a position, or of a channel's plane, begin: each run on a byte of its own.
+  int64_t sign_bytes() const { return sign_run() * (kind == Kind::rows ? count() : outer * channel); }
+  int64_t sign_run() const { return kind == Kind::rows ? ceil_div(channel, 8) : ceil_div(inner, 8); }
+  Placed<uint8_t> signs(uint8_t* signs, const Chunk& chunk, int64_t c) const {
+    if (signs == nullptr) return {nullptr, 0, 0, 0};
+    if (kind == Kind::rows) {
+      return {signs + (chunk.outer * inner + chunk.inner) * sign_run(), inner * sign_run(), 0, sign_run()};
+    }
+    return {signs + (chunk.outer * channel + c) * sign_run() + chunk.inner / 8, channel * sign_run(), sign_run(), 0};
+  }
+};
+
+inline bool mergeable(const View& v, int64_t inner) { return v.data == nullptr || v.outer == v.inner * inner; }
+
+// The layout that serves all `views`, the first of which leads: it is dense, if it is written to. Their strides are brought into
+// its order.
+inline Layout layout_of(const Shape& shape, View* const* views, int count, bool has_signs) {
+  int64_t outer = shape.outer, inner = shape.inner;
+  const View& leader = *views[0];
+  const auto swap = [&] {
+    for (int i = 0; i < count; ++i) {
+      const int64_t stride = views[i]->outer;
+      views[i]->outer = views[i]->inner;
+      views[i]->inner = stride;
+    }
+    const int64_t size = outer;
+    outer = inner;
+    inner = size;
+  };
+  if (inner == 1 && outer > 1) swap();
+  for (int i = 0; i < count; ++i) {
+    if (outer == 1) views[i]->outer = views[i]->inner * inner;  // of a single one the stride may be anything
+  }
+  const bool rows = shape.channel > 1 && leader.channel == 1 && (leader.inner != 1 || inner == 1);
+  if (!rows && leader.inner != 1 && leader.outer == 1) swap();
+  bool merge = true, dense = true;
+  for (int i = 0; i < count; ++i) {
+    merge = merge && mergeable(*views[i], inner);
+    dense = dense && (views[i]->data == nullptr || (views[i]->channel == 1 && views[i]->inner == shape.channel));
+  }
+  // The signs of planes are counted by run, and the backward pass may see other strides of its other arrays.
+  if (merge && (rows || !has_signs)) {
+    for (int i = 0; i < count; ++i) views[i]->outer = views[i]->inner * inner * outer;
+    inner *= outer;
+    outer = 1;
+  }
+  Layout layout{rows ? Kind::rows : Kind::planes, outer, shape.channel, inner, 1, inner, 1};
+  if (rows) {
+    int64_t positions = kRowChunk / shape.channel;
+    positions = positions < kFlush ? kFlush : positions > 64 ? round_up(positions, 64) : positions;
+    if (inner >= positions) layout.chunk_inners = positions;
+    else layout.chunk_outers = positions / (inner > 0 ? inner : 1);
+    const int64_t lanes = kVectorBytes / 4;
+    if (dense && merge && shape.channel <= 256 && (!has_signs || shape.channel % 8 == 0)) {
+      while (layout.glue < 16 && (layout.width() % lanes != 0 || layout.width() < 4 * lanes)) ++layout.glue;
+    }
+  } else if (inner >= 2 * kPlaneChunk) {
+    layout.chunk_inners = round_up(ceil_div(inner, inner / kPlaneChunk), 64);
+  } else {
+    layout.chunk_outers = kPlaneChunk / (inner > 0 ? inner : 1);
+  }
+  if (layout.chunk_outers < 1) layout.chunk_outers = 1;
+  if (layout.chunk_outers > outer && outer > 0) layout.chunk_outers = outer;
+  if (layout.chunk_inners < 1) layout.chunk_inners = 1;
+  return layout;
+}
+
+inline bool direct(const Layout& layout, const View& v) {
+  return v.data == nullptr || (layout.kind == Kind::rows ? v.channel == 1 || layout.channel == 1 : v.inner == 1 || layout.inner == 1);
+}
+
+// to[i * n + j] = from[i * along_i + j * along_j], in blocks that fit in the first cache.
+template <class S>
+void gather(S* to, int64_t m, int64_t n, const S* from, int64_t along_i, int64_t along_j) {
+  constexpr int64_t kBlock = 16;
+  for (int64_t i0 = 0; i0 < m; i0 += kBlock) {
+    const int64_t i1 = i0 + kBlock < m ? i0 + kBlock : m;
+    for (int64_t j0 = 0; j0 < n; j0 += kBlock) {
+      const int64_t j1 = j0 + kBlock < n ? j0 + kBlock : n;
+      for (int64_t j = j0; j < j1; ++j) {
+        for (int64_t i = i0; i < i1; ++i) to[i * n + j] = from[i * along_i + j * along_j];
+      }
+    }
+  }
+}
+
+// The channels [c, c + channels) of a chunk, where they lie or gathered into `scratch`.
+template <class S>
+Placed<S> place(const Layout& layout, const View& v, const Chunk& chunk, int64_t c, int64_t channels, S* scratch) {
+  if (v.data == nullptr) return {nullptr, 0, 0, 0};
+  S* data = static_cast<S*>(v.data) + chunk.outer * v.outer + c * v.channel + chunk.inner * v.inner;
+  if (direct(layout, v)) return {data, v.outer, v.channel, v.inner};
+  if (layout.kind == Kind::rows) {
+    for (int64_t o = 0; o < chunk.outers; ++o) {
+      gather<S>(scratch + o * chunk.inners * channels, chunk.inners, channels, data + o * v.outer, v.inner, v.channel);
+    }
+    return {scratch, chunk.inners * channels, 1, channels};
+  }
+  for (int64_t o = 0; o < chunk.outers; ++o) {
+    gather<S>(scratch + o * channels * chunk.inners, channels, chunk.inners, data + o * v.outer, v.channel, v.inner);
+  }
+  return {scratch, channels * chunk.inners, chunk.inners, 1};
+}
+
+}  // namespace evennorm::EVENNORM_ISA

@@ -1,0 +1,292 @@
+// The loops over runs of contiguous elements: planes, which belong to one channel, and rows, which hold one element of each channel.
+#pragma once
+
+#include "channels.h"
+#include "elements.h"
+
+namespace evennorm::EVENNORM_ISA {
+
+// `runs` of them lie `stride` elements apart. A null pointer stays null.
+template <class S>
+struct Span {
+  S* data = nullptr;
+  int64_t stride = 0;
+
+  S* run(int64_t r) const { return data == nullptr ? nullptr : data + r * stride; }
+};
+
+struct Signs {
+  uint8_t* data = nullptr;
+  int64_t stride = 0;
+
+  uint8_t* run(int64_t r) const { return data == nullptr ? nullptr : data + r * stride; }
+};
+
+// One value for a plane, one per element for a row; arrays end in room for a whole vector more.
+template <class A, bool rows>
+struct Parameter;
+template <class A>
+struct Parameter<A, false> {
+  Vec<A> value;
+
+  explicit Parameter(const A* at) : value(at == nullptr ? Vec<A>{} : splat(*at)) {}
+  Vec<A> at(int64_t) const { return value; }
+};
+template <class A>
+struct Parameter<A, true> {
+  const A* values;
+
+  explicit Parameter(const A* at) : values(at) {}
+  Vec<A> at(int64_t i) const { return load(values + i); }
+};
+
+template <class A, bool rows>
+struct Parameters {
+  Parameter<A, rows> mean, scale, shift, slope, offset;
+
+  explicit Parameters(const Coefficients<A>& of)
+      : mean(of.mean), scale(of.scale), shift(of.shift), slope(of.slope), offset(of.offset) {}
+  Linear<A> linear(int64_t i) const { return {mean.at(i), scale.at(i), shift.at(i)}; }
+  InputGradient<A> gradient(int64_t i) const { return {scale.at(i), slope.at(i), offset.at(i)}; }
+};
+
+// Calls at(i) for whole vectors and some(i, n) for what is left.
+template <class A, class At, class Some>
+EVENNORM_INLINE void over(int64_t n, const At& at, const Some& some) {
+  int64_t i = 0;
+  for (; i + kLanes<A> <= n; i += kLanes<A>) at(i);
+  if (i < n) some(i, n - i);
+}
+
+// Sums of x - shift and of its square.
+
+template <class S>
+Pair moment_planes(Span<const S> x, int64_t planes, int64_t n, Compute<S> shift) {
+  using A = Compute<S>;
+  const Vec<A> k = splat(shift);
+  const bool overlap = n >= kLanes<A>;  // the last elements come with some that were counted already
+  const auto inside = overlap ? last_lanes<A>(n % kLanes<A>) : first_lanes<A>(n % kLanes<A>);
+  const auto terms = [](Vec<A> d) { return Terms<A>{d, d * d}; };
+  return sum_planes<A>(
+      planes, n,
+      [&](int64_t plane, int64_t i) {
+        const S* const at = x.run(plane) + i;
+        prefetch(at + x.stride);
+        return terms(load(at) - k);
+      },
+      [&](int64_t plane, int64_t i, int64_t left) {
+        const S* const p = x.run(plane);
+        return terms(select(inside, (overlap ? load(p + n - kLanes<A>) : load_some(p + i, left)) - k, Vec<A>{}));
+      });
+}
+
+// Rows to sum up before the next channels. Where rows lie a multiple of 4096 bytes apart, the elements of one channel share a set of
+// the first cache, which holds eight lines for all arrays.
+template <class S>
+inline int64_t rows_together(int64_t stride, int arrays) {
+  return stride * sizeof(S) % 4096 == 0 ? 8 / arrays : kFlush;
+}
+
+template <class S>
+struct MomentBlock {
+  using A = Compute<S>;
+  Span<const S> x;
+  const A* shift;
+
+  int64_t together() const { return rows_together<S>(x.stride, 1); }
+
+  template <int V>
+  struct Stream {
+    Span<const S> x;
+    Vec<A> k[V];
+    int64_t left;
+
+    EVENNORM_INLINE Terms<A> operator()(int64_t r, int v) const {
+      const S* p = x.data + r * x.stride + v * kLanes<A>;
+      const Vec<A> d = (left ? load_some(p, left) : load(p)) - k[v];
+      return {d, d * d};
+    }
+  };
+  template <int V>
+  EVENNORM_INLINE Stream<V> make(int64_t i, int64_t left) const {
+    Stream<V> terms{{x.data + i, x.stride}, {}, left};
+    for (int v = 0; v < V; ++v) terms.k[v] = load(shift + i + v * kLanes<A>);
+    return terms;
+  }
+  template <int V>
+  EVENNORM_INLINE Stream<V> at(int64_t i) const { return make<V>(i, 0); }
+  EVENNORM_INLINE Stream<1> some(int64_t i, int64_t n) const { return make<1>(i, n < kLanes<A> ? n : 0); }
+};
+
+template <class S>
+void moment_rows(Span<const S> x, int64_t rows, int64_t n, const Compute<S>* shift, double* first, double* second) {
+  sum_rows<Compute<S>>(rows, n, first, second, MomentBlock<S>{x, shift});
+}
+
+// y.
+
+template <class S, Activation activation, bool rows>
+void normalize_runs(Span<const S> x, Span<const S> residual, Span<S> y, Signs signs, int64_t runs, int64_t n,
+                    Parameters<Compute<S>, rows> parameters, Compute<S> negative_slope) {
+  using A = Compute<S>;
+  const auto value = [&](const Linear<A>& linear, Vec<A> v) { return linear(linear.centred(v)); };
+  for (int64_t r = 0; r < runs; ++r) {
+    const S *px = x.run(r), *pr = residual.run(r);
+    S* py = y.run(r);
+    uint8_t* ps = signs.run(r);
+    if (pr == nullptr) {
+      // The last vector overlaps the one before. It is read first: y may be x.
+      const int64_t last = n - kLanes<A>;
+      const Vec<A> tail = last >= 0 ? load(px + last) : load_some(px, n);
+      const auto finished = [&](int64_t i, Vec<A> v) {
+        const Vec<A> z = value(parameters.linear(i), v);
+        return gated<activation>(not_positive(z), z, negative_slope);
+      };
+      over<A>(
+          n,
+          [&](int64_t i) {
+            if (!rows) prefetch(px + i + x.stride);
+            store(py + i, finished(i, load(px + i)));
+          },
+          [&](int64_t i, int64_t left) {
+            if (last >= 0) store(py + last, finished(last, tail));
+            else store_some(py + i, finished(i, tail), left);
+          });
+    } else {
+      over<A>(
+          n,
+          [&](int64_t i) {
+            const Vec<A> z = value(parameters.linear(i), load(px + i)) + load(pr + i);
+            if (activation != Activation::none && ps) store_signs<A>(ps, i, ~mask_to_bits(not_positive(z)) & kAllLanes<A>);
+            store(py + i, gated<activation>(not_positive(z), z, negative_slope));
+          },
+          [&](int64_t i, int64_t left) {
+            const Vec<A> z = value(parameters.linear(i), load_some(px + i, left)) + load_some(pr + i, left);
+            if (activation != Activation::none && ps) store_some_signs<A>(ps, i, ~mask_to_bits(not_positive(z)) & kAllLanes<A>, left);
+            store_some(py + i, gated<activation>(not_positive(z), z, negative_slope), left);
+          });
+    }
+  }
+}
+
+// dz, from saved signs or from the sign of z.
+template <class A, Activation activation, bool from_signs>
+EVENNORM_INLINE Vec<A> gate(Vec<A> dy, Vec<A> centred, const Linear<A>& linear, const uint8_t* signs, int64_t i, int64_t n, A negative_slope) {
+  if constexpr (activation == Activation::none) return dy;
+  else if constexpr (from_signs) return gated<activation>(~bits_to_mask<A>(load_signs<A>(signs, i, n)), dy, negative_slope);
+  else return gated<activation>(not_positive(linear(centred)), dy, negative_slope);
+}
+
+// Sums of dz and of dz * (x - mean).
+
+template <class S, Activation activation, bool from_signs>
+Pair gradient_planes(Span<const S> dy, Span<const S> x, Signs signs, int64_t planes, int64_t n,
+                     Parameters<Compute<S>, false> parameters, Compute<S> negative_slope) {
+  using A = Compute<S>;
+  const Linear<A> linear = parameters.linear(0);
+  const bool overlap = n >= kLanes<A> && !from_signs;
+  const auto inside = overlap ? last_lanes<A>(n % kLanes<A>) : first_lanes<A>(n % kLanes<A>);
+  const auto terms = [&](Vec<A> g, Vec<A> v, int64_t plane, int64_t i, int64_t left) {
+    const Vec<A> centred = linear.centred(v);
+    const Vec<A> dz = gate<A, activation, from_signs>(g, centred, linear, signs.run(plane), i, left, negative_slope);
+    return Terms<A>{dz, dz * centred};
+  };
+  return sum_planes<A>(
+      planes, n,
+      [&](int64_t plane, int64_t i) {
+        const S *const g = dy.run(plane) + i, *const v = x.run(plane) + i;
+        prefetch(g + dy.stride);
+        prefetch(v + x.stride);
+        return terms(load(g), load(v), plane, i, kLanes<A>);
+      },
+      [&](int64_t plane, int64_t i, int64_t left) {
+        const S *const g = dy.run(plane), *const v = x.run(plane);
+        const int64_t last = n - kLanes<A>;
+        const auto t = overlap ? terms(load(g + last), load(v + last), plane, last, kLanes<A>)
+                               : terms(load_some(g + i, left), load_some(v + i, left), plane, i, left);
+        return Terms<A>{select(inside, t.first, Vec<A>{}), select(inside, t.second, Vec<A>{})};
+      });
+}
+
+template <class S, Activation activation, bool from_signs>
+struct GradientBlock {
+  using A = Compute<S>;
+  Span<const S> dy, x;
+  Signs signs;
+  Parameters<A, true> parameters;
+  A negative_slope;
+
+  int64_t together() const { return rows_together<S>(x.stride, 2); }
+
+  template <int V>
+  struct Stream {
+    const GradientBlock& block;
+    Linear<A> linear[V];
+    int64_t i, left;
+
+    EVENNORM_INLINE Terms<A> operator()(int64_t r, int v) const {
+      const int64_t at = i + v * kLanes<A>;
+      const S *pg = block.dy.data + r * block.dy.stride + at, *px = block.x.data + r * block.x.stride + at;
+      const Vec<A> centred = linear[v].centred(left ? load_some(px, left) : load(px));
+      const Vec<A> g = left ? load_some(pg, left) : load(pg);
+      const uint8_t* ps = from_signs ? block.signs.data + r * block.signs.stride : nullptr;
+      const Vec<A> dz =
+          gate<A, activation, from_signs>(g, centred, linear[v], ps, at, left ? left : kLanes<A>, block.negative_slope);
+      return {dz, dz * centred};
+    }
+  };
+  template <int V>
+  EVENNORM_INLINE Stream<V> make(int64_t i, int64_t left) const {
+    Stream<V> terms{*this, {}, i, left};
+    for (int v = 0; v < V; ++v) terms.linear[v] = parameters.linear(i + v * kLanes<A>);
+    return terms;
+  }
+  template <int V>
+  EVENNORM_INLINE Stream<V> at(int64_t i) const { return make<V>(i, 0); }
+  EVENNORM_INLINE Stream<1> some(int64_t i, int64_t n) const { return make<1>(i, n < kLanes<A> ? n : 0); }
+};
+
+template <class S, Activation activation, bool from_signs>
+void gradient_rows(Span<const S> dy, Span<const S> x, Signs signs, int64_t rows, int64_t n,
+                   Parameters<Compute<S>, true> parameters, Compute<S> negative_slope, double* first, double* second) {
+  sum_rows<Compute<S>>(rows, n, first, second,
+                       GradientBlock<S, activation, from_signs>{dy, x, signs, parameters, negative_slope});
+}
+
+// dx, and dz where a residual asks for it.
+
+template <class S, Activation activation, bool from_signs, bool rows>
+void input_gradient_runs(Span<const S> dy, Span<const S> x, Span<S> dx, Span<S> d_residual, Signs signs, int64_t runs, int64_t n,
+                         Parameters<Compute<S>, rows> parameters, Compute<S> negative_slope) {
+  using A = Compute<S>;
+  for (int64_t r = 0; r < runs; ++r) {
+    const S *pg = dy.run(r), *px = x.run(r);
+    S *pdx = dx.run(r), *pdz = d_residual.run(r);
+    const uint8_t* ps = signs.run(r);
+    const auto dz_and_dx = [&](Vec<A> g, Vec<A> v, int64_t i, int64_t left) {
+      const Linear<A> linear = parameters.linear(i);
+      const Vec<A> centred = linear.centred(v);
+      const Vec<A> dz = gate<A, activation, from_signs>(g, centred, linear, ps, i, left, negative_slope);
+      return Terms<A>{dz, parameters.gradient(i)(dz, centred)};
+    };
+    const int64_t last = n - kLanes<A>;
+    const bool overlap = last >= 0 && !from_signs;  // dx may be dy: what it needs is read first
+    const Vec<A> g_tail = overlap ? load(pg + last) : Vec<A>{}, x_tail = overlap ? load(px + last) : Vec<A>{};
+    over<A>(
+        n,
+        [&](int64_t i) {
+          if (!rows) prefetch(pg + i + dy.stride), prefetch(px + i + x.stride);
+          const auto [dz, d] = dz_and_dx(load(pg + i), load(px + i), i, kLanes<A>);
+          store(pdx + i, d);
+          if (from_signs && pdz) store(pdz + i, dz);
+        },
+        [&](int64_t i, int64_t left) {
+          if (overlap) return store(pdx + last, dz_and_dx(g_tail, x_tail, last, kLanes<A>).second);
+          const auto [dz, d] = dz_and_dx(load_some(pg + i, left), load_some(px + i, left), i, left);
+          store_some(pdx + i, d, left);
+          if (from_signs && pdz) store_some(pdz + i, dz, left);
+        });
+  }
+}
+
+}  // namespace evennorm::EVENNORM_ISA

@@ -58,4 +58,5 @@ def test_export(name: str, tmp_path: Path) -> None:
     serve = exported(model, tmp_path)
     for batch in (2, 7):
         x = np.random.default_rng(batch).normal(3.0, 1.0, (batch, 6, 6, 4)).astype("float32")
-        np.testing.assert_allclose(serve(x), model.predict(x, verbose=0), rtol=0, atol=2e-6)
+        # Of values up to 160: what is served is the composed form, and another kernel may have predicted.
+        np.testing.assert_allclose(serve(x), model.predict(x, verbose=0), rtol=1e-6, atol=2e-6)

@@ -73,7 +73,7 @@ class Engine:
             array([[-0.9701,  0.    ],
                    [ 0.9701,  0.    ]])
         """
-        geometry = Geometry(self._static_shape(x), axis)
+        geometry = self._geometry(x, axis)
         y, moments = self.train(
             geometry,
             x,
@@ -113,7 +113,7 @@ class Engine:
                    [ 1. ]])
         """
         return self.infer(
-            Geometry(self._static_shape(x), axis),
+            self._geometry(x, axis),
             x,
             mean,
             variance,
@@ -179,8 +179,9 @@ class Engine:
         )
         return geometry.restore(self.xp, y, sizes)
 
-    def _static_shape(self, x: Array) -> tuple[int | None, ...]:
-        return tuple(size if isinstance(size, int) else None for size in self.xp.shape(x))
+    def _geometry(self, x: Array, axis: int | Iterable[int]) -> Geometry:
+        shape = tuple(size if isinstance(size, int) else None for size in self.xp.shape(x))
+        return Geometry(shape, axis)
 
     def _flat(self, parameter: Array | None, geometry: Geometry) -> Any:
         if parameter is None:
@@ -196,15 +197,18 @@ class Engine:
     def _residual_view(
         self, residual: Array | None, sizes: tuple[Any, ...], geometry: Geometry, virtual_batch_size: int | None = None
     ) -> Array | None:
+        self._check_residual(residual, sizes)
+        return None if residual is None else geometry.view(self.xp, residual, virtual_batch_size)
+
+    def _check_residual(self, residual: Array | None, sizes: tuple[Any, ...]) -> None:
         if residual is None:
-            return None
+            return
         received = tuple(self.xp.shape(residual))
         both_known = [(a, b) for a, b in zip(received, sizes, strict=False) if isinstance(a, int) and isinstance(b, int)]
         if len(received) != len(sizes) or any(a != b for a, b in both_known):
             raise ShapeError(
                 f"residual is added to the normalized array and has its shape, {tuple(sizes)}; received shape {received}"
             )
-        return geometry.view(self.xp, residual, virtual_batch_size)
 
     def _of_parameter_shape(self, moments: Moments, geometry: Geometry, virtual_batch_size: int | None) -> Moments:
         def shaped(statistic: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -11,6 +11,7 @@ from evennorm.core.namespace import Array, Namespace
 from evennorm.errors import ArgumentError, ShapeError
 
 Size = int | None
+Strides = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, init=False)
@@ -39,12 +40,24 @@ class Geometry:
 
     shape: tuple[Size, ...]
     axis: tuple[int, ...]
+    # What follows from them and is asked for at every call.
+    parameter_shape: tuple[int, ...] = field(compare=False, repr=False)
+    """Shape of gamma, beta, mean and variance: the sizes of the channel axes, in the order of the array."""
+    channel: int = field(compare=False, repr=False)
+    """How many groups of values are normalized, each by its own mean and variance."""
+    permutation: tuple[int, ...] | None = field(compare=False, repr=False)
+    """The transposition that brings the channel axes together, or None where they already are."""
 
     def __init__(self, shape: Iterable[Size], axis: int | Iterable[int] = -1):
         sizes = tuple(None if size is None else _whole(size, "a size") for size in shape)
         _check_shape(sizes)
         object.__setattr__(self, "shape", sizes)
-        object.__setattr__(self, "axis", _normalized_axes(sizes, axis))
+        axes = _normalized_axes(sizes, axis)
+        together = axes[-1] - axes[0] + 1 == len(axes)
+        object.__setattr__(self, "axis", axes)
+        object.__setattr__(self, "parameter_shape", tuple(sizes[a] for a in axes))
+        object.__setattr__(self, "channel", prod(self.parameter_shape))
+        object.__setattr__(self, "permutation", None if together else self.reduced + axes)
 
     @property
     def rank(self) -> int:
@@ -57,26 +70,9 @@ class Geometry:
         return tuple(a for a in range(self.rank) if a not in self.axis)
 
     @property
-    def parameter_shape(self) -> tuple[int, ...]:
-        """Shape of gamma, beta, mean and variance: the sizes of the channel axes, in the order of the array."""
-        return tuple(self.shape[a] for a in self.axis)  # type: ignore[misc]
-
-    @property
     def broadcast_shape(self) -> tuple[int, ...]:
         """`parameter_shape` with ones on the reduced axes, so that a parameter broadcasts against the array."""
         return tuple(self.shape[a] if a in self.axis else 1 for a in range(self.rank))  # type: ignore[misc]
-
-    @property
-    def channel(self) -> int:
-        """How many groups of values are normalized, each by its own mean and variance."""
-        return prod(self.parameter_shape)
-
-    @property
-    def permutation(self) -> tuple[int, ...] | None:
-        """The transposition that brings the channel axes together, or None where they already are."""
-        if self.axis[-1] - self.axis[0] + 1 == len(self.axis):
-            return None
-        return self.reduced + self.axis
 
     @property
     def outer(self) -> Size:
@@ -125,6 +121,29 @@ class Geometry:
             return xp.reshape(view, sizes)
         x = xp.reshape(view, tuple(sizes[a] for a in self.permutation))
         return xp.transpose(x, tuple(self.permutation.index(a) for a in range(self.rank)))
+
+    def in_memory(
+        self, sizes: tuple[int, ...], strides: tuple[tuple[int, ...], ...], group_size: int | None = None
+    ) -> tuple[Strides, list[Strides]] | None:
+        """The view of arrays that lie in memory with these `strides`, in elements, as sizes and strides of its four axes.
+
+        No array is copied: whichever reduced axes merge in all of them become outer and inner, in the order of the first array's
+        memory. None where more than two of them remain, or the channel axes do not merge.
+        """
+        groups = self._groups(sizes[0], group_size)
+        rows = [list(stride) for stride in strides]
+        lead = [row[0] * (group_size or 0) for row in rows]
+        left = (sizes[0] if group_size is None else group_size, *sizes[1:])
+        channel = _merged([a for a in self.axis if left[a] != 1], left, rows)
+        order = sorted((a for a in self.reduced if left[a] != 1), key=lambda a: -rows[0][a])
+        reduced = _merged(order, left, rows)
+        if len(channel) > 1 or len(reduced) > 2:
+            return None
+        one = (1, [0] * len(rows))
+        outer, inner = (*reduced, one, one)[:2]
+        (kept,) = channel or [one]
+        four = zip(lead, outer[1], kept[1], inner[1], strict=True)
+        return (groups, outer[0], kept[0], inner[0]), list(four)
 
     def _groups(self, batch: Any, group_size: int | None) -> Any:
         if group_size is None:
@@ -236,6 +255,17 @@ def _product(sizes: Iterable[Any]) -> Any:
             return None
         product = product * size
     return product
+
+
+def _merged(axes: list[int], sizes: tuple[int, ...], strides: list[list[int]]) -> list[tuple[int, list[int]]]:
+    """Size and strides of what is left when neighbours among `axes` become one axis, wherever they can in every array."""
+    merged: list[tuple[int, list[int]]] = []
+    for a in axes:
+        size, here = sizes[a], [row[a] for row in strides]
+        if merged and merged[-1][1] == [stride * size for stride in here]:
+            size *= merged.pop()[0]
+        merged.append((size, here))
+    return merged
 
 
 def _fits(mask: Size, size: Size) -> bool:

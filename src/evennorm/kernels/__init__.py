@@ -1,23 +1,55 @@
 """One implementation of moments, normalize and their gradients per kind of device, and the choice between them.
 
-Every kernel has the functions of `kernels.reference`, which define what they compute.
+Every kernel computes what `kernels.reference` defines.
 """
 
 from __future__ import annotations
 
+import os
+
+from evennorm.errors import ArgumentError
+from evennorm.kernels import cpu, xla
+
 __all__ = ["choose"]
 
+FORCED = os.environ.get("EVENNORM_KERNEL") or None
+if FORCED not in (None, "reference"):
+    raise ArgumentError(f"EVENNORM_KERNEL is unset, or reference to compare with; received EVENNORM_KERNEL={FORCED}")
 
-def choose(engine: str, dtype: str, *, training: bool, inner: object = 1, epsilon: float = 1e-3) -> str:
+
+def choose(
+    engine: str,
+    dtype: str,
+    *,
+    training: bool = True,
+    inner: object = 1,
+    epsilon: float = 1e-3,
+    compiled: bool | None = None,
+    forced: str | None = FORCED,
+) -> str:
     """The name of the kernel that serves an array of `dtype` on an engine: a pure function, so that a layer can show it.
+
+    "cpu" is the compiled one (native/), for arrays in CPU memory without a mask. It serves torch and NumPy, and training on JAX,
+    whose compiler fuses inference by itself.
 
     "fused" is TensorFlow's FusedBatchNormV3. At inference, on centred channels-last arrays, it is exact to rounding. In training
     its statistics are not (normalized values off by 5e-3 at mean 1000), so that `core` serves there. cuDNN, which is behind
     it on a GPU, takes no epsilon below 1.001e-5.
 
+    `compiled` tells whether the compiled kernel is there (for JAX it is a module of its own); `forced`, from the environment variable EVENNORM_KERNEL, names another.
+
     Example:
         >>> choose("tensorflow", "float32", training=False), choose("tensorflow", "float32", training=True)
         ('fused', 'reference')
+        >>> choose("torch", "bfloat16", compiled=True), choose("torch", "bfloat16", forced="reference")
+        ('cpu', 'reference')
     """
-    exact = not training and dtype in ("float32", "float16", "bfloat16") and inner == 1 and epsilon >= 1.001e-5
-    return "fused" if engine == "tensorflow" and exact else "reference"
+    if forced is not None:
+        return forced
+    if engine == "tensorflow":
+        exact = not training and dtype in ("float32", "float16", "bfloat16") and inner == 1 and epsilon >= 1.001e-5
+        return "fused" if exact else "reference"
+    if compiled is None:
+        compiled = xla.AVAILABLE if engine == "jax" else cpu.AVAILABLE
+    serves = compiled and dtype in cpu.DTYPES and (training or engine != "jax")
+    return "cpu" if serves else "reference"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterable
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from evennorm.core.engine import Engine
+from evennorm.core.geometry import Geometry
 from evennorm.core.moments import Moments, count_of
 from evennorm.kernels import reference
+from evennorm.torch import cpu, op
 from evennorm.torch.namespace import xp
 
 __all__ = ["batch_norm", "engine", "normalize"]
@@ -62,6 +65,79 @@ def _train(
     return y, Moments(count_of(xp, reference.wide(xp, x), mask), *statistics)
 
 
-engine = Engine("torch", xp, _train, partial(reference.inference, xp))
+class _TorchEngine(Engine):
+    """Takes tensors in CPU memory to the compiled kernels as they lie, without a view of one fixed order."""
+
+    def train(
+        self,
+        geometry: Geometry,
+        x: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        *,
+        epsilon: float,
+        mask: Tensor | None = None,
+        negative_slope: float = 1.0,
+        residual: Tensor | None = None,
+        virtual_batch_size: int | None = None,
+    ) -> tuple[Tensor, Moments]:
+        serve = self._served_by(x, gamma, beta, residual) if mask is None and geometry.permutation is None else None
+        if serve is not None:
+            self._check_residual(residual, tuple(x.shape))
+            gamma, beta = self._flat(gamma, geometry), self._flat(beta, geometry)
+            return serve.train(geometry, x, gamma, beta, residual, epsilon, negative_slope, virtual_batch_size)
+        return super().train(
+            geometry,
+            x,
+            gamma,
+            beta,
+            epsilon=epsilon,
+            mask=mask,
+            negative_slope=negative_slope,
+            residual=residual,
+            virtual_batch_size=virtual_batch_size,
+        )
+
+    def infer(
+        self,
+        geometry: Geometry,
+        x: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        *,
+        epsilon: float,
+        negative_slope: float = 1.0,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        given = (x, mean, variance, gamma, beta, residual)
+        wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+        if geometry.permutation is None and not wants_gradient and self._served_by(*given) is cpu:
+            self._check_residual(residual, tuple(x.shape))
+            mean, variance = self._flat(mean, geometry), self._flat(variance, geometry)
+            gamma, beta = self._flat(gamma, geometry), self._flat(beta, geometry)
+            return cpu.infer(geometry, x, mean, variance, gamma, beta, residual, epsilon, negative_slope)
+        return super().infer(
+            geometry, x, mean, variance, gamma, beta, epsilon=epsilon, negative_slope=negative_slope, residual=residual
+        )
+
+    @staticmethod
+    def _served_by(x: Tensor, *others: Tensor | None) -> Any:
+        """The module whose `train` takes the kernels to these tensors, or None."""
+        if torch.compiler.is_compiling():
+            return op if x.dtype in cpu.SERVED and x.device.type == "cpu" else None
+        return cpu if cpu.serves(x, *others) else None
+
+    def _geometry(self, x: Tensor, axis: int | Iterable[int]) -> Geometry:
+        if torch.compiler.is_compiling() or type(axis) is not int:
+            return super()._geometry(x, axis)
+        return _geometry(tuple(x.shape), axis)
+
+
+# Small tensors are normalized faster than their geometry is worked out.
+_geometry = lru_cache(maxsize=1024)(Geometry)
+
+engine = _TorchEngine("torch", xp, _train, partial(reference.inference, xp))
 batch_norm = engine.batch_norm
 normalize = engine.normalize

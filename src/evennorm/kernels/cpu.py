@@ -1,0 +1,255 @@
+"""The compiled CPU kernels: arrays as they lie in memory go in; y, statistics and gradients come out, in memory of their own.
+
+What `kernels.reference` defines, without masks. Arrays of a library are reached through `Memory`, so that one text serves NumPy
+and torch. The activation's signs are kept as bits where a residual would otherwise have to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from evennorm.core.geometry import Geometry, Strides
+from evennorm.core.namespace import Array
+from evennorm.core.normalize import Gradients
+
+try:
+    from evennorm.kernels import _cpu
+except ImportError:  # a source tree that was not built: the reference kernel serves
+    _cpu = None  # type: ignore[assignment]
+
+AVAILABLE = _cpu is not None
+DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
+HUGE = 1 << 20
+"""Bytes from which an array is written to memory that was used before, or failing that in huge pages."""
+
+_FLOAT64 = DTYPES["float64"]
+_MOMENTS, _NORMALIZE, _BOTH = range(3)
+_NOWHERE: Strides = (0, 0, 0, 0)
+
+
+class Memory(NamedTuple):
+    """How an array library shows and takes memory."""
+
+    address: Callable[[Array], int]
+    strides: Callable[[Array], tuple[int, ...]]
+    """In elements."""
+    sizes: Callable[[Array], tuple[int, ...]]
+    empty_like: Callable[[Array], Array]
+    """Dense, its axes in the order of the array's memory."""
+    from_dlpack: Callable[[Any], Array] | None
+    """None where the library's own memory serves as well."""
+    empty: Callable[[tuple[int, ...], Array], Array]
+    """Of the precision that an array is computed in."""
+    empty_bytes: Callable[[int], Array]
+    copy_like: Callable[[Array, Array], Array]
+    """A dense copy of the first array in the order of the second's memory."""
+    dtype: Callable[[Array], int]
+    item_bytes: Callable[[Array], int]
+
+
+class Saved(NamedTuple):
+    """What the backward pass needs beside x."""
+
+    statistics: Array
+    """(3, groups, channel): mean, mean_low and variance."""
+    signs: Array | None
+    sizes: Strides
+
+
+@lru_cache(maxsize=4096)
+def _view(
+    geometry: Geometry, sizes: tuple[int, ...], strides: tuple[tuple[int, ...], ...], group_size: int | None
+) -> tuple[Strides, list[Strides]] | None:
+    return geometry.in_memory(sizes, strides, group_size)
+
+
+def forward(
+    memory: Memory,
+    geometry: Geometry,
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    residual: Array | None,
+    epsilon: float,
+    negative_slope: float,
+    group_size: int | None = None,
+    out: Array | None = None,
+) -> tuple[Array, Saved]:
+    """Training: `x` normalized by its own moments. Parameters are dense, in the precision that `x` is computed in."""
+    y = _fresh_like(memory, x) if out is None else out
+    sizes, (y_strides, x_strides, residual_strides), x, residual = _placed(memory, geometry, group_size, y, x, residual)
+    groups, _, channel, _ = sizes
+    statistics = memory.empty((3, groups, channel), x)
+    signs = None
+    if residual is not None and negative_slope != 1:
+        signs = memory.empty_bytes(_cpu.sign_bytes(sizes, y_strides))
+    address = memory.address
+    mean = address(statistics)
+    step = groups * channel * (8 if memory.dtype(x) == _FLOAT64 else 4)
+    _cpu.forward(
+        _BOTH,
+        memory.dtype(x),
+        sizes,
+        address(x),
+        x_strides,
+        0 if residual is None else address(residual),
+        residual_strides,
+        address(y),
+        y_strides,
+        0 if gamma is None else address(gamma),
+        0 if beta is None else address(beta),
+        mean,
+        mean + step,
+        mean + 2 * step,
+        0 if signs is None else address(signs),
+        epsilon,
+        negative_slope,
+    )
+    return y, Saved(statistics, signs, sizes)
+
+
+def inference(
+    memory: Memory,
+    geometry: Geometry,
+    x: Array,
+    mean: Array,
+    variance: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    residual: Array | None,
+    epsilon: float,
+    negative_slope: float,
+    out: Array | None = None,
+) -> Array:
+    """`x` normalized by given statistics, dense and in the precision that `x` is computed in."""
+    y = _fresh_like(memory, x) if out is None else out
+    sizes, (y_strides, x_strides, residual_strides), x, residual = _placed(memory, geometry, None, y, x, residual)
+    address = memory.address
+    _cpu.forward(
+        _NORMALIZE,
+        memory.dtype(x),
+        sizes,
+        address(x),
+        x_strides,
+        0 if residual is None else address(residual),
+        residual_strides,
+        address(y),
+        y_strides,
+        0 if gamma is None else address(gamma),
+        0 if beta is None else address(beta),
+        address(mean),
+        0,
+        address(variance),
+        0,
+        epsilon,
+        negative_slope,
+    )
+    return y
+
+
+def backward(
+    memory: Memory,
+    geometry: Geometry,
+    dy: Array,
+    x: Array,
+    saved: Saved,
+    gamma: Array | None,
+    beta: Array | None,
+    has_residual: bool,
+    epsilon: float,
+    negative_slope: float,
+    group_size: int | None = None,
+    d_mean: Array | None = None,
+    d_variance: Array | None = None,
+) -> Gradients:
+    """The derivatives of `forward`."""
+    dx = _fresh_like(memory, x)
+    d_residual = _fresh_like(memory, x) if saved.signs is not None else None
+    sizes, (dx_strides, x_strides, dy_strides), x, dy = _placed(memory, geometry, group_size, dx, x, dy)
+    if saved.signs is not None and sizes != saved.sizes:  # bits are counted along the runs that forward saw
+        sizes, (dx_strides, x_strides, dy_strides), x, dy = _placed(
+            memory, geometry, group_size, dx, memory.copy_like(x, dx), memory.copy_like(dy, dx)
+        )
+    groups, outer, channel, inner = sizes
+    d_gamma = None if gamma is None else memory.empty((channel,), x)
+    d_beta = None if beta is None else memory.empty((channel,), x)
+    address = memory.address
+    mean = address(saved.statistics)
+    step = groups * channel * (8 if memory.dtype(x) == _FLOAT64 else 4)
+    _cpu.backward(
+        _BOTH,
+        memory.dtype(x),
+        sizes,
+        address(dy),
+        dy_strides,
+        address(x),
+        x_strides,
+        address(dx),
+        dx_strides,
+        0 if d_residual is None else address(d_residual),
+        0 if gamma is None else address(gamma),
+        0 if beta is None else address(beta),
+        mean,
+        mean + step,
+        mean + 2 * step,
+        0 if saved.signs is None else address(saved.signs),
+        0 if d_mean is None else address(d_mean),
+        0 if d_variance is None else address(d_variance),
+        0,
+        0,
+        0 if d_gamma is None else address(d_gamma),
+        0 if d_beta is None else address(d_beta),
+        epsilon,
+        negative_slope,
+        float(outer * inner),
+    )
+    return Gradients(
+        dx,
+        d_gamma,
+        d_beta,
+        None if not has_residual else dy if d_residual is None else d_residual,
+    )
+
+
+def _fresh_like(memory: Memory, x: Array) -> Array:
+    sizes = memory.sizes(x)
+    size = memory.item_bytes(x)
+    for n in sizes:
+        size *= n
+    if size < HUGE:
+        return memory.empty_like(x)
+    strides = memory.strides(x)
+    if memory.from_dlpack is not None and _dense(sizes, strides):
+        return memory.from_dlpack(_cpu.buffer(memory.dtype(x), sizes, strides))
+    fresh = memory.empty_like(x)
+    _cpu.advise(memory.address(fresh), size)
+    return fresh
+
+
+@lru_cache(maxsize=4096)
+def _dense(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(strides, sizes, strict=True) if size != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _placed(
+    memory: Memory, geometry: Geometry, group_size: int | None, written: Array, x: Array, other: Array | None
+) -> tuple[Strides, list[Strides], Array, Array | None]:
+    """Sizes and strides of the view that serves all three arrays; those that no such view describes are copied first."""
+    sizes = memory.sizes(x)
+    arrays = (written, x) if other is None else (written, x, other)
+    found = _view(geometry, sizes, tuple(map(memory.strides, arrays)), group_size)
+    if found is None:
+        x = memory.copy_like(x, written)
+        other = None if other is None else memory.copy_like(other, written)
+        arrays = (written, x) if other is None else (written, x, other)
+        found = _view(geometry, sizes, tuple(map(memory.strides, arrays)), group_size)
+    assert found is not None, "dense arrays of one order always have a view, unless channel axes lie apart"
+    four, strides = found
+    return four, strides if other is not None else [*strides, _NOWHERE], x, other

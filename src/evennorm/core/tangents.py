@@ -1,0 +1,65 @@
+"""Directional derivatives of a view and its parameters go in; those of the normalized view and its moments come out.
+
+The forward mode of `core.normalize`, whose `gradients` is its transpose.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from evennorm.core.moments import Moments, per_channel
+from evennorm.core.namespace import Array, Namespace
+from evennorm.core.normalize import gradient_sums
+
+
+class Tangents(NamedTuple):
+    """Directional derivatives of z (before the activation), mean and variance; None for the moments where x stands still."""
+
+    z: Array | None
+    mean: Array | None
+    variance: Array | None
+
+
+def tangents(
+    xp: Namespace,
+    x: Array,
+    moments: Moments,
+    gamma: Array | None,
+    epsilon: float,
+    tx: Array | None,
+    t_gamma: Array | None = None,
+    t_beta: Array | None = None,
+    mask: Array | None = None,
+) -> Tangents:
+    """Where `x`, gamma and beta move by `tx`, `t_gamma` and `t_beta` (None for not at all), how the outputs move.
+
+        tmean = sum tx / n;   tvariance = 2 sum(tx * (x - mean)) / n
+        tz = scale * (tx - tmean) + (x - mean) * tscale + tbeta,   scale = gamma / sqrt(variance + epsilon)
+
+    Masked values do not act on the moments.
+    """
+    inverse = 1.0 / xp.sqrt(moments.variance + epsilon)
+    scale = inverse if gamma is None else inverse * gamma
+    t_mean = t_variance = None
+    t_scale = None if t_gamma is None else inverse * t_gamma
+    t_shift = None if t_beta is None else xp.reshape(t_beta, (1, -1))
+    if tx is not None:
+        counted, centre = tx, x
+        if mask is not None:
+            counted, centre = xp.where(mask, tx, 0.0), xp.where(mask, x, per_channel(xp, moments.mean))
+        sum_tx, sum_tx_centred = gradient_sums(xp, counted, centre, moments)
+        n = max(moments.count, 1) if isinstance(moments.count, int) else xp.maximum(xp.asarray(moments.count, like=x), 1.0)
+        t_mean, t_variance = sum_tx / n, 2 * sum_tx_centred / n
+        narrowing = -0.5 * scale * inverse * inverse * t_variance
+        t_scale = narrowing if t_scale is None else t_scale + narrowing
+        t_shift = -scale * t_mean if t_shift is None else t_shift - scale * t_mean
+    z = None if tx is None else tx * per_channel(xp, scale)
+    if t_scale is not None:
+        low = -moments.mean_low * t_scale
+        t_shift = low if t_shift is None else t_shift + low
+        part = (x - per_channel(xp, moments.mean)) * per_channel(xp, t_scale)
+        z = part if z is None else z + part
+    if t_shift is not None:
+        t_shift = xp.broadcast_to(t_shift, xp.shape(moments.mean))
+        z = per_channel(xp, t_shift) if z is None else z + per_channel(xp, t_shift)
+    return Tangents(z, t_mean, t_variance)

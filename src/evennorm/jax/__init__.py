@@ -1,0 +1,61 @@
+"""JAX arrays in, normalized JAX arrays and their Moments out; works under jit, grad, vmap, jvp and their compositions."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from evennorm.core.engine import Engine
+from evennorm.core.moments import Moments, count_of
+from evennorm.errors import MissingExtra
+from evennorm.kernels import choose, reference
+
+try:
+    import jax
+except ImportError as error:
+    raise MissingExtra("evennorm.jax", "jax") from error
+
+from evennorm.jax import lowering
+from evennorm.jax.composed import Options
+from evennorm.jax.namespace import xp
+from evennorm.jax.primitives import STATISTICS, forward_p
+
+__all__ = ["Moments", "batch_norm", "engine", "normalize"]
+
+lowering.register()
+
+
+def _train(
+    x: Any, gamma: Any, beta: Any, residual: Any, mask: Any, epsilon: float, negative_slope: float
+) -> tuple[Any, Moments]:
+    wide = reference.wide(xp, x)
+    gamma, beta = (None if p is None else xp.astype(p, wide.dtype) for p in (gamma, beta))
+    arrays = {"x": x, "gamma": gamma, "beta": beta, "residual": residual, "mask": mask}
+    arrays = _all_varying({name: a for name, a in arrays.items() if a is not None})
+    of_one_dtype = residual is None or residual.dtype == x.dtype
+    kernel = choose("jax", x.dtype.name, training=True) if of_one_dtype else "reference"
+    options = Options(epsilon, negative_slope, kernel)
+    y, *statistics = forward_p.bind(
+        *arrays.values(), given=tuple(arrays), linear=(), options=options, wanted=("y", *STATISTICS)
+    )
+    return y, Moments(count_of(xp, wide, mask), *statistics)
+
+
+def _all_varying(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Under shard_map, parameters that all devices share as arrays of each device, whose derivatives JAX then adds up."""
+    axes: dict[str, frozenset[str]] = {name: getattr(jax.typeof(a), "vma", frozenset()) for name, a in arrays.items()}
+    together = frozenset().union(*axes.values())
+    if not together:
+        return arrays
+    return {name: _varying(a, tuple(together - axes[name])) for name, a in arrays.items()}
+
+
+def _varying(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    if not axes:
+        return x
+    return jax.lax.pcast(x, axes, to="varying") if hasattr(jax.lax, "pcast") else jax.lax.pvary(x, axes)
+
+
+engine = Engine("jax", xp, _train, partial(reference.inference, xp))
+batch_norm = engine.batch_norm
+normalize = engine.normalize

@@ -1,0 +1,109 @@
+"""The reference kernel as functions of named JAX arrays: batch normalization, its tangents and its gradients.
+
+What every lowering computes, and what second derivatives are taken of. Arrays are views (..., groups, outer, channel, inner), with
+any number of axes in front along which all of them, parameters and statistics included, are independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from evennorm.core.moments import Moments, count_of
+from evennorm.core.normalize import activate, normalize
+from evennorm.core.tangents import tangents
+from evennorm.jax.namespace import xp
+from evennorm.kernels import reference
+
+Arrays = dict[str, jax.Array]
+Names = tuple[str, ...]
+
+
+class Options(NamedTuple):
+    """What is known when a program is traced."""
+
+    epsilon: float
+    negative_slope: float
+    kernel: str
+    """As `kernels.choose` has it."""
+
+
+def forward(given: Arrays, _: Arrays, options: Options, wanted: Names) -> Arrays:
+    """y and the statistics of x; signs, where wanted: which elements of y the activation let through, a bit each."""
+    inputs = (given["x"], *map(given.get, ("gamma", "beta", "residual", "mask")))
+    if "signs" not in wanted:
+        y, moments = reference.forward(xp, *inputs, *options[:2])
+        return {"y": y, **_statistics(moments)}
+    z, moments = reference.forward(xp, *inputs, options.epsilon, 1.0)
+    signs = jnp.packbits(_in_runs(~(z <= 0)), axis=-1, bitorder="little")
+    return {"y": activate(xp, z, options.negative_slope), **_statistics(moments), "signs": signs}
+
+
+def tangent(saved: Arrays, moving: Arrays, options: Options, wanted: Names) -> Arrays:
+    """How y, mean_low and variance move with `moving`: tangents of some of x, gamma, beta and residual."""
+    x, gamma = reference.wide(xp, saved["x"]), saved.get("gamma")
+    wide = {name: reference.wide(xp, t) for name, t in moving.items()}
+    moments, mask = _moments(saved), saved.get("mask")
+    t = tangents(xp, x, moments, gamma, options.epsilon, *map(wide.get, ("x", "gamma", "beta")), mask=mask)
+    z = t.z if "residual" not in wide else wide["residual"] if t.z is None else t.z + wide["residual"]
+    z = xp.broadcast_to(z, xp.shape(x))
+    found = {"y": xp.astype(_gated(z, saved, options), xp.dtype(saved["x"])), "mean_low": t.mean, "variance": t.variance}
+    return {name: found[name] for name in wanted}
+
+
+def backward(saved: Arrays, cotangents: Arrays, options: Options, wanted: Names) -> Arrays:
+    """The transpose of `tangent`: from derivatives of some of y, mean_low and variance to those of the inputs."""
+    dy = cotangents.get("y")
+    dz = _gated(jnp.zeros_like(saved["x"]) if dy is None else dy, saved, options)
+    gamma, beta = saved.get("gamma"), saved.get("beta")
+    d_mean, d_variance = cotangents.get("mean_low"), cotangents.get("variance")
+    moments, mask = _moments(saved), saved.get("mask")
+    g = reference.backward(xp, dz, saved["x"], moments, gamma, beta, None, mask, options.epsilon, 1.0, d_mean, d_variance)
+    return {name: dz if name == "residual" else getattr(g, name) for name in wanted}
+
+
+def over_views(function: Callable[..., Arrays]) -> Callable[..., Arrays]:
+    """The same function for views with axes in front."""
+
+    def run(given: Arrays, linear: Arrays, options: Options, wanted: Names) -> Arrays:
+        one = partial(function, options=options, wanted=wanted)
+        for _ in range(given["x"].ndim - 4):
+            one = jax.vmap(one)
+        return one(given, linear)
+
+    return run
+
+
+def _statistics(moments: Moments) -> Arrays:
+    return {"mean": moments.mean, "mean_low": moments.mean_low, "variance": moments.variance}
+
+
+def _moments(saved: Arrays) -> Moments:
+    count = count_of(xp, reference.wide(xp, saved["x"]), saved.get("mask"))
+    return Moments(count, saved["mean"], saved["mean_low"], saved["variance"])
+
+
+def _gated(z: jax.Array, saved: Arrays, options: Options) -> jax.Array:
+    """`z` times the activation's derivative: by the signs that were kept, else by those of the normalized x."""
+    if options.negative_slope == 1:
+        return z
+    if "signs" in saved:
+        runs = _in_runs(z)
+        bits = jnp.unpackbits(saved["signs"], axis=-1, count=runs.shape[-1], bitorder="little")
+        closed = (bits == 0).reshape(z.shape)
+    else:
+        x, gamma, beta = reference.wide(xp, saved["x"]), saved.get("gamma"), saved.get("beta")
+        closed = normalize(xp, x, _moments(saved), gamma, beta, options.epsilon) <= 0
+    return jnp.where(closed, 0.0 if options.negative_slope == 0 else options.negative_slope * z, z)
+
+
+def _in_runs(view: jax.Array) -> jax.Array:
+    """The view in the runs of contiguous elements that the compiled kernels keep signs by, each of which begins a byte."""
+    groups, outer, channel, inner = view.shape
+    if channel == 1:
+        return view.reshape(groups, outer * inner)
+    return view.reshape(groups, outer, channel) if inner == 1 else view

@@ -1,0 +1,6 @@
+"""The compiled CPU kernels (native/bind_xla.cc) as handlers of XLA's foreign function interface."""
+
+from typing import Any
+
+def registrations() -> dict[str, Any]: ...  # capsules, by the name of the target
+def set_num_threads(threads: int) -> None: ...  # 0: as many as XLA's pool has

@@ -1,0 +1,41 @@
+"""The compiled CPU kernels as XLA calls them: handlers to register go out. Their arguments are described in native/bind_xla.cc."""
+
+from __future__ import annotations
+
+from typing import Any
+
+try:
+    from evennorm.kernels import _xla
+except ImportError:  # not built, or built where JAX was not at hand: the reference kernel serves
+    _xla = None  # type: ignore[assignment]
+
+AVAILABLE = _xla is not None
+
+FORWARD, BACKWARD = "evennorm_forward", "evennorm_backward"
+
+# The places of the arrays that follow x in each call.
+FORWARD_GIVEN = ("gamma", "beta", "residual")
+FORWARD_WANTED = ("y", "mean", "mean_low", "variance", "signs")
+BACKWARD_GIVEN = ("gamma", "beta", "mean", "mean_low", "variance", "signs", "d_y", "d_mean_low", "d_variance")
+BACKWARD_WANTED = ("x", "gamma", "beta", "residual")
+
+
+def registrations() -> dict[str, Any]:
+    """The handlers by the names of their targets."""
+    return {} if _xla is None else _xla.registrations()
+
+
+def set_num_threads(threads: int) -> None:
+    """Lets at most so many threads of XLA's pool share one operation; 0 for all of them. The results are the same bits."""
+    if _xla is not None:
+        _xla.set_num_threads(threads)
+
+
+def places(names: tuple[str, ...], order: tuple[str, ...]) -> int:
+    """Which of the arrays in `order` are there, one bit each, as the handlers read it.
+
+    Example:
+        >>> bin(places(("gamma", "residual"), FORWARD_GIVEN))
+        '0b101'
+    """
+    return sum(1 << order.index(name) for name in names)

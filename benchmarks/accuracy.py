@@ -177,15 +177,15 @@ def page(found: dict[str, list[dict]], where: dict, quick: bool = False) -> str:
     lines = [
         "# Accuracy",
         "",
-        "The largest error against float64, over all elements, for float32 data of standard deviation 1 around a growing mean.",
-        "The inputs are the same float32 numbers for everyone, so that what is shown is the layer's own doing. gamma 1, beta 0,",
-        f"epsilon {EPSILON:g}. This page is written by `python benchmarks/accuracy.py`.",
+        "The largest error against float64, over all elements, for float32 data of standard deviation 1 around a growing",
+        "mean. The inputs are the same float32 numbers for everyone, so that what is shown is the layer's own doing.",
+        f"gamma 1, beta 0, epsilon {EPSILON:g}. This page is written by `python benchmarks/accuracy.py`.",
         "",
-        "Keras's layer loses its figures in three places. Where the mean is one float32 number, half a unit of its last place is",
-        "lost, 0.004 at 100,000. On TensorFlow a plain float32 sum adds to that: there the mean itself is off by up to 5 at",
-        "100,000. On torch the variance is E[x²] - E[x]², two numbers that are nearly equal where the mean is large; NaN is the",
-        "root of a difference that came out negative. evennorm takes the variance around the mean, and carries the mean through",
-        "training as two numbers, high and low.",
+        "Keras's layer loses its figures in three places. Where the mean is one float32 number, half a unit of its last",
+        "place is lost, 0.004 at 100,000. On TensorFlow a plain float32 sum adds to that: there the mean itself is off by",
+        "up to 5 at 100,000. On torch the variance is E[x²] - E[x]², two numbers that are nearly equal where the mean is",
+        "large; NaN is the root of a difference that came out negative. evennorm takes the variance around the mean, and",
+        "carries the mean through training as two numbers, high and low.",
     ]
     for what, explanation in (
         ("output", "The normalized output in training."),
@@ -198,8 +198,9 @@ def page(found: dict[str, list[dict]], where: dict, quick: bool = False) -> str:
         "",
         "## Inference",
         "",
-        f"The output at inference after {steps(quick)} training steps on (64, 8), momentum {MOMENTUM}, against moving averages in",
-        "float64. What is left of ours at large means is the stored moving mean, one float32 number as in Keras's files.",
+        f"The output at inference after {steps(quick)} training steps on (64, 8), momentum {MOMENTUM}, against moving",
+        "averages in float64. What is left of ours at large means is the stored moving mean, one float32 number as in",
+        "Keras's files.",
         *table("inference", found),
     ]
     return "\n".join([*lines, "", sentence(where), ""])

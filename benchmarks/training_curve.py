@@ -5,8 +5,8 @@ turn the rounding noise of gradients that are zero in theory (of a bias in front
 
 ReLU and max pooling have kinks: where rounding carries one value to the other side of one, the gradient jumps, and the
 curve with it, by 1e-4 and growing. In float32 two right curves part that way sooner or later; Keras's layer does so from
-itself when its initial weights are nudged by 1e-7. So both layers also train in the same network without kinks, with softplus
-and average pooling, where nothing but rounding can part them.
+itself when its initial weights are nudged by 1e-7. So both layers also train in the same network without kinks, with
+softplus and average pooling, where nothing but rounding can part them.
 """
 
 from __future__ import annotations
@@ -127,14 +127,14 @@ def page(found: dict[str, dict[str, list[float]]], where: dict) -> str:
         "",
         f"The articles' network ({SIDE} x {SIDE} x 1, {CLASSES} classes) trained for {steps} steps of {BATCH} images by SGD",
         f"(rate {RATE}), with `keras.layers.BatchNormalization` and with `evennorm.keras.BatchNormalization`: same initial",
-        "weights, same batches, each engine with its default compilation. Dropout is left out, since its draws differ between",
-        "precisions. This page is written by `python benchmarks/training_curve.py`.",
+        "weights, same batches, each engine with its default compilation. Dropout is left out, since its draws differ",
+        "between precisions. This page is written by `python benchmarks/training_curve.py`.",
         "",
-        "ReLU and max pooling have kinks: where rounding carries one value to the other side of one, the gradient jumps and the",
-        "curve with it. In float32 two right curves part that way sooner or later, by 1e-4 and growing. It befalls either layer,",
-        "and Keras's parts from itself in the same way when its initial weights are nudged by 1e-7: the last column has the",
-        "largest of three such runs. So the first column is the one that tells two layers apart: the same network without kinks,",
-        "with softplus and average pooling, where nothing but rounding can part them.",
+        "ReLU and max pooling have kinks: where rounding carries one value to the other side of one, the gradient jumps",
+        "and the curve with it. In float32 two right curves part that way sooner or later, by 1e-4 and growing. It befalls",
+        "either layer, and Keras's parts from itself in the same way when its initial weights are nudged by 1e-7: the last",
+        "column has the largest of three such runs. So the first column is the one that tells two layers apart: the same",
+        "network without kinks, with softplus and average pooling, where nothing but rounding can part them.",
         "",
         "Largest difference of two curves, over all steps:",
         "",

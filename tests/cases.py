@@ -40,7 +40,7 @@ class Case:
         return tuple(self.shape[a] for a in self.axes)
 
     def make(self, seed: int = 0) -> dict[str, np.ndarray | None]:
-        """x, gamma, beta, residual, dy and mask; x rounded to float32, so that every precision starts from the same numbers."""
+        """x, gamma, beta, residual, dy, mask; x rounded to float32, so that every precision starts from the same numbers."""
         rng = np.random.default_rng(seed)
         x = (rng.standard_normal(self.shape) * self.std + self.mean).astype(np.float32).astype(np.float64)
         mask = self._mask(rng)

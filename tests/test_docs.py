@@ -1,4 +1,4 @@
-"""Every example runs: docstrings of the package, Python blocks of the pages; every command is understood, every link leads on."""
+"""Every example runs: docstrings of the package, Python blocks of the pages; commands are understood, links lead on."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def commands(page: Path) -> list[list[str]]:
-    """What a page tells its reader to type, as words: the lines of sh blocks, and those behind a prompt in console blocks."""
+    """What a page tells its reader to type, as words: the lines of sh blocks, those behind a prompt in console blocks."""
     lines: list[str] = []
     for language, block in re.findall(r"^```(sh|console)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
         whole = block.replace("\\\n", " ").splitlines()

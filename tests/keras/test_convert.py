@@ -33,7 +33,7 @@ def randomize(model):
 
 
 def nested_model(policy="float32"):
-    """Normalizations with arguments: shared, nested, two deep inside wrappers, frozen, channels-first, of another precision."""
+    """Normalizations with arguments: shared, nested, two deep in wrappers, frozen, channels-first, of another precision."""
     inner = keras.Sequential(
         [keras.Input((None, None, 3)), layers.Conv2D(3, 1), THEIRS(name="inner", epsilon=0.1, scale=False)], name="block"
     )

@@ -94,7 +94,7 @@ def test_counts_its_weights_as_keras_layer() -> None:
     "how", [{"run_eagerly": True}, {"jit_compile": False}, {"jit_compile": BACKEND != "torch"}], ids=str
 )
 def test_compiled_or_not(how: dict[str, bool]) -> None:
-    """One step's loss and weights. torch.compile is tried in the contract of the engine, where it need not compile all of Keras."""
+    """One step's loss and weights. torch.compile is tried in the engines' contract, where it need not compile Keras."""
     x = X[:16, 0, 0]
     layer = BatchNormalization(momentum=0.5, gamma_initializer=keras.initializers.Constant(2.0))
     model = keras.Sequential([keras.Input((3,)), layer])

@@ -110,7 +110,7 @@ def test_mode_0_is_todays_layer() -> None:
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_weights(count: int) -> None:
-    """[gamma, beta] or [gamma, beta, mean, variance], there before the first call and untouched by the caller's later changes."""
+    """[gamma, beta] or [gamma, beta, mean, variance], copied, and there before the first call."""
     given = [np.array([2.0, 3.0]), [0.5, -0.5], np.array([1.0, 2.0]), (4.0, 9.0)][:count]
     layer = BatchNormalization(weights=given, epsilon=0.0)
     given[0][:] = 99.0

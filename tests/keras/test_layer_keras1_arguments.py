@@ -122,8 +122,8 @@ def test_objects_of_keras_3_are_taken_too() -> None:
 def test_an_old_and_a_new_name_for_one_thing(layer_class: type, kind: str) -> None:
     """An error even where both say what the default says: the reader of the program cannot know which one counts."""
     for old, new in (("one", "zeros"), ("zero", "zeros"), ("one", "ones")):
-        text = f"{kind}_init is Keras 1's name for {kind}_initializer .*received {kind}_init='{old}' and {kind}_initializer='{new}'"
-        with pytest.raises(ArgumentError, match=text):
+        received = f"received {kind}_init='{old}' and {kind}_initializer='{new}'"
+        with pytest.raises(ArgumentError, match=f"{kind}_init is Keras 1's name for {kind}_initializer .*{received}"):
             layer_class(**{f"{kind}_init": old, f"{kind}_initializer": new})
 
 

@@ -1,4 +1,4 @@
-"""tf.distribute on two logical devices: synchronized statistics are those of the whole batch, unsynchronized ones their own."""
+"""tf.distribute on two logical devices: synchronized statistics are those of the whole batch, others those of a replica."""
 
 from __future__ import annotations
 

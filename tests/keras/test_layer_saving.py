@@ -59,7 +59,7 @@ def test_whole_models_load_by_themselves(suffix: str, tmp_path: Path) -> None:
     assert type(loaded.layers[0]) is BatchNormalization
     assert loaded.layers[0].get_config() == model.layers[0].get_config()
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), model.predict(X, verbose=0))
-    # Training goes on where it stopped; compiled anew, since Keras loses the optimizer's variables in .h5 files of any layer.
+    # Training goes on where it stopped; compiled anew, as Keras loses the optimizer's variables in .h5 files of any layer.
     for each in (model, loaded):
         each.compile("sgd", "mse")
         each.fit(X[:8], np.zeros((8, 2)), epochs=1, batch_size=4, shuffle=False, verbose=0)

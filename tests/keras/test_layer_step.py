@@ -1,4 +1,4 @@
-"""The speed measurement compares what it says, in turns, and its page claims no more than the figures do; no time is judged."""
+"""The speed measurement compares what it says, in turns; its page claims no more than the figures do; no time is judged."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def curves() -> dict[str, np.ndarray]:
 
 
 def test_without_kinks_the_curves_are_the_same(curves: dict[str, np.ndarray]) -> None:
-    """Losses near 2 are rounded to 2e-7, and the rounding of each step lives on in the weights of the next: 2e-6 after 20."""
+    """Losses near 2 are rounded to 2e-7, and each step's rounding lives on in the weights of the next: 2e-6 after 20."""
     assert curves["ours, smooth"].shape == (12,)
     np.testing.assert_allclose(curves["ours, smooth"], curves["Keras's, smooth"], rtol=0, atol=1e-5)
     assert np.ptp(curves["ours, smooth"]) > 0.1

@@ -29,7 +29,7 @@ def parameter_shape(shape: tuple[int, ...], axis: int | Iterable[int]) -> tuple[
 def train(
     x: Any, gamma: Any = 1.0, beta: Any = 0.0, epsilon: float = 1e-3, axis: int | Iterable[int] = -1, where: Any = True
 ) -> Reference:
-    """gamma * (x - mean) / sqrt(variance + epsilon) + beta; `where` broadcasts against x and is true where a value counts."""
+    """gamma * (x - mean) / sqrt(variance + epsilon) + beta; `where` broadcasts against x, true where a value counts."""
     x = np.asarray(x, np.float64)
     reduced = reduced_axes(x.ndim, axis)
     mean = np.mean(x, reduced, where=where, keepdims=True)

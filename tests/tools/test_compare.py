@@ -457,8 +457,8 @@ def test_the_verdict_claims_what_is_shown(tmp_path):
     }
     assert verdict(given, differences(scores, 0.001)) == (
         "In 4 paired repeats, each placement at the rate that validation chose, test accuracy is higher "
-        "with after than with none by 11.0 (5.8 to 16.2) and with before than with none by 10.5 (9.1 to 11.9) percentage points; "
-        "no difference could be shown between after and before, which would probably need 185 repeats."
+        "with after than with none by 11.0 (5.8 to 16.2) and with before than with none by 10.5 (9.1 to 11.9) percentage "
+        "points; no difference could be shown between after and before, which would probably need 185 repeats."
     )
 
 

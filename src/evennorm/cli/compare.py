@@ -32,8 +32,8 @@ diverged  the loss stopped being finite, or training ended no better than guessi
     default="digits",
     show_default=True,
     metavar="DATA",
-    help="digits, fashion-mnist, an .npz file with x_train, y_train, x_test, y_test, a folder of IDX files, or a folder with one "
-    "folder of images per class.",
+    help="digits, fashion-mnist, an .npz file with x_train, y_train, x_test, y_test, a folder of IDX files, or a folder "
+    "with one folder of images per class.",
 )
 @click.option(
     "--model",
@@ -140,12 +140,8 @@ def _print(comparison: Comparison) -> None:
     console = Console(highlight=False)
     settings = comparison.settings
     console.print(Text(f"{settings.model} on {comparison.data}"), soft_wrap=True)
-    console.print(
-        Text(
-            f"repeats: {settings.repeats}, epochs: {settings.epochs}, batches of {settings.batch_size}; {comparison.device}\n"
-        ),
-        soft_wrap=True,
-    )
+    plan = f"repeats: {settings.repeats}, epochs: {settings.epochs}, batches of {settings.batch_size}"
+    console.print(Text(f"{plan}; {comparison.device}\n"), soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("placement", no_wrap=True)
     for header in (

@@ -53,7 +53,7 @@ class Namespace(Protocol):
     def rounded(self, x: Array) -> Array:
         """`x`, without derivative, to within a unit in the last place, as a number that the compiler cannot look behind.
 
-        Compilers contract x - sum * (1 / n) into one operation that never rounds the shift, which then differs from the shift
+        Compilers contract x - sum * (1 / n) into one operation that never rounds the shift, which then differs from the one
         that is kept (by 1e-4 at mean 1e4 under XLA). Clearing the last bit by integer arithmetic prevents it.
         """
         ...

@@ -22,16 +22,16 @@ THEIRS = keras.layers.BatchNormalization
 def convert(model: keras.Model) -> keras.Model:
     """A copy of `model` with every `keras.layers.BatchNormalization` exchanged for `evennorm.keras.BatchNormalization`.
 
-    Nested models and layers that wrap others are converted too. Shared layers stay shared; names, weights, trainable flags and
-    dtype policies stay as they are, and the outputs are the same within rounding. Classes derived from Keras's layer may
-    compute anything and are copied as they are. A compiled model gives a model compiled alike, its optimizer with its state,
-    so that training goes on where it was. A model without batch normalization is copied.
+    Nested models and layers that wrap others are converted too. Shared layers stay shared; names, weights, trainable flags
+    and dtype policies stay as they are, and the outputs are the same within rounding. Classes derived from Keras's layer
+    may compute anything and are copied as they are. A compiled model gives a model compiled alike, its optimizer with its
+    state, so that training goes on where it was. A model without batch normalization is copied.
 
     Args:
         model: a Sequential or functional model with known input shapes.
 
     Raises:
-        ArgumentError: a subclassed model; layers that cannot be copied, or that make a batch normalization in their own code.
+        ArgumentError: a subclassed model; layers that cannot be copied, or that make a batch normalization in their code.
 
     Example:
         >>> import keras
@@ -49,8 +49,8 @@ def revert(model: keras.Model) -> keras.Model:
     The way back from `convert`, with the same promises, for models that have to run without evennorm.
 
     Raises:
-        ArgumentError: as for `convert`; and a layer that does what Keras's cannot, such as `mode=2`, `activation=`, several axes
-            or a residual input.
+        ArgumentError: as for `convert`; and a layer that does what Keras's cannot, such as `mode=2`, `activation=`, several
+            axes or a residual input.
 
     Example:
         >>> import keras
@@ -118,8 +118,8 @@ def _exchanged(
             x for x in result._flatten_layers() if left[0] in x._flatten_layers(include_self=False, recursive=False)
         )
         raise ArgumentError(
-            f"layers are exchanged through their configuration, and {holder.name!r} of class {type(holder).__name__} makes its "
-            f"{left[0].name!r} in its own code; change it there, or hand the layer in and return it from get_config"
+            f"layers are exchanged through their configuration, and {holder.name!r} of class {type(holder).__name__} makes "
+            f"its {left[0].name!r} in its own code; change it there, or hand the layer in and return it from get_config"
         )
     _compile_alike(model, result)
     return result

@@ -35,8 +35,9 @@ def graph(model: keras.Model) -> Functional:
     plain = keras.Sequential if isinstance(model, keras.Sequential) else Functional
     if not is_model(model) or type(model).call is not plain.call or type(model).__init__ is not plain.__init__:
         raise ArgumentError(
-            f"only Sequential and functional models can be rewritten, since the layers of others are called from their own "
-            f"code; received {model.name!r} of class {type(model).__name__}; use evennorm.keras.BatchNormalization in that code"
+            "only Sequential and functional models can be rewritten, since the layers of others are called from their "
+            f"own code; received {model.name!r} of class {type(model).__name__}; use evennorm.keras.BatchNormalization "
+            "in that code"
         )
     found = model._functional if isinstance(model, keras.Sequential) else model
     if found is None:
@@ -214,8 +215,8 @@ def copy_layer(operation: Operation, **changes: Any) -> Operation:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ArgumentError(
-            f"layers are copied through their configuration, and {operation.name!r} of class {type(operation).__name__} cannot "
-            f"be: {reason}; give the class a get_config that returns all its arguments"
+            f"layers are copied through their configuration, and {operation.name!r} of class {type(operation).__name__} "
+            f"cannot be: {reason}; give the class a get_config that returns all its arguments"
         ) from error
 
 

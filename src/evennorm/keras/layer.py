@@ -30,14 +30,15 @@ class BatchNormalization(keras.layers.Layer):
         y = activation(gamma * (x - mean) / sqrt(variance + epsilon) + beta [+ residual])
 
     In training (mode 0) mean and variance are those of the batch, and the moving statistics follow them:
-    `moving = momentum * moving + (1 - momentum) * batch`. At inference, and where `trainable` is False, they are the moving ones.
+    `moving = momentum * moving + (1 - momentum) * batch`. At inference, and where `trainable` is False, they are the moving
+    ones.
 
-    Everything that Keras 3's layer takes means the same here, and so does everything that Keras 1's took. Weights, their names
-    and order, and the files they are saved in are those of Keras 3.
+    Everything that Keras 3's layer takes means the same here, and so does everything that Keras 1's took. Weights, their
+    names and order, and the files they are saved in are those of Keras 3.
 
     Args:
         axis: the channel axis, which keeps its own statistics; a tuple for several. Channels-last is -1, channels-first 1.
-        momentum: weight of the old average, 0 to 1 (torch's momentum is 1 minus it); None for the plain average of all batches.
+        momentum: weight of the old average, 0 to 1 (torch's is 1 minus it); None for the plain average of all batches.
         epsilon: added to the variance, 0 or more.
         center, scale: whether there is a beta, a gamma.
         beta_initializer, gamma_initializer, moving_mean_initializer, moving_variance_initializer: initial values.
@@ -58,12 +59,12 @@ class BatchNormalization(keras.layers.Layer):
         inputs: a float tensor of any rank; sizes other than the channel's may be unknown.
         training: whether to use the statistics of this batch and update the moving ones.
         mask: true (or nonzero) where a value counts. It holds one value per position, that is the axes that are averaged
-            over in their order: (N, T) for inputs (N, T, C), and (N, T) for inputs (N, C, T) with axis 1. One of the inputs' rank
-            broadcasts against them. Masked values are normalized, but act on no statistic.
+            over in their order: (N, T) for inputs (N, T, C), and (N, T) for inputs (N, C, T) with axis 1. One of the inputs'
+            rank broadcasts against them. Masked values are normalized, but act on no statistic.
         residual: a tensor like the inputs, added before the activation.
 
-    A batch that would poison the moving statistics (NaN or infinity in any channel, no values, everything masked) leaves them
-    as they were; `skipped_batches` counts such batches. With one value per channel a variance cannot be told: the layer
+    A batch that would poison the moving statistics (NaN or infinity in any channel, no values, everything masked) leaves
+    them as they were; `skipped_batches` counts such batches. With one value per channel a variance cannot be told: the layer
     warns once, and the moving variance stays as it was.
 
     Raises:
@@ -266,7 +267,7 @@ class BatchNormalization(keras.layers.Layer):
         return normalize_samples(self._engine.xp, wide, gamma, beta, self.epsilon, geometry)
 
     def _activated(self, compute: Callable[..., Any], residual: Any, *args: Any, **options: Any) -> Any:
-        """Runs an engine's function with residual and activation fused where kernels know the activation, else applies it after."""
+        """Runs an engine's function with residual and activation fused; one that no kernel knows is applied after it."""
         slope = arguments.fused_slope(self.activation)
         fused = compute(*args, residual=residual, negative_slope=1.0 if slope is None else slope, **options)
         if slope is not None:
@@ -297,16 +298,17 @@ class BatchNormalization(keras.layers.Layer):
         if len(mask.shape) < geometry.rank and set(axes) & set(geometry.axis):
             self._warn_once(
                 "mask",
-                f"{self.name}: the mask of shape {tuple(mask.shape)} covers the channel axis of inputs {geometry.shape} (axis="
-                f"{self.axis}), as masks from keras.layers.Masking do; one per position has the axes {geometry.reduced}",
+                f"{self.name}: the mask of shape {tuple(mask.shape)} covers the channel axis of inputs {geometry.shape} "
+                f"(axis={self.axis}), as masks from keras.layers.Masking do; one per position has the axes "
+                f"{geometry.reduced}",
             )
 
     def _warn_of_single_values(self, moments: Moments) -> None:
         if isinstance(moments.count, int) and moments.count == 1:
             self._warn_once(
                 "single",
-                f"{self.name}: training with one value per channel: its variance is 0 and the output beta, whatever the input. "
-                "The moving variance is left alone; use larger batches, or freeze the layer",
+                f"{self.name}: training with one value per channel: its variance is 0 and the output beta, "
+                "whatever the input. The moving variance is left alone; use larger batches, or freeze the layer",
             )
 
     def _warn_once(self, kind: str, message: str) -> None:

@@ -1,6 +1,6 @@
-"""A layer and the moments of a batch go in; its moving statistics have followed them, or batch renormalization has used them.
+"""A layer and the moments of a batch go in; its moving statistics follow them, and batch renormalization corrects by them.
 
-Everything here is state: values are read from variables and assigned to them, by the formulas of `core.running` and `core.renorm`.
+Variables are read and assigned here; the formulas are those of `core.running` and `core.renorm`.
 """
 
 from __future__ import annotations

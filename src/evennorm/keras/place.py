@@ -1,4 +1,4 @@
-"""A Keras model and a word for where go in; a copy of the model with batch normalization there, and only there, comes out."""
+"""A Keras model and a word for where go in; a copy of it with batch normalization there, and only there, comes out."""
 
 from __future__ import annotations
 
@@ -35,22 +35,24 @@ def place(model: keras.Model, where: Where, drop_bias: bool = True, **options: A
     policies and trainable flags. The original is left as it was, and the result is not compiled.
 
     A hidden layer is any that stands in front of the output layers: the last layers with weights on the way to each output,
-    with all that follows them. Activations are those that Dense, EinsumDense and the convolutions apply themselves, activation
-    layers, and `keras.activations` or `keras.ops` called on tensors; softmax is none, since what reads it needs probabilities.
-    Recurrent and attention layers keep theirs inside and are left alone, as are wrappers such as TimeDistributed.
+    with all that follows them. Activations are those that Dense, EinsumDense and the convolutions apply themselves,
+    activation layers, and `keras.activations` or `keras.ops` called on tensors; softmax is none, since what reads it needs
+    probabilities. Recurrent and attention layers keep theirs inside and are left alone, as are wrappers such as
+    TimeDistributed.
 
     Args:
-        model: a Sequential or functional model with known input shapes; batch and spatial sizes may be unknown. Models nested
-            in it are rewritten too. What is shared stays shared: a layer with weights that is called twice gets one
+        model: a Sequential or functional model with known input shapes; batch and spatial sizes may be unknown. Models
+            nested in it are rewritten too. What is shared stays shared: a layer with weights that is called twice gets one
             normalization, called twice.
         where: "none"; "before", between a layer and its activation, for which an activation that the layer applies itself
             becomes a layer of its own; "after", behind the activation; "input", as the first layer behind every input of
-            numbers, but for what must see raw values or tells which axis is the channel (preprocessing, masking, reshaping). Or a
-            function that is called with each hidden layer and returns None, "before" (only for layers with or of an
+            numbers, but for what must see raw values or tells which axis is the channel (preprocessing, masking, reshaping).
+            Or a function that is called with each hidden layer and returns None, "before" (only for layers with or of an
             activation) or "after" (directly behind any layer).
-        drop_bias: leave out the bias of a layer whose output goes to the normalization and nowhere else: beta does its work.
-        **options: arguments for each BatchNormalization, such as `momentum` or `epsilon`. Its axis is 1 behind channels-first
-            layers, else -1; it is named after the layer that it normalizes, and takes over dtype policy and trainable flag.
+        drop_bias: leave out the bias of a layer whose output goes to the normalization only: beta does its work.
+        **options: arguments for each BatchNormalization, such as `momentum` or `epsilon`. Its axis is 1 behind
+            channels-first layers, else -1; it is named after the layer that it normalizes, and takes over dtype
+            policy and trainable flag.
 
     Raises:
         ArgumentError: a subclassed model, one without input shape, a placement that does not exist or that the model has no
@@ -62,7 +64,7 @@ def place(model: keras.Model, where: Where, drop_bias: bool = True, **options: A
         >>> import keras
         >>> from evennorm.keras import place
         >>> model = keras.Sequential(
-        ...     [keras.Input((8,)), keras.layers.Dense(4, activation="relu", name="hidden"), keras.layers.Dense(2, name="out")]
+        ...     [keras.Input((8,)), keras.layers.Dense(4, "relu", name="hidden"), keras.layers.Dense(2, name="out")]
         ... )
         >>> [layer.name for layer in place(model, "before").layers]
         ['hidden', 'hidden_bn', 'hidden_relu', 'out']
@@ -91,8 +93,9 @@ def place(model: keras.Model, where: Where, drop_bias: bool = True, **options: A
 
 
 _HIDDEN = (
-    "none of its hidden layers has an activation that can be told apart (those inside recurrent, attention, wrapper and custom "
-    "layers cannot), and output layers are not touched; use where='input', or a function that names layers to normalize 'after'"
+    "none of its hidden layers has an activation that can be told apart (those inside recurrent, attention, wrapper and "
+    "custom layers cannot), and output layers are not touched; use where='input', or a function that names layers to "
+    "normalize 'after'"
 )
 _NO_PLACE = {
     "before": _HIDDEN,
@@ -141,12 +144,14 @@ class _Plan:
         answer = self._where(operation)
         if answer not in (None, "before", "after"):
             raise ArgumentError(
-                f"the function given as where returns None, 'before' or 'after'; it returned {answer!r} for {operation.name!r}"
+                f"the function given as where returns None, 'before' or 'after'; it returned {answer!r} for "
+                f"{operation.name!r}"
             )
         if answer == "before" and not has_activation:
             raise ArgumentError(
                 f"'before' is the place between a layer and its activation, and {operation.name!r} of class "
-                f"{type(operation).__name__} has none of its own; return 'after' for it, or 'before' for the activation layer"
+                f"{type(operation).__name__} has none of its own; return 'after' for it, or 'before' for the activation "
+                "layer"
             )
         return answer
 
@@ -163,8 +168,8 @@ class _Plan:
     def _put_after(self, sites: Sites, node: Node) -> None:
         if len(node.outputs) != 1:
             raise ArgumentError(
-                f"batch normalization takes one tensor, and {node.operation.name!r} of class {type(node.operation).__name__} "
-                f"returns {len(node.outputs)}; return None for it"
+                f"batch normalization takes one tensor, and {node.operation.name!r} of class "
+                f"{type(node.operation).__name__} returns {len(node.outputs)}; return None for it"
             )
         self._normalized.add(id(node.outputs[0]))
         self.after[node] = [self._normalization(sites, node.outputs[0], node.operation)]
@@ -273,8 +278,8 @@ def _refuse_hidden_normalization(sites: Sites) -> None:
         if isinstance(operation, BatchNormalization) and len(data_inputs(node)) > 1:
             given = ", ".join(sorted(node.arguments.kwargs)) or "several tensors"
             raise ArgumentError(
-                f"batch normalization is taken out before it is placed anew, and {operation.name!r} is called with {given}, which "
-                "nothing else could take; write the addition as a layer of its own"
+                f"batch normalization is taken out before it is placed anew, and {operation.name!r} is called with {given}, "
+                "which nothing else could take; write the addition as a layer of its own"
             )
         if not isinstance(operation, keras.Layer) or is_model(operation) or is_normalization(operation):
             continue
@@ -282,8 +287,9 @@ def _refuse_hidden_normalization(sites: Sites) -> None:
         inner = [x for x in operation._flatten_layers(include_self=False) if isinstance(x, kinds)]
         if inner:
             raise ArgumentError(
-                f"batch normalization is taken out before it is placed anew, and that cannot be done inside {operation.name!r} of "
-                f"class {type(operation).__name__}, which holds {inner[0].name!r}; put its layers into the model itself"
+                f"batch normalization is taken out before it is placed anew, and that cannot be done inside "
+                f"{operation.name!r} of class {type(operation).__name__}, which holds {inner[0].name!r}; put its "
+                "layers into the model itself"
             )
 
 
@@ -291,8 +297,8 @@ def _check_options(options: dict[str, Any]) -> None:
     settled = sorted(set(options) & {"axis", "name", "dtype", "trainable", "activation", "weights"})
     if settled:
         raise ArgumentError(
-            f"options are arguments of BatchNormalization that are the same for every layer, such as momentum; place decides "
-            f"{' and '.join(settled)} itself; received {', '.join(f'{key}={options[key]!r}' for key in settled)}"
+            f"options are arguments of BatchNormalization that are the same for every layer, such as momentum; place "
+            f"decides {' and '.join(settled)} itself; received {', '.join(f'{key}={options[key]!r}' for key in settled)}"
         )
     try:
         BatchNormalization(name="options", **options)  # wrong ones are refused also where nothing is placed

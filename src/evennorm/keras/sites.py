@@ -1,4 +1,4 @@
-"""The graph of a Keras model goes in; what batch normalization may stand at comes out: activations, sources, channel axes."""
+"""A Keras model's graph goes in; what batch normalization may stand at comes out: activations, sources, channel axes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def has_fused_activation(operation: Operation) -> bool:
 
 
 def is_activation(operation: Operation) -> bool:
-    """Whether an operation is an activation and nothing else; a batch normalization with one counts, since it leaves that."""
+    """Whether an operation is an activation and nothing else; a batch normalization with one counts: it leaves that."""
     if isinstance(operation, layers.Activation | BatchNormalization):
         return operation.activation not in NO_ACTIVATION
     from_keras = type(operation).__module__.startswith("keras.")
@@ -155,7 +155,7 @@ class Sites:
         return part
 
     def origin(self, tensor: Tensor) -> tuple[Operation | None, Any]:
-        """What a tensor is the value of, seen through activations: the layer with weights if there is one, and a key of both.
+        """What a tensor is the value of, seen through activations: the layer with weights if there is one; a key of both.
 
         A layer shared by two branches gives both the same key, so that they share a normalization too; an activation layer
         shared by many convolutions does not.
@@ -181,8 +181,8 @@ class Sites:
             axis = next((a for a in self._axes_behind(tensor, rank)), -1)
         if rank < 2 or tensor.shape[axis] is None:
             raise ArgumentError(
-                f"gamma and beta need a channel axis of known size; the tensor {tensor.name!r} of model {self.model.name!r} has "
-                f"shape {tuple(tensor.shape)} and channel axis {axis}; give that size in keras.Input"
+                f"gamma and beta need a channel axis of known size; the tensor {tensor.name!r} of model {self.model.name!r} "
+                f"has shape {tuple(tensor.shape)} and channel axis {axis}; give that size in keras.Input"
             )
         return axis
 

@@ -46,7 +46,8 @@ class Labelled:
         x_test, y_test = self._samples("test", self.x_test), self._labels("test", self.y_test, self.x_test)
         if x.shape[1:] != x_test.shape[1:]:
             raise InputError(
-                f"{self.source}: training and test samples must have one shape; received {x.shape[1:]} and {x_test.shape[1:]}"
+                f"{self.source}: training and test samples must have one shape; "
+                f"received {x.shape[1:]} and {x_test.shape[1:]}"
             )
         unknown = np.setdiff1d(y_test, known)
         if len(unknown):
@@ -60,8 +61,8 @@ class Labelled:
             raise InputError(f"{self.source}: {part} samples must be numbers; received an array of {x.dtype}")
         if x.ndim not in (2, 3, 4) or 0 in x.shape:
             raise InputError(
-                f"{self.source}: {part} samples are an array (samples, features), (samples, height, width) or (samples, height, "
-                f"width, channels), none of them 0; received {x.shape}"
+                f"{self.source}: {part} samples are an array (samples, features), (samples, height, width) or (samples, "
+                f"height, width, channels), none of them 0; received {x.shape}"
             )
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
             scaled = x.astype("float32") / 255 if x.dtype == np.uint8 else x.astype("float32")
@@ -73,7 +74,8 @@ class Labelled:
     def _labels(self, part: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         if len(y.shape) not in (1, 2) or len(y) != len(x):
             raise InputError(
-                f"{self.source}: one label per sample is needed; received {len(x)} {part} samples and labels of shape {y.shape}"
+                f"{self.source}: one label per sample is needed; "
+                f"received {len(x)} {part} samples and labels of shape {y.shape}"
             )
         if y.ndim == 2 and y.shape[1] > 1:
             if y.dtype.kind not in "buif" or not (np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()):

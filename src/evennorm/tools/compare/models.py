@@ -94,7 +94,8 @@ def load_model(model: str, data: Data) -> Architecture:
         name, build = model, _from_function(model, data)
     else:
         raise InputError(
-            f"models are article-cnn, paper-mlp, a .keras file or module:function; received {model!r}, which is none of these"
+            f"models are article-cnn, paper-mlp, a .keras file or module:function; "
+            f"received {model!r}, which is none of these"
         )
     built = build()
     _check(name, built, data)
@@ -161,7 +162,8 @@ def _from_function(name: str, data: Data) -> Callable[[], keras.Model]:
     unmet = [parameter for parameter in unmet if parameter not in given]
     if unmet:
         raise InputError(
-            f"--model {name}: it is called with input_shape and classes, as far as it has these; {', '.join(unmet)} needs a default"
+            f"--model {name}: it is called with input_shape and classes, as far as it has these; "
+            f"{', '.join(unmet)} needs a default"
         )
 
     def build() -> keras.Model:

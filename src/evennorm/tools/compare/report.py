@@ -69,7 +69,8 @@ class Comparison:
             partial.replace(out / "curves.png")
         except OSError as error:
             raise InputError(
-                f"cannot write {out / 'curves.png'}: {error.strerror}; make room and repeat the command, nothing is trained twice"
+                f"cannot write {out / 'curves.png'}: {error.strerror}; make room and repeat the command, "
+                "nothing is trained twice"
             ) from error
         finally:
             partial.unlink(missing_ok=True)

@@ -161,15 +161,16 @@ class Study:
         if found is None:
             if self._study.get_trials(deepcopy=False):
                 raise InputError(
-                    f"{self.settings.place} holds a study {self.settings.study_name!r} of another program; choose another --out"
+                    f"{self.settings.place} holds a study {self.settings.study_name!r} of another program; "
+                    "choose another --out"
                 )
             self._study.set_user_attr(SETTINGS, fingerprint)
         elif found != fingerprint:
             names = [name for name in fingerprint | found if found.get(name) != fingerprint.get(name)]
             differences = "; ".join(f"{name} {found.get(name)} there, {fingerprint.get(name)} here" for name in names)
             raise InputError(
-                f"{self.settings.place} was made by other settings ({differences}); choose another --out, or the settings it was "
-                "made by"
+                f"{self.settings.place} was made by other settings ({differences}); choose another --out, "
+                "or the settings it was made by"
             )
 
     @contextmanager

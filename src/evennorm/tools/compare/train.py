@@ -140,7 +140,7 @@ class Trainer:
 
 
 def seed_of(seed: int, repeat: int) -> int:
-    """The seed of a repeat: of initial weights, dropout and the order of the samples, in every placement and at every rate."""
+    """The seed of a repeat in every placement and at every rate: of initial weights, dropout and the order of samples."""
     return int(np.random.SeedSequence([seed, repeat]).generate_state(1)[0])
 
 

@@ -36,7 +36,8 @@ def choose(
     its statistics are not (normalized values off by 5e-3 at mean 1000), so that `core` serves there. cuDNN, which is behind
     it on a GPU, takes no epsilon below 1.001e-5.
 
-    `compiled` tells whether the compiled kernel is there (for JAX it is a module of its own); `forced`, from the environment variable EVENNORM_KERNEL, names another.
+    `compiled` tells whether the compiled kernel is there (for JAX it is a module of its own); `forced`, from the environment
+    variable EVENNORM_KERNEL, names another.
 
     Example:
         >>> choose("tensorflow", "float32", training=False), choose("tensorflow", "float32", training=True)

@@ -30,11 +30,10 @@ def _train(
 ) -> tuple[Any, Moments]:
     wide = reference.wide(xp, x)
     gamma, beta = (None if p is None else xp.astype(p, wide.dtype) for p in (gamma, beta))
-    arrays = {"x": x, "gamma": gamma, "beta": beta, "residual": residual, "mask": mask}
-    arrays = _all_varying({name: a for name, a in arrays.items() if a is not None})
-    of_one_dtype = residual is None or residual.dtype == x.dtype
-    kernel = choose("jax", x.dtype.name, training=True) if of_one_dtype else "reference"
-    options = Options(epsilon, negative_slope, kernel)
+    residual = None if residual is None else xp.astype(residual, x.dtype)
+    given = {"x": x, "gamma": gamma, "beta": beta, "residual": residual, "mask": mask}
+    arrays = _all_varying({name: a for name, a in given.items() if a is not None})
+    options = Options(epsilon, negative_slope, choose("jax", x.dtype.name, training=True))
     y, *statistics = forward_p.bind(
         *arrays.values(), given=tuple(arrays), linear=(), options=options, wanted=("y", *STATISTICS)
     )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from evennorm.core.moments import Moments, count_of
+from evennorm.core.moments import Moments, count_of, moments
 from evennorm.core.normalize import activate, normalize
 from evennorm.core.tangents import tangents
 from evennorm.jax.namespace import xp
@@ -34,21 +34,24 @@ class Options(NamedTuple):
 
 def forward(given: Arrays, _: Arrays, options: Options, wanted: Names) -> Arrays:
     """y and the statistics of x; signs, where wanted: which elements of y the activation let through, a bit each."""
-    inputs = (given["x"], *map(given.get, ("gamma", "beta", "residual", "mask")))
+    x, gamma, beta, residual, mask = given["x"], *map(given.get, ("gamma", "beta", "residual", "mask"))
     if "signs" not in wanted:
-        y, moments = reference.forward(xp, *inputs, *options[:2])
-        return {"y": y, **_statistics(moments)}
-    z, moments = reference.forward(xp, *inputs, options.epsilon, 1.0)
+        y, statistics = reference.forward(xp, x, gamma, beta, residual, mask, *options[:2])
+        return {"y": y, **_named(statistics)}
+    wide = reference.wide(xp, x)
+    statistics = moments(xp, wide, mask)
+    z = normalize(xp, wide, statistics, gamma, beta, options.epsilon, residual=reference.wide(xp, residual))
     signs = jnp.packbits(_in_runs(~(z <= 0)), axis=-1, bitorder="little")
-    return {"y": activate(xp, z, options.negative_slope), **_statistics(moments), "signs": signs}
+    y = xp.astype(activate(xp, z, options.negative_slope), xp.dtype(x))
+    return {"y": y, **_named(statistics), "signs": signs}
 
 
 def tangent(saved: Arrays, moving: Arrays, options: Options, wanted: Names) -> Arrays:
     """How y, mean_low and variance move with `moving`: tangents of some of x, gamma, beta and residual."""
     x, gamma = reference.wide(xp, saved["x"]), saved.get("gamma")
     wide = {name: reference.wide(xp, t) for name, t in moving.items()}
-    moments, mask = _moments(saved), saved.get("mask")
-    t = tangents(xp, x, moments, gamma, options.epsilon, *map(wide.get, ("x", "gamma", "beta")), mask=mask)
+    statistics, mask = _statistics(saved), saved.get("mask")
+    t = tangents(xp, x, statistics, gamma, options.epsilon, wide.get("x"), wide.get("gamma"), wide.get("beta"), mask)
     z = t.z if "residual" not in wide else wide["residual"] if t.z is None else t.z + wide["residual"]
     z = xp.broadcast_to(z, xp.shape(x))
     found = {"y": xp.astype(_gated(z, saved, options), xp.dtype(saved["x"])), "mean_low": t.mean, "variance": t.variance}
@@ -58,12 +61,13 @@ def tangent(saved: Arrays, moving: Arrays, options: Options, wanted: Names) -> A
 def backward(saved: Arrays, cotangents: Arrays, options: Options, wanted: Names) -> Arrays:
     """The transpose of `tangent`: from derivatives of some of y, mean_low and variance to those of the inputs."""
     dy = cotangents.get("y")
-    dz = _gated(jnp.zeros_like(saved["x"]) if dy is None else dy, saved, options)
+    dz = _gated(reference.wide(xp, jnp.zeros_like(saved["x"]) if dy is None else dy), saved, options)
     gamma, beta = saved.get("gamma"), saved.get("beta")
     d_mean, d_variance = cotangents.get("mean_low"), cotangents.get("variance")
-    moments, mask = _moments(saved), saved.get("mask")
-    g = reference.backward(xp, dz, saved["x"], moments, gamma, beta, None, mask, options.epsilon, 1.0, d_mean, d_variance)
-    return {name: dz if name == "residual" else getattr(g, name) for name in wanted}
+    statistics, mask = _statistics(saved), saved.get("mask")
+    g = reference.backward(xp, dz, saved["x"], statistics, gamma, beta, None, mask, options.epsilon, 1.0, d_mean, d_variance)
+    found = g._replace(residual=xp.astype(dz, xp.dtype(saved["x"])))._asdict()
+    return {name: found[name] for name in wanted}
 
 
 def over_views(function: Callable[..., Arrays]) -> Callable[..., Arrays]:
@@ -78,11 +82,11 @@ def over_views(function: Callable[..., Arrays]) -> Callable[..., Arrays]:
     return run
 
 
-def _statistics(moments: Moments) -> Arrays:
-    return {"mean": moments.mean, "mean_low": moments.mean_low, "variance": moments.variance}
+def _named(statistics: Moments) -> Arrays:
+    return {"mean": statistics.mean, "mean_low": statistics.mean_low, "variance": statistics.variance}
 
 
-def _moments(saved: Arrays) -> Moments:
+def _statistics(saved: Arrays) -> Moments:
     count = count_of(xp, reference.wide(xp, saved["x"]), saved.get("mask"))
     return Moments(count, saved["mean"], saved["mean_low"], saved["variance"])
 
@@ -97,7 +101,7 @@ def _gated(z: jax.Array, saved: Arrays, options: Options) -> jax.Array:
         closed = (bits == 0).reshape(z.shape)
     else:
         x, gamma, beta = reference.wide(xp, saved["x"]), saved.get("gamma"), saved.get("beta")
-        closed = normalize(xp, x, _moments(saved), gamma, beta, options.epsilon) <= 0
+        closed = normalize(xp, x, _statistics(saved), gamma, beta, options.epsilon) <= 0
     return jnp.where(closed, 0.0 if options.negative_slope == 0 else options.negative_slope * z, z)
 
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "batch_norm.h"
+#include "channels.h"
 #include "pages.h"
 
 namespace nb = nanobind;
@@ -105,6 +106,15 @@ NB_MODULE(_cpu, m) {
         const nb::gil_scoped_release released;
         (what == 0 ? all.gradient_sums : what == 1 ? all.input_gradient : all.backward)(call, process_workers());
       });
+  m.def("follow", [](int dtype, int64_t groups, int64_t channels, int64_t count, uintptr_t mean, uintptr_t mean_low, uintptr_t variance,
+                     bool unbiased, double decay, uintptr_t running_mean, uintptr_t running_mean_low, uintptr_t running_variance) {
+    const auto as = [&]<class A>(A*) {
+      const auto array = [](uintptr_t address) { return static_cast<A*>(at(address)); };
+      return follow<A>({array(mean), array(mean_low), array(variance)}, count, groups, channels, unbiased, decay, array(running_mean),
+                       array(running_mean_low), array(running_variance));
+    };
+    return dtype_of(dtype) == Dtype::float64 ? as(static_cast<double*>(nullptr)) : as(static_cast<float*>(nullptr));
+  });
   m.def("sign_bytes", [](const Sizes& sizes, const Sizes& y_strides) {
     return current().sign_bytes(shape_of(sizes), view(1, y_strides));
   });

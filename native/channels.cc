@@ -74,13 +74,48 @@ void parameter_gradients_of(const A* variance, double epsilon, const A* sum_dz, 
   }
 }
 
+template <class A>
+bool follow(const Statistics<A>& batch, int64_t count, int64_t groups, int64_t channels, bool unbiased, double decay, A* running_mean,
+            A* running_mean_low, A* running_variance) {
+  if (count == 0 || groups == 0 || channels == 0) return false;
+  const A correction = unbiased && count > 1 ? static_cast<A>(count) / static_cast<A>(count - 1) : A{1};
+  const auto mean_low = [&](int64_t c) {
+    A sum = 0;
+    for (int64_t i = c; i < groups * channels; i += channels) sum += (batch.mean[i] - batch.mean[c]) + batch.mean_low[i];
+    return sum / static_cast<A>(groups);
+  };
+  const auto variance = [&](int64_t c) {
+    A sum = 0;
+    for (int64_t i = c; i < groups * channels; i += channels) sum += batch.variance[i] * correction;
+    return sum / static_cast<A>(groups);
+  };
+  for (int64_t c = 0; c < channels; ++c) {
+    if (!std::isfinite(batch.mean[c] + mean_low(c)) || !std::isfinite(variance(c))) return false;
+  }
+  const A share = static_cast<A>(1 - decay), old_share = static_cast<A>(decay);
+  for (int64_t c = 0; c < channels; ++c) {
+    // A mean set from outside leaves a low part behind that belongs to another value; it is then at most rounding.
+    const A old = running_mean[c], limit = static_cast<A>(0x1p-24) * std::abs(old);
+    const A before = running_mean_low[c] > limit ? limit : running_mean_low[c] < -limit ? -limit : running_mean_low[c];
+    const A low = before + ((batch.mean[c] - old) + (mean_low(c) - before)) * share;
+    running_mean[c] = old + low;
+    running_mean_low[c] = low - (running_mean[c] - old);
+    if (count == 1) continue;  // no variance can be told
+    // From the nearer end: with decay 0, 1 + (1e-6 - 1) * 1 would have lost most of the new 1e-6.
+    const A was = running_variance[c], is = variance(c);
+    running_variance[c] = decay < 0.5 ? is + (was - is) * old_share : was + (is - was) * share;
+  }
+  return true;
+}
+
 #define EVENNORM_FOR(A)                                                                                                              \
   template bool moments_of<A>(const double*, const double*, double, int64_t, bool, A*, A*, A*, A*);                                  \
   template void linear_of<A>(const Statistics<A>&, const A*, const A*, double, int64_t, Coefficients<A>);                            \
   template void centred_sums_of<A>(const double*, const double*, const A*, int64_t, A*, A*);                                         \
   template void input_gradient_of<A>(const Statistics<A>&, const A*, double, const A*, const A*, const A*, const A*, double, int64_t, \
                                      Coefficients<A>);                                                                               \
-  template void parameter_gradients_of<A>(const A*, double, const A*, const A*, int64_t, int64_t, A*, A*);
+  template void parameter_gradients_of<A>(const A*, double, const A*, const A*, int64_t, int64_t, A*, A*);                           \
+  template bool follow<A>(const Statistics<A>&, int64_t, int64_t, int64_t, bool, double, A*, A*, A*);
 EVENNORM_FOR(float)
 EVENNORM_FOR(double)
 

@@ -49,4 +49,10 @@ template <class A>
 void parameter_gradients_of(const A* variance, double epsilon, const A* sum_dz, const A* sum_dz_centred, int64_t groups,
                             int64_t channels, A* d_gamma, A* d_beta);
 
+// Lets running statistics follow one batch of `count` values per group and channel, as core/running.py defines: false, and nothing
+// is written, where the batch is empty or not finite. Ghost batches, (groups, channels), count the same.
+template <class A>
+bool follow(const Statistics<A>& batch, int64_t count, int64_t groups, int64_t channels, bool unbiased, double decay, A* running_mean,
+            A* running_mean_low, A* running_variance);
+
 }  // namespace evennorm

@@ -179,6 +179,16 @@ class Engine:
         )
         return geometry.restore(self.xp, y, sizes)
 
+    def follow(
+        self, running: tuple[Array, Array, Array], moments: Moments, decay: float, unbiased: bool = False
+    ) -> bool | None:
+        """Writes running mean, its low part and running variance in place, as `core.running` has it.
+
+        Returns:
+            Whether the batch was accepted; None where the engine writes nothing in place, or not now.
+        """
+        return None
+
     def _geometry(self, x: Array, axis: int | Iterable[int]) -> Geometry:
         shape = tuple(size if isinstance(size, int) else None for size in self.xp.shape(x))
         return Geometry(shape, axis)

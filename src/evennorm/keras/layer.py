@@ -258,7 +258,7 @@ class BatchNormalization(keras.layers.Layer):
             y, moments = self._activated(engine.train, residual, geometry, x, gamma, beta, **options)
         if self.mode == 0:
             self._warn_of_single_values(moments)
-            moving.follow(self, self._engine.xp, self._bookkeeping, moments)
+            moving.follow(self, self._engine, self._bookkeeping, moments)
         return y
 
     def _per_sample(self, x: Any, geometry: Geometry) -> Any:

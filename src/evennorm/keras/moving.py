@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from keras import ops
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from evennorm.core import renorm, running
+from evennorm.core.engine import Engine
 from evennorm.core.geometry import Geometry
 from evennorm.core.moments import Moments
 from evennorm.core.namespace import Namespace
@@ -19,8 +21,25 @@ if TYPE_CHECKING:
     from evennorm.keras.layer import BatchNormalization
 
 
-def follow(layer: BatchNormalization, xp: Namespace, bookkeeping: Bookkeeping, moments: Moments) -> None:
+def follow(layer: BatchNormalization, engine: Engine, bookkeeping: Bookkeeping, moments: Moments) -> None:
     """Lets the moving statistics follow one batch."""
+    if not _in_place(layer, engine, bookkeeping, moments):
+        _by_assignment(layer, engine.xp, bookkeeping, moments)
+
+
+def _in_place(layer: BatchNormalization, engine: Engine, bookkeeping: Bookkeeping, moments: Moments) -> bool:
+    """The same in one call, where the engine has one: in torch's eager mode the many small operations outlast the large ones."""
+    if layer.momentum is None or layer.renorm or in_stateless_scope():
+        return False
+    variables = layer.moving_mean, bookkeeping.moving_mean_low, layer.moving_variance
+    running = tuple(variable.value for variable in variables)
+    accepted = engine.follow(running, moments, layer.momentum, layer.unbiased_variance)
+    if accepted is False:
+        bookkeeping.count(accepted)
+    return accepted is not None
+
+
+def _by_assignment(layer: BatchNormalization, xp: Namespace, bookkeeping: Bookkeeping, moments: Moments) -> None:
     moments = Moments(moments.count, *(xp.stop_gradient(statistic) for statistic in moments[1:]))
     batch = running.summary(xp, moments, layer.unbiased_variance)
     decay = _decay(layer, xp, batch)

@@ -54,6 +54,20 @@ def backward(
     negative_slope: float,
     count: float,
 ) -> None: ...
+def follow(
+    dtype: int,
+    groups: int,
+    channels: int,
+    count: int,
+    mean: int,
+    mean_low: int,
+    variance: int,
+    unbiased: bool,
+    decay: float,
+    running_mean: int,
+    running_mean_low: int,
+    running_variance: int,
+) -> bool: ...
 def sign_bytes(sizes: Four, y_strides: Four) -> int: ...
 def instruction_set() -> str: ...
 def use_instruction_set(name: str) -> None: ...

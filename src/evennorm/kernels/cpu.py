@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from evennorm.core.geometry import Geometry, Strides
+from evennorm.core.moments import Moments
 from evennorm.core.namespace import Array
 from evennorm.core.normalize import Gradients
 
@@ -211,6 +212,18 @@ def backward(
         d_beta,
         None if not has_residual else dy if d_residual is None else d_residual,
     )
+
+
+def follow(memory: Memory, running: tuple[Array, Array, Array], moments: Moments, decay: float, unbiased: bool) -> bool:
+    """Writes running mean, its low part and running variance after one more batch; False where `core.running` refuses the batch.
+
+    All arrays are dense and of one precision.
+    """
+    address = memory.address
+    groups, channel = memory.sizes(moments.mean)
+    of_batch = (address(statistic) for statistic in moments[1:])
+    kept = (address(statistic) for statistic in running)
+    return _cpu.follow(memory.dtype(moments.mean), groups, channel, moments.count, *of_batch, unbiased, decay, *kept)
 
 
 def _fresh_like(memory: Memory, x: Array) -> Array:

@@ -12,6 +12,7 @@ from torch import Tensor
 from evennorm.core.engine import Engine
 from evennorm.core.geometry import Geometry
 from evennorm.core.moments import Moments, count_of
+from evennorm.kernels import cpu as kernel
 from evennorm.kernels import reference
 from evennorm.torch import cpu, op
 from evennorm.torch.namespace import xp
@@ -121,6 +122,18 @@ class _TorchEngine(Engine):
         return super().infer(
             geometry, x, mean, variance, gamma, beta, epsilon=epsilon, negative_slope=negative_slope, residual=residual
         )
+
+    def follow(
+        self, running: tuple[Tensor, Tensor, Tensor], moments: Moments, decay: float, unbiased: bool = False
+    ) -> bool | None:
+        dtype = moments.mean.dtype
+        given = (*running, *moments[1:])
+        dense = all(t.dtype is dtype and t.is_contiguous() for t in given)
+        if torch.compiler.is_compiling() or not (dense and isinstance(moments.count, int) and cpu.serves(*given)):
+            return None
+        accepted = kernel.follow(cpu.memory, running, moments, decay, unbiased)
+        torch.autograd.graph.increment_version(running)
+        return accepted
 
     @staticmethod
     def _served_by(x: Tensor, *others: Tensor | None) -> Any:

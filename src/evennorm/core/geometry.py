@@ -127,8 +127,8 @@ class Geometry:
     ) -> tuple[Strides, list[Strides]] | None:
         """The view of arrays that lie in memory with these `strides`, in elements, as sizes and strides of its four axes.
 
-        No array is copied: whichever reduced axes merge in all of them become outer and inner, in the order of the first array's
-        memory. None where more than two of them remain, or the channel axes do not merge.
+        No array is copied: whichever reduced axes merge in all of them become outer and inner, in the order of the first
+        array's memory. None where more than two of them remain, or the channel axes do not merge.
         """
         groups = self._groups(sizes[0], group_size)
         rows = [list(stride) for stride in strides]

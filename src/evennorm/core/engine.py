@@ -54,7 +54,7 @@ class Engine:
             virtual_batch_size: samples per ghost batch, each with statistics of its own; divides the first axis.
 
         Returns:
-            y, of x's shape and dtype, and the `Moments` of the parameter shape (with one leading axis more for ghost batches);
+            y, of x's shape and dtype, and the `Moments` of the parameter shape (with a leading axis more for ghost batches);
             variance is the biased one, and mean + mean_low the mean.
 
         Raises:
@@ -199,8 +199,8 @@ class Engine:
         received = tuple(self.xp.shape(parameter))
         if received != geometry.parameter_shape:
             raise ShapeError(
-                f"gamma, beta, mean and variance have one value per channel, shape {geometry.parameter_shape} for an array of "
-                f"shape {geometry.shape} with axis={geometry.axis}; received shape {received}"
+                f"gamma, beta, mean and variance have one value per channel, shape {geometry.parameter_shape} for an array "
+                f"of shape {geometry.shape} with axis={geometry.axis}; received shape {received}"
             )
         return parameter if len(received) == 1 else self.xp.reshape(parameter, (geometry.channel,))
 

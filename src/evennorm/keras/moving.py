@@ -28,7 +28,7 @@ def follow(layer: BatchNormalization, engine: Engine, bookkeeping: Bookkeeping, 
 
 
 def _in_place(layer: BatchNormalization, engine: Engine, bookkeeping: Bookkeeping, moments: Moments) -> bool:
-    """The same in one call, where the engine has one: in torch's eager mode the many small operations outlast the large ones."""
+    """The same in one call, where the engine has one: in torch's eager mode many small operations outlast the large ones."""
     if layer.momentum is None or layer.renorm or in_stateless_scope():
         return False
     variables = layer.moving_mean, bookkeeping.moving_mean_low, layer.moving_variance

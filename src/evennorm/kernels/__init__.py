@@ -33,8 +33,8 @@ def choose(
     JAX, whose compiler fuses inference by itself.
 
     "fused" is TensorFlow's FusedBatchNormV3. At inference, on centred channels-last arrays, it is exact to rounding. In
-    training its statistics are not (normalized values off by 5e-3 at mean 1000), so that `core` serves there. cuDNN, which is
-    behind it on a GPU, takes no epsilon below 1.001e-5.
+    training its statistics are not (normalized values off by 5e-3 at mean 1000), so that `core` serves there. cuDNN, which
+    is behind it on a GPU, takes no epsilon below 1.001e-5.
 
     `compiled` tells whether the compiled kernel is there (for JAX it is a module of its own); `forced`, from the environment
     variable EVENNORM_KERNEL, names another.

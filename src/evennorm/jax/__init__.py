@@ -41,12 +41,15 @@ def _train(
 
 
 def _all_varying(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Under shard_map, parameters that all devices share as arrays of each device, whose derivatives JAX then adds up."""
-    axes: dict[str, frozenset[str]] = {name: getattr(jax.typeof(a), "vma", frozenset()) for name, a in arrays.items()}
+    """Under shard_map, parameters that the devices share as arrays of each device, whose derivatives JAX then adds up."""
+    axes = {name: _varying_axes(a) for name, a in arrays.items()}
     together = frozenset().union(*axes.values())
-    if not together:
-        return arrays
     return {name: _varying(a, tuple(together - axes[name])) for name, a in arrays.items()}
+
+
+def _varying_axes(x: jax.Array) -> frozenset[str]:
+    kind = jax.typeof(x)  # has it under another name from JAX 0.10 on
+    return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
 
 
 def _varying(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:

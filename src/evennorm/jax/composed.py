@@ -1,14 +1,14 @@
 """The reference kernel as functions of named JAX arrays: batch normalization, its tangents and its gradients.
 
-What every lowering computes, and what second derivatives are taken of. Arrays are views (..., groups, outer, channel, inner), with
-any number of axes in front along which all of them, parameters and statistics included, are independent.
+What every lowering computes, and what second derivatives are taken of. Arrays are views (..., groups, outer, channel,
+inner) with any number of axes in front, along which all are independent, parameters and statistics included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,9 +41,8 @@ def forward(given: Arrays, _: Arrays, options: Options, wanted: Names) -> Arrays
     wide = reference.wide(xp, x)
     statistics = moments(xp, wide, mask)
     z = normalize(xp, wide, statistics, gamma, beta, options.epsilon, residual=reference.wide(xp, residual))
-    signs = jnp.packbits(_in_runs(~(z <= 0)), axis=-1, bitorder="little")
     y = xp.astype(activate(xp, z, options.negative_slope), xp.dtype(x))
-    return {"y": y, **_named(statistics), "signs": signs}
+    return {"y": y, **_named(statistics), "signs": _packed(~(z <= 0))}
 
 
 def tangent(saved: Arrays, moving: Arrays, options: Options, wanted: Names) -> Arrays:
@@ -96,18 +95,34 @@ def _gated(z: jax.Array, saved: Arrays, options: Options) -> jax.Array:
     if options.negative_slope == 1:
         return z
     if "signs" in saved:
-        runs = _in_runs(z)
-        bits = jnp.unpackbits(saved["signs"], axis=-1, count=runs.shape[-1], bitorder="little")
-        closed = (bits == 0).reshape(z.shape)
+        closed = ~_unpacked(saved["signs"], z.shape)
     else:
         x, gamma, beta = reference.wide(xp, saved["x"]), saved.get("gamma"), saved.get("beta")
         closed = normalize(xp, x, _statistics(saved), gamma, beta, options.epsilon) <= 0
     return jnp.where(closed, 0.0 if options.negative_slope == 0 else options.negative_slope * z, z)
 
 
-def _in_runs(view: jax.Array) -> jax.Array:
-    """The view in the runs of contiguous elements that the compiled kernels keep signs by, each of which begins a byte."""
-    groups, outer, channel, inner = view.shape
+def _packed(view: jax.Array) -> jax.Array:
+    """Booleans as bits, in the compiled kernels' order; as they are where there are none, or their number is a symbol."""
+    if not _has_bits(view.shape):
+        return view
+    return jnp.packbits(view.reshape(_runs(view.shape)), axis=-1, bitorder="little")
+
+
+def _unpacked(signs: jax.Array, shape: tuple[Any, ...]) -> jax.Array:
+    if not _has_bits(shape):
+        return signs
+    bits = jnp.unpackbits(signs, axis=-1, count=_runs(shape)[-1], bitorder="little")
+    return bits.reshape(shape).astype(bool)
+
+
+def _has_bits(shape: tuple[Any, ...]) -> bool:
+    return all(isinstance(size, int) and size > 0 for size in shape)
+
+
+def _runs(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The runs of contiguous elements that the compiled kernels keep signs by; each begins a byte."""
+    groups, outer, channel, inner = shape
     if channel == 1:
-        return view.reshape(groups, outer * inner)
-    return view.reshape(groups, outer, channel) if inner == 1 else view
+        return groups, outer * inner
+    return (groups, outer, channel) if inner == 1 else shape

@@ -1,8 +1,8 @@
 """What the primitives become in a program: calls of the compiled kernels on CPU, the composed form everywhere else.
 
-The composed form also serves masks, programs that are exported (they run anywhere, and may hold no calls that only this package
-knows), and arrays that XLA itself spreads over several devices, which it can do to the parts of the composed form alone. Inside
-`shard_map` every device has its own array, and the kernels serve.
+The composed form also serves masks, programs that are exported (they run anywhere, and may hold no calls that only this
+package knows), and arrays that XLA itself spreads over several devices, which it can do to the parts of the composed form
+alone. Inside `shard_map` every device has its own array, and the kernels serve.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _register(primitive: Primitive, composed: Callable[..., Any], on_cpu: Callab
         call = on_cpu(**params) if _kernel_may_serve(ctx, params["given"], params["options"]) else None
         return (composed if call is None else call)(ctx, *operands, **({} if call else params))
 
-    mlir.register_lowering(primitive, choose, platform="cpu", cacheable=False)
+    mlir.register_lowering(primitive, choose, platform="cpu")
 
 
 def _kernel_may_serve(ctx: Any, given: Names, options: Options) -> bool:

@@ -1,8 +1,8 @@
-"""Batch normalization as three JAX primitives, so that every derivative of any order is right and reverse mode runs one kernel.
+"""Batch normalization as three JAX primitives, so that derivatives of any order are right and reverse mode runs one kernel.
 
-`forward` gives y and the statistics. Its derivative by the inputs is linear, and a primitive of its own, `tangent`; the transpose
-of that is `backward`, which compiled kernels serve, and the transpose of `backward` is `tangent` again. Derivatives of these two
-are those of the composed form. The statistics are outputs that carry derivatives, so that second ones pass through them.
+`forward` gives y and the statistics. Its derivative by the inputs is linear, and a primitive of its own, `tangent`. The
+transpose of that is `backward`, which compiled kernels serve, and whose transpose is `tangent` again. Derivatives of these
+two are those of the composed form. The statistics are outputs that carry derivatives, so that second ones pass through them.
 
 Operands stand in the order of `given` + `linear`, results in that of `wanted`.
 """
@@ -49,7 +49,7 @@ def _primitive(name: str, function: Callable[..., Any]) -> tuple[Primitive, Call
 
     def types(*operands: Any, **params: Any) -> Any:
         """Those of the composed form, so that sizes without a number and arrays on a mesh are as JAX has them."""
-        return jax.make_jaxpr(partial(compose, **params))(*operands).out_avals
+        return list(jax.make_jaxpr(partial(compose, **params))(*operands).out_avals)
 
     def batched(operands: Any, axes: Any, **params: Any) -> tuple[list[Any], list[int]]:
         size = next(a.shape[axis] for a, axis in zip(operands, axes, strict=True) if axis is not None)

@@ -14,6 +14,7 @@ except ImportError:  # the one dependency without which there is no command at a
     sys.exit(2)
 
 from evennorm import __version__
+from evennorm.cli.bench import bench
 from evennorm.cli.compare import compare
 from evennorm.cli.explain import explain
 
@@ -39,3 +40,4 @@ def main() -> None:
 
 main.add_command(explain)
 main.add_command(compare)
+main.add_command(bench)

@@ -1,0 +1,189 @@
+"""`evennorm bench`: how long batch normalization takes on this machine, ours, its rivals' and the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from evennorm.tools.bench.cases import Case
+    from evennorm.tools.bench.report import Benchmark
+    from evennorm.tools.bench.rows import Row
+
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended, as shells have it."""
+
+BUSY = 0.5
+"""Load average from which the user is told that others were running."""
+
+_NOTES = """\
+ms         median of all rounds, with the quartiles
+ours       how many times as long as ours it takes; above 1 evennorm is faster
+copy       how many times as long as the fastest copy of x into fresh memory
+GB/s       bytes that have to be read and written once, by time
+saved      memory kept between the passes, in sizes of x
+"""
+
+
+@click.command()
+@click.option(
+    "--engine", metavar="ENGINE", help="torch, jax, tensorflow or numpy. [default: KERAS_BACKEND, else the first installed]"
+)
+@click.option(
+    "--shapes",
+    default="usual",
+    show_default=True,
+    metavar="LIST",
+    help="Sizes as they lie in memory, :first where channels are axis 1: 32x56x56x64,8x64x7x7:first; or usual, or all.",
+)
+@click.option("--layouts", default="", metavar="LIST", help="last, first or both, for every shape. [default: as written]")
+@click.option("--dtypes", default="float32", show_default=True, metavar="LIST", help="float32, float64, bfloat16, float16.")
+@click.option("--activations", default="relu", show_default=True, metavar="LIST", help="relu, none.")
+@click.option(
+    "--residuals", default="no", show_default=True, metavar="LIST", help="no, yes: an array added before the activation."
+)
+@click.option(
+    "--passes", default="forward,both", show_default=True, metavar="LIST", help="forward, both (forward + backward)."
+)
+@click.option("--against", metavar="LIST", help="Rivals, as in 'torch eager,torch.compile'. [default: all of the engine]")
+@click.option("--threads", type=int, metavar="N", help="For the engine. [default: as many as there are cores]")
+@click.option("--rounds", type=int, metavar="N", help="Samples of each figure. [default: by time, 9 to 101]")
+@click.option("--each-alone", is_flag=True, help="Measure again, every contestant in a process of its own.")
+@click.option("--json", "json_file", metavar="FILE", help="Write all samples, with device and versions.")
+@click.option("--plot", metavar="FILE", help="Draw a PNG: bandwidth of everyone beside that of a copy.")
+@click.pass_context
+def bench(ctx: click.Context, json_file: str | None, plot: str | None, **options: Any) -> None:
+    """Measure batch normalization on this machine: evennorm, its rivals, and a copy as the limit.
+
+    \b
+    evennorm bench --engine torch
+    evennorm bench --engine jax --shapes all --json jax.json --plot jax.png
+    evennorm bench --shapes 64x28x28x128 --layouts both --dtypes float32,bfloat16 --residuals no,yes
+
+    Everyone is measured in turns within one process, memory that is taken and given back included. Close what else runs.
+
+    Exit code 0: it is measured; 2: it could not be; 130: interrupted.
+    """
+    for name in ("layouts", "dtypes", "activations", "residuals", "passes"):
+        options[name] = _words(options[name])
+    if options["layouts"] == ["both"]:
+        options["layouts"] = ["last", "first"]
+    options["against"] = None if options["against"] is None else _words(options["against"])
+    from evennorm.tools.bench import bench as measured
+
+    try:
+        with _bar() as progress:
+            found = measured(progress=progress, **options)
+    except KeyboardInterrupt:
+        click.echo("evennorm: interrupted", err=True)
+        ctx.exit(INTERRUPTED)
+    if json_file is not None:
+        found.write(json_file)
+    if plot is not None:
+        from evennorm.tools.bench.picture import draw
+
+        draw(found, plot)
+    _print(found)
+    for what, path in (("All samples", json_file), ("Picture", plot)):
+        if path is not None:
+            click.echo(f"{what}: {path}")
+
+
+def _words(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr; yields what moves it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def move(done: int, total: int) -> None:
+            bar.update(task, description=f"{done} of {total} cases", completed=done, total=total)
+
+        yield move
+
+
+def _print(found: Benchmark) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from evennorm.tools.bench.cases import PASSES
+
+    console = Console(highlight=False)
+    settings = found.settings
+    kernels = ", ".join(f"{dtype}: {kernel}" for dtype, kernel in found.kernels.items())
+    threads = f"{settings.threads} thread{'s' if settings.threads > 1 else ''}"
+    engine_version = found.environment["versions"].get(settings.engine, "")
+    console.print(Text(f"{settings.engine} {engine_version}, {threads} on {found.environment['device']}"), soft_wrap=True)
+    console.print(Text(f"Kernel of evennorm for {kernels}\n"), soft_wrap=True)
+    if (load := found.environment["load before"] or 0) > BUSY:
+        busy = f"The machine was busy before (load average {load}): close what else runs and measure again.\n"
+        console.print(Text(busy, style="yellow"), soft_wrap=True)
+    for protocol in found.protocols:
+        for case in settings.cases:
+            for passes in settings.passes:
+                title = f"{case}, {PASSES[passes]}, {case.bytes / 1e6:.3g} MB, {protocol}"
+                console.print(Text(title, style="bold"), soft_wrap=True)
+                console.print(_table(found, protocol, case, passes))
+                console.print()
+    console.print(Text(_NOTES), soft_wrap=True)
+    left_out = dict.fromkeys((row.contestant, row.reason) for row in found.rows if row.reason)
+    for name, reason in left_out:
+        cases = dict.fromkeys(str(row.case) for row in found.rows if (row.contestant, row.reason) == (name, reason))
+        console.print(Text(f"Not measured: {name} at {'; '.join(cases)}: {reason}"), soft_wrap=True)
+    if left_out:
+        console.print()
+    for protocol in found.protocols:
+        console.print(Text(f"{_in_words(protocol)}, rival's time by ours, x of 1 MB or more in the mean:"), soft_wrap=True)
+        for summary in found.summaries():
+            if summary.protocol == protocol:
+                console.print(Text(f"  {summary.sentence()}", style="bold"), soft_wrap=True)
+
+
+def _in_words(protocol: str) -> str:
+    return {"in turns": "In turns in one process", "alone": "Each in a process of its own"}[protocol]
+
+
+def _table(found: Benchmark, protocol: str, case: Case, passes: str) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("", no_wrap=True, min_width=22)
+    for header in ("ms", "", "ours", "copy", "GB/s", "saved"):
+        table.add_column(header, justify="left" if header == "" else "right", no_wrap=True)
+    limit = found.limit(protocol, case)
+    for row in found.measured(protocol, case, passes):
+        table.add_row(*_cells(found, row, limit))
+    return table
+
+
+def _cells(found: Benchmark, row: Row, limit: Row | None) -> tuple[str, ...]:
+    from evennorm.tools.bench.contestants import LIMIT
+
+    low, high = row.quartiles
+    ratio = found.ratio(row)
+    is_copy = row.family == LIMIT
+    bandwidth = 2 * row.case.bytes / row.median / 1e6 if is_copy else row.bandwidth
+    return (
+        row.contestant,
+        _milliseconds(row.median),
+        f"({_milliseconds(low)} to {_milliseconds(high)})",
+        "" if ratio is None else f"{ratio:.2f}",
+        "" if limit is None else f"{row.median / limit.median:.2f}",
+        f"{bandwidth:.1f}" if row.case.large else "",
+        "" if row.saved_bytes is None else f"{row.saved_bytes / row.case.bytes:.2f}",
+    )
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.4f}" if value < 0.1 else f"{value:.3f}" if value < 10 else f"{value:.1f}"

@@ -1,0 +1,183 @@
+"""Who is measured on torch: our op and layer; F.batch_norm eagerly, compiled, in oneDNN's format; Keras's layer; copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812, as torch's own documentation has it
+from torch import Tensor
+
+from evennorm.kernels import cpu as kernels
+from evennorm.tools.bench import keras_layers
+from evennorm.tools.bench.cases import Case
+from evennorm.tools.bench.contestants import (
+    CHEAP_COPY,
+    COPY,
+    EPSILON,
+    KERAS,
+    LIMIT,
+    OUR_LAYER,
+    OURS,
+    Calls,
+    Contestant,
+    Data,
+    NotServed,
+)
+
+
+def place(case: Case, data: Data) -> Data:
+    """Tensors as torch's operations take them: channels on axis 1, and in memory where the layout has them."""
+    dtype = getattr(torch, case.dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def tensor(values: np.ndarray | None, dtype: torch.dtype) -> Any:
+        return None if values is None else torch.from_numpy(values).to(dtype)
+
+    x, dy, residual = (_channels_second(case, tensor(a, dtype)) for a in (data.x, data.dy, data.residual))
+    return Data(_leaf(x), dy, _leaf(tensor(data.gamma, wide)), _leaf(tensor(data.beta, wide)), _leaf(residual))
+
+
+def contestants() -> list[Contestant]:
+    """In the order of tables."""
+    return [
+        Contestant(OURS, OURS, None, _ours),
+        Contestant("F.batch_norm, relu", "torch eager", OURS, partial(_eager, in_place=False)),
+        Contestant("F.batch_norm, relu_", "torch eager", OURS, partial(_eager, in_place=True)),
+        Contestant("torch.compile", "torch.compile", OURS, _compiled),
+        Contestant("oneDNN", "oneDNN", OURS, _onednn),
+        Contestant(OUR_LAYER, OUR_LAYER, None, partial(_keras, build=keras_layers.ours)),
+        Contestant(KERAS, KERAS, OUR_LAYER, partial(_keras, build=keras_layers.theirs)),
+        Contestant(COPY, LIMIT, None, _copy),
+        Contestant(CHEAP_COPY, LIMIT, None, _cheap_copy),
+    ]
+
+
+def _ours(case: Case, data: Data) -> Calls:
+    from evennorm.torch import batch_norm
+
+    activation = "relu" if case.relu else None
+
+    def y() -> Tensor:
+        return batch_norm(
+            data.x, data.gamma, data.beta, axis=1, epsilon=EPSILON, activation=activation, residual=data.residual
+        )[0]
+
+    return _calls(case, y, data)
+
+
+def _formula(case: Case, in_place: bool, x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None) -> Tensor:
+    y = F.batch_norm(x, None, None, gamma, beta, training=True, eps=EPSILON)
+    if residual is not None:
+        y = y.add_(residual) if in_place else y + residual
+    if not case.relu:
+        return y
+    return F.relu_(y) if in_place else F.relu(y)
+
+
+def _eager(case: Case, data: Data, in_place: bool) -> Calls:
+    if in_place and not (case.relu or case.residual):
+        raise NotServed("with neither activation nor residual it is the same as the one above")
+    return _calls(case, lambda: _formula(case, in_place, data.x, data.gamma, data.beta, data.residual), data)
+
+
+def _compiled(case: Case, data: Data) -> Calls:
+    torch.compiler.reset()  # its limit of recompilations is for one program, not for a list of cases
+    compiled = torch.compile(partial(_formula, case, False), dynamic=False)
+    return _calls(case, lambda: compiled(data.x, data.gamma, data.beta, data.residual), data)
+
+
+def _onednn(case: Case, data: Data) -> Calls:
+    """On tensors that lie in oneDNN's own format before the clock starts."""
+    if case.dtype != "float32" or case.layout != "first" or len(case.shape) != 4:
+        raise NotServed("torch trains in oneDNN's format on float32 images with channels first only")
+    x, dy, residual = (None if a is None else a.detach().to_mkldnn() for a in (data.x, data.dy, data.residual))
+    leaves = Data(_leaf(x), dy, data.gamma, data.beta, _leaf(residual))
+    return _calls(case, lambda: _formula(case, False, leaves.x, leaves.gamma, leaves.beta, leaves.residual), leaves)
+
+
+def _keras(case: Case, data: Data, build: Callable[[Case, Data], keras_layers.Built]) -> Calls:
+    """On the same memory with its axes in Keras's order."""
+    detached = Data(*(None if a is None else a.detach() for a in data))
+    apply, layer = build(case, detached)
+    x, dy, residual = (_as_in_memory(case, a) for a in (detached.x, detached.dy, detached.residual))
+    leaves = Data(_leaf(x), dy, layer.gamma.value, layer.beta.value, _leaf(residual))
+    return _calls(case, lambda: apply(x, residual), leaves, in_memory_order=True)
+
+
+def _copy(case: Case, data: Data) -> Calls:
+    x = data.x.detach()
+    return _calls(case, lambda: x.clone(memory_format=torch.preserve_format))
+
+
+def _cheap_copy(case: Case, data: Data) -> Calls:
+    """Into memory as our kernels take it."""
+    from evennorm.torch.cpu import memory
+
+    if not kernels.AVAILABLE:
+        raise NotServed("the compiled kernels, whose memory it takes, are not installed")
+    x = data.x.detach()
+    return _calls(case, lambda: kernels._fresh_like(memory, x).copy_(x))
+
+
+def _calls(case: Case, y: Callable[[], Tensor], data: Data | None = None, in_memory_order: bool = False) -> Calls:
+    """`y` and its gradients by the leaves of `data`; none without data."""
+
+    def values(found: Tensor | tuple[Tensor, ...]) -> list[np.ndarray]:
+        arrays = []
+        for tensor in (found,) if isinstance(found, Tensor) else found:
+            dense = tensor.detach().to_dense() if tensor.layout == torch._mkldnn else tensor.detach()
+            dense = _as_in_memory(case, dense) if dense.ndim > 1 and not in_memory_order else dense
+            arrays.append(dense.to(torch.promote_types(dense.dtype, torch.float32)).numpy())
+        return arrays
+
+    if data is None:
+        return Calls(y, None, values)
+    leaves = [leaf for leaf in (data.x, data.gamma, data.beta, data.residual) if leaf is not None]
+
+    def both() -> tuple[Tensor, ...]:
+        found = y()
+        return found, *torch.autograd.grad(found, leaves, data.dy)
+
+    return Calls(y, both, values, partial(saved_bytes, y, leaves[1:3]))
+
+
+def saved_bytes(y: Callable[[], Tensor], parameters: list[Tensor]) -> int:
+    """Bytes that autograd keeps between the passes, each piece of memory once; parameters live anyway.
+
+    Example:
+        >>> x = torch.zeros(100, requires_grad=True)
+        >>> saved_bytes(lambda: x.exp(), []), saved_bytes(lambda: x + 1, [])
+        (400, 0)
+    """
+    kept: dict[Any, int] = {}
+    known = {_place(parameter) for parameter in parameters}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if _place(tensor) not in known:
+            kept[_place(tensor)] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        alive = y()
+    del alive
+    return sum(kept.values())
+
+
+def _place(tensor: Tensor) -> Any:
+    return id(tensor) if tensor.layout == torch._mkldnn else tensor.untyped_storage().data_ptr()
+
+
+def _leaf(tensor: Any) -> Any:
+    return None if tensor is None else tensor.requires_grad_()
+
+
+def _channels_second(case: Case, tensor: Any) -> Any:
+    return tensor if tensor is None or case.layout == "first" else tensor.movedim(-1, 1)
+
+
+def _as_in_memory(case: Case, tensor: Any) -> Any:
+    return tensor if tensor is None or case.layout == "first" else tensor.movedim(1, -1)

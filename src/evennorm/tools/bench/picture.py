@@ -1,0 +1,104 @@
+"""A finished benchmark goes in; a picture of everyone's bandwidth under that of a copy, a panel per pass, comes out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from secrets import token_hex
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from evennorm.errors import InputError
+from evennorm.tools.bench.cases import PASSES, Case, shape_text
+from evennorm.tools.bench.contestants import LIMIT, OUR_LAYER, OURS
+from evennorm.tools.bench.report import Benchmark
+from evennorm.tools.bench.rows import ALONE, IN_TURNS
+
+OUR_STYLES = {OURS: ("#0072B2", "o"), OUR_LAYER: ("#56B4E9", "s")}
+"""Okabe and Ito's colours, which differ for colour-blind eyes too; markers tell them apart in grey."""
+
+RIVAL_STYLES = (("#D55E00", "^"), ("#E69F00", "v"), ("#009E73", "D"), ("#CC79A7", "P"), ("#999999", "X"))
+WIDTH = 0.72
+"""Of the markers of one case, where the next case is 1 away."""
+
+IN_WORDS = {IN_TURNS: "in turns in one process", ALONE: "each in a process of its own"}
+
+
+def draw(found: Benchmark, path: str | os.PathLike[str], protocol: str = IN_TURNS) -> None:
+    """Writes a PNG: for each case the GB/s of each family's best, with quartiles, under the roof that a copy sets.
+
+    Cases below 1 MB are left out where there are others: they show what a call costs, not what memory allows.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    cases = [case for case in found.settings.cases if case.large] or list(found.settings.cases)
+    panels = found.settings.passes
+    width = max(6.4, 1.6 + 1.25 * len(cases))
+    figure = Figure(figsize=(width, 1.7 + 3.0 * len(panels)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False).flatten()
+    for panel, passes in zip(axes, panels, strict=True):
+        _draw_panel(panel, found, protocol, cases, passes)
+    axes[-1].set_xticks(range(len(cases)), [_label(case) for case in cases], fontsize=8)
+    versions = found.environment["versions"]
+    machine = f"{found.environment['device']}, threads: {found.settings.threads}"
+    engine = f"{found.settings.engine} {versions.get(found.settings.engine, '')}"
+    figure.suptitle(f"Batch normalization in training, {engine}, {IN_WORDS[protocol]}\n{machine}", fontsize=10)
+    handles = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    _save(figure, Path(path))
+
+
+def _draw_panel(panel: Axes, found: Benchmark, protocol: str, cases: list[Case], passes: str) -> None:
+    styles = styles_of(found)
+    for i, case in enumerate(cases):
+        rows = found.measured(protocol, case, passes)
+        limit = found.limit(protocol, case)
+        if limit is not None:
+            roof = 2 * case.bytes / limit.median / 1e6
+            panel.hlines(roof, i - 0.46, i + 0.46, color="black", lw=1.6, label="a copy of x into fresh memory")
+        for j, (family, (colour, marker)) in enumerate(styles.items()):
+            row = min((row for row in rows if row.family == family), key=lambda row: row.median, default=None)
+            if row is None:
+                continue
+            x = i + WIDTH * ((j + 0.5) / len(styles) - 0.5)
+            slow, fast = (row.bandwidth * row.median / quartile for quartile in reversed(row.quartiles))
+            panel.vlines(x, slow, fast, color=colour, lw=1.6)
+            panel.vlines(x, 0, row.bandwidth, color=colour, lw=0.8, alpha=0.35)
+            panel.plot(x, row.bandwidth, marker, color=colour, ms=6, ls="none", label=family)
+    panel.set_title(PASSES[passes], fontsize=10)
+    panel.set_ylabel("GB/s of necessary traffic", fontsize=9)
+    panel.set_ylim(bottom=0)
+    panel.set_xlim(-0.6, len(cases) - 0.4)
+    panel.grid(axis="y", alpha=0.25)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.tick_params(labelsize=8)
+
+
+def styles_of(found: Benchmark) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each family that was measured, ours first."""
+    families = dict.fromkeys(row.family for row in found.rows if row.family != LIMIT and row.milliseconds)
+    rivals = [family for family in families if family not in OUR_STYLES]
+    ours = {family: style for family, style in OUR_STYLES.items() if family in families}
+    return ours | {family: RIVAL_STYLES[i % len(RIVAL_STYLES)] for i, family in enumerate(rivals)}
+
+
+def _label(case: Case) -> str:
+    """On several lines, so that neighbours have room."""
+    first, *rest = str(case).split(", ")
+    shape = shape_text(case.shape, "last")
+    return "\n".join([first.replace(f"{shape}:first", f"{shape}\nchannels first"), *rest, f"{case.bytes / 1e6:.3g} MB"])
+
+
+def _save(figure: Figure, path: Path) -> None:
+    partial = path.with_name(f".{token_hex(8)}.part")
+    try:
+        figure.savefig(partial, format="png")
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another place for the picture") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,122 @@
+"""Settings go in; processes that each load one engine measure, and their rows come out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from evennorm.errors import InputError
+from evennorm.tools.bench.rows import ALONE, IN_TURNS, Row
+from evennorm.tools.bench.settings import Settings
+
+Report = Callable[[int, int], None]
+"""Called with the number of cases done, and of all."""
+
+
+class Measured(NamedTuple):
+    """What the processes found."""
+
+    rows: list[Row]
+    kernels: dict[str, str]
+    """The kernel that served each dtype."""
+
+
+def run(settings: Settings, report: Report) -> Measured:
+    """Measures in turns in one process, and where it was asked for each contestant again in a process of its own.
+
+    Raises:
+        InputError: the engine is not there, or one of ours failed.
+    """
+    rows: list[Row] = []
+    kernels: dict[str, str] = {}
+    names: list[str] = []
+    done, total = 0, len(settings.cases) * (1 + settings.each_alone)
+    report(done, total)
+
+    def follow(protocol: str, only: str | None, counts: Callable[[], None]) -> None:
+        for event, detail in _events(settings, protocol, only):
+            if event == "contestants":
+                names[:] = detail
+            elif event == "kernels":
+                kernels.update(detail)
+            elif event == "rows":
+                rows.extend(Row.from_dict(row) for row in detail)
+                counts()
+
+    def one_case() -> None:
+        nonlocal done
+        done += 1
+        report(done, total)
+
+    follow(IN_TURNS, None, one_case)
+    if settings.each_alone:
+        for index, name in enumerate(list(names)):
+            follow(ALONE, name, lambda: None)
+            report(done + len(settings.cases) * (index + 1) // len(names), total)
+    return Measured(rows, kernels)
+
+
+def environment_for(settings: Settings) -> dict[str, str]:
+    """Variables that make the engine quiet, and give it so many threads."""
+    threads = str(settings.threads)
+    found = os.environ | dict.fromkeys(
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PJRT_NPROC", "TF_NUM_INTRAOP_THREADS"), threads
+    )
+    found |= {
+        "EVENNORM_NUM_THREADS": threads,
+        "KERAS_BACKEND": settings.engine,
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+    }
+    if any(case.dtype == "float64" for case in settings.cases):
+        found["JAX_ENABLE_X64"] = "1"
+    if settings.engine == "jax":
+        found["JAX_PLATFORMS"] = "cpu"
+    return found
+
+
+def _events(settings: Settings, protocol: str, only: str | None) -> Iterator[tuple[str, Any]]:
+    """What one process tells, line by line; it ends with this generator.
+
+    Raises:
+        InputError: it could not measure; its text is the process's own.
+    """
+    task = json.dumps({"settings": settings.as_dict(), "protocol": protocol, "only": only})
+    with (
+        tempfile.TemporaryFile("w+") as complaints,
+        subprocess.Popen(
+            [sys.executable, "-m", "evennorm.tools.bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+            env=environment_for(settings),
+        ) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        problem = None
+        try:
+            with suppress(BrokenPipeError):  # it ended already, and said why
+                process.stdin.write(task + "\n")
+                process.stdin.close()
+            for line in process.stdout:
+                event, detail = json.loads(line)
+                if event == "error":
+                    problem = detail
+                else:
+                    yield event, detail
+        except BaseException:  # nobody waits for the rest
+            process.terminate()
+            raise
+        code = process.wait()
+        if code != 0:
+            complaints.seek(0)
+            last = ([line for line in complaints.read().splitlines() if line.strip()] or [f"exit code {code}"])[-1]
+            raise InputError(problem or f"measuring on {settings.engine} ended early: {last.strip()}")

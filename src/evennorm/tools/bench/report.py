@@ -1,0 +1,202 @@
+"""Measured rows go in; what they show, in ratios and plain sentences, comes out, and the file that keeps it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import exp, fsum, log
+from pathlib import Path
+from typing import Any
+
+from evennorm.errors import InputError
+from evennorm.tools.atomic import write_text
+from evennorm.tools.bench.cases import PASSES, Case
+from evennorm.tools.bench.contestants import LIMIT
+from evennorm.tools.bench.rows import ALONE, IN_TURNS, Row
+from evennorm.tools.bench.settings import Settings
+
+FORMAT = "evennorm bench 1"
+"""Of the JSON file."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long as ours the best of a family takes in one case: above 1 we are faster."""
+
+    case: Case
+    rival: str
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Ratios of medians of one family of rivals, in one protocol and pass.
+
+    `mean` is the geometric mean over the large cases (x of 1 MB or more), None without any; `small` are the others.
+    """
+
+    protocol: str
+    passes: str
+    family: str
+    ours: str
+    mean: float | None
+    large: tuple[Ratio, ...]
+    small: tuple[Ratio, ...]
+
+    @property
+    def worst(self) -> Ratio | None:
+        """The large case in which we are least ahead."""
+        return min(self.large, key=lambda found: found.ratio, default=None)
+
+    @property
+    def slower(self) -> tuple[Ratio, ...]:
+        """The cases of any size in which we lose."""
+        return tuple(found for found in (*self.large, *self.small) if found.ratio < 1)
+
+    def sentence(self) -> str:
+        """What it comes to, losses included."""
+        against = f"{PASSES[self.passes]}, {self.ours} against {self.family}"
+        parts = []
+        if self.mean is not None and self.worst is not None:
+            direction = f"{self.mean:.2f} times as fast" if len(self.large) == 1 else f"geometric mean {self.mean:.2f}"
+            parts.append(
+                f"{direction}, worst {self.worst.ratio:.2f} at {self.worst.case}" if len(self.large) > 1 else direction
+            )
+        if self.small:
+            parts.append(", ".join(f"{found.ratio:.2f} at {found.case}" for found in self.small))
+        text = f"{against}: {'; '.join(parts)}"
+        if self.slower:
+            lost = ", ".join(f"{found.case} ({1 / found.ratio:.2f} times as long)" for found in self.slower)
+            text += f". evennorm is slower at {lost}"
+        return f"{text}."
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What was measured, where, and what it shows."""
+
+    settings: Settings
+    environment: Mapping[str, Any]
+    kernels: Mapping[str, str]
+    rows: tuple[Row, ...]
+
+    @property
+    def protocols(self) -> list[str]:
+        return [protocol for protocol in (IN_TURNS, ALONE) if any(row.protocol == protocol for row in self.rows)]
+
+    def measured(self, protocol: str, case: Case, passes: str) -> list[Row]:
+        """The rows of one case that have samples."""
+        return [
+            row for row in self.rows if (row.protocol, row.case, row.passes) == (protocol, case, passes) and row.milliseconds
+        ]
+
+    def limit(self, protocol: str, case: Case) -> Row | None:
+        """The fastest copy, in whichever pass it was timed."""
+        copies = [row for passes in PASSES for row in self.measured(protocol, case, passes) if row.family == LIMIT]
+        return min(copies, key=lambda row: row.median, default=None)
+
+    def ratio(self, row: Row) -> float | None:
+        """Of a rival's median to that of ours it is compared with; None for ours and the limit."""
+        by_name = {other.contestant: other for other in self.measured(row.protocol, row.case, row.passes)}
+        ours = by_name.get(row.ours or "")
+        return row.median / ours.median if ours and row.milliseconds else None
+
+    def summaries(self) -> list[Summary]:
+        """Protocol by protocol and pass by pass, families in the order they were measured in."""
+        found = []
+        for protocol in self.protocols:
+            for passes in self.settings.passes:
+                families = dict.fromkeys((row.family, row.ours) for row in self.rows if row.ours is not None)
+                for family, ours in families:
+                    ratios = [r for case in self.settings.cases if (r := self._best(protocol, passes, family, case))]
+                    if ratios and ours is not None:
+                        large = tuple(r for r in ratios if r.case.large)
+                        small = tuple(r for r in ratios if not r.case.large)
+                        mean = geometric_mean([r.ratio for r in large]) if large else None
+                        found.append(Summary(protocol, passes, family, ours, mean, large, small))
+        return found
+
+    def _best(self, protocol: str, passes: str, family: str, case: Case) -> Ratio | None:
+        rivals = [row for row in self.measured(protocol, case, passes) if row.family == family and row.ours is not None]
+        if not rivals:
+            return None
+        best = min(rivals, key=lambda row: row.median)
+        ratio = self.ratio(best)
+        return None if ratio is None else Ratio(case, best.contestant, ratio)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return {
+            "format": FORMAT,
+            "settings": self.settings.as_dict(),
+            "environment": dict(self.environment),
+            "kernels": dict(self.kernels),
+            "summaries": [
+                {
+                    "protocol": summary.protocol,
+                    "passes": summary.passes,
+                    "family": summary.family,
+                    "ours": summary.ours,
+                    "geometric mean": None if summary.mean is None else round(summary.mean, 3),
+                    "ratios": {str(r.case): round(r.ratio, 3) for r in (*summary.large, *summary.small)},
+                }
+                for summary in self.summaries()
+            ],
+            "rows": [row.as_dict() for row in self.rows],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Benchmark:
+        """What `as_dict` gave, also by way of JSON; summaries are taken from the rows.
+
+        Raises:
+            InputError: it is something else.
+        """
+        if values.get("format") != FORMAT:
+            raise InputError(f"a file of evennorm bench has the format {FORMAT!r}; received {values.get('format')!r}")
+        return cls(
+            Settings.from_dict(values["settings"]),
+            values["environment"],
+            values["kernels"],
+            tuple(Row.from_dict(row) for row in values["rows"]),
+        )
+
+    def to_json(self) -> str:
+        """The text of a file that `read` reads back; a row stands on one line."""
+        values = self.as_dict()
+        rows = ",\n".join(f"  {json.dumps(row)}" for row in values.pop("rows"))
+        head = json.dumps(values, indent=1)
+        return f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n'
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """
+        Raises:
+            InputError: the file cannot be written.
+        """
+        write_text(path, self.to_json())
+
+
+def read(path: str | os.PathLike[str]) -> Benchmark:
+    """The benchmark that `Benchmark.write` wrote.
+
+    Raises:
+        InputError: there is no such file, or it holds something else.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        return Benchmark.from_dict(values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is no result of evennorm bench: {error}") from error
+
+
+def geometric_mean(values: list[float]) -> float:
+    """
+    Example:
+        >>> geometric_mean([1.0, 4.0])
+        2.0
+    """
+    return exp(fsum(map(log, values)) / len(values))

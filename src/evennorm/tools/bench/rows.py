@@ -1,0 +1,68 @@
+"""The seconds of one contestant in one case go in; a row of the result, its median and quartiles, comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from statistics import median, quantiles
+from typing import Any
+
+from evennorm.tools.bench.cases import Case
+
+IN_TURNS, ALONE = "in turns", "alone"
+"""Protocols: all contestants in one process, one after the other in each round; or each in a process of its own."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant in one case and pass.
+
+    `milliseconds` has one sample per round; empty where the contestant could not take the case, which `reason` tells.
+    `saved_bytes` are kept between the passes; None where the engine does not let one look.
+    """
+
+    protocol: str
+    case: Case
+    passes: str
+    contestant: str
+    family: str
+    ours: str | None
+    milliseconds: tuple[float, ...] = ()
+    saved_bytes: int | None = None
+    reason: str | None = None
+
+    @property
+    def median(self) -> float:
+        return median(self.milliseconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The middle half of the samples lies between them.
+
+        Example:
+            >>> Row("in turns", Case((8, 16)), "both", "a", "a", None, (1.0, 2.0, 3.0, 4.0, 9.0)).quartiles
+            (2.0, 4.0)
+        """
+        if len(self.milliseconds) == 1:
+            return self.milliseconds[0], self.milliseconds[0]
+        low, _, high = quantiles(self.milliseconds, n=4, method="inclusive")
+        return low, high
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes that have to be moved, per time: GB/s."""
+        return self.case.necessary_bytes(self.passes) / self.median / 1e6
+
+    def as_dict(self) -> dict[str, Any]:
+        found = asdict(self)
+        if self.milliseconds:
+            low, high = self.quartiles
+            found["median"], found["quartiles"] = round(self.median, 5), [round(low, 5), round(high, 5)]
+        return found
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Row:
+        """What `as_dict` gave, also by way of JSON; median and quartiles are taken from the samples."""
+        known = {name: values[name] for name in cls.__dataclass_fields__}
+        case = Case(**{**known["case"], "shape": tuple(known["case"]["shape"])})
+        return cls(**{**known, "case": case, "milliseconds": tuple(known["milliseconds"])})

@@ -1,0 +1,107 @@
+"""Settings as one line of JSON on stdin go in; what this process measures, a line of JSON per case, comes out on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from evennorm.errors import EvennormError
+from evennorm.tools.bench.cases import Case
+from evennorm.tools.bench.clock import in_turns
+from evennorm.tools.bench.contestants import LIMIT, Calls, Contestant, Data, draw, module_of
+from evennorm.tools.bench.rows import Row
+from evennorm.tools.bench.settings import Settings
+
+
+def measure(settings: Settings, protocol: str, only: str | None = None) -> Iterator[list[Row]]:
+    """The rows of one case after the other, of all contestants or of `only` one, in this process.
+
+    Raises:
+        EvennormError: one of ours could not take a case; rivals that could not have rows that say why.
+    """
+    engine = module_of(settings.engine)
+    everyone = wanted(engine.contestants(), settings.families)
+    for case in settings.cases:
+        data = engine.place(case, draw(case))
+        taking_part = [one for one in everyone if only in (None, one.name)]
+        yield list(_rows(settings, protocol, case, data, taking_part))
+
+
+def wanted(everyone: list[Contestant], families: tuple[str, ...] | None) -> list[Contestant]:
+    """The rivals of the families that were asked for, ours that they are compared with, and the limit.
+
+    Raises:
+        EvennormError: a family that the engine does not have.
+    """
+    if families is None:
+        return everyone
+    known = dict.fromkeys(one.family for one in everyone if one.ours)
+    for family in families:
+        if family not in known:
+            raise EvennormError(f"on this engine evennorm is measured against {', '.join(known)}; received {family!r}")
+    ours = {one.ours for one in everyone if one.family in families}
+    return [one for one in everyone if one.family in (*families, LIMIT) or one.name in ours]
+
+
+def _rows(settings: Settings, protocol: str, case: Case, data: Data, everyone: list[Contestant]) -> Iterator[Row]:
+    ready: dict[Contestant, Calls] = {}
+    for one in everyone:
+        try:
+            ready[one] = calls = one.prepare(case, data)
+            calls.forward()
+            if calls.both is not None and "both" in settings.passes:
+                calls.both()
+        except Exception as error:
+            ready.pop(one, None)
+            if one.ours is None and one.family != LIMIT:
+                raise EvennormError(f"{one.name} failed on {case}: {_first_line(error)}") from error
+            for passes in settings.passes:
+                yield Row(protocol, case, passes, one.name, one.family, one.ours, reason=_first_line(error))
+    saved = {one: calls.saved() for one, calls in ready.items() if calls.saved is not None}
+    for passes in settings.passes:
+        calls_of = {
+            one: calls.forward if passes == "forward" or one.family == LIMIT else calls.both for one, calls in ready.items()
+        }
+        times = in_turns({one.name: call for one, call in calls_of.items() if call is not None}, settings.rounds)
+        for one in ready:
+            if one.name in times:
+                samples = tuple(round(1000 * seconds, 5) for seconds in times[one.name])
+                yield Row(protocol, case, passes, one.name, one.family, one.ours, samples, saved.get(one))
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return (text.splitlines()[0] if text else type(error).__name__)[:200]
+
+
+def contestant_names(settings: Settings) -> list[str]:
+    return [one.name for one in wanted(module_of(settings.engine).contestants(), settings.families)]
+
+
+def main(read: Callable[[], str] = sys.stdin.readline) -> None:
+    """Frameworks may print what they like: stdout belongs to the lines of JSON, and theirs goes to stderr."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def tell(event: str, detail: Any) -> None:
+        print(json.dumps([event, detail]), file=out, flush=True)
+
+    task = json.loads(read())
+    try:
+        settings = Settings.from_dict(task["settings"])
+        tell("contestants", contestant_names(settings))
+        for rows in measure(settings, task["protocol"], task["only"]):
+            tell("rows", [row.as_dict() for row in rows])
+        from evennorm.tools.bench.machine import served_by
+
+        tell("kernels", served_by(settings))
+    except EvennormError as error:
+        tell("error", str(error))
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

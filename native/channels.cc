@@ -85,8 +85,8 @@ bool follow(const Statistics<A>& batch, int64_t count, int64_t groups, int64_t c
     return sum / static_cast<A>(groups);
   };
   const auto variance = [&](int64_t c) {
-    A sum = 0;
-    for (int64_t i = c; i < groups * channels; i += channels) sum += batch.variance[i] * correction;
+    A sum = 0;  // of one value there is none
+    for (int64_t i = c; count > 1 && i < groups * channels; i += channels) sum += batch.variance[i] * correction;
     return sum / static_cast<A>(groups);
   };
   for (int64_t c = 0; c < channels; ++c) {
@@ -100,7 +100,7 @@ bool follow(const Statistics<A>& batch, int64_t count, int64_t groups, int64_t c
     const A low = before + ((batch.mean[c] - old) + (mean_low(c) - before)) * share;
     running_mean[c] = old + low;
     running_mean_low[c] = low - (running_mean[c] - old);
-    if (count == 1) continue;  // no variance can be told
+    if (count == 1) continue;
     // From the nearer end: with decay 0, 1 + (1e-6 - 1) * 1 would have lost most of the new 1e-6.
     const A was = running_variance[c], is = variance(c);
     running_variance[c] = decay < 0.5 ? is + (was - is) * old_share : was + (is - was) * share;

@@ -211,7 +211,7 @@ Workers& process_workers() {
   return *workers;
 }
 
-void set_num_threads(int threads) { asked_threads = std::max(0, threads); }
+void set_num_threads(int threads) { asked_threads = threads > 0 ? threads : from_environment(); }
 
 int num_threads() {
   int asked = asked_threads.load(std::memory_order_relaxed);

@@ -39,7 +39,7 @@ class Serial final : public Workers {
 // of threads compete for the cores; else a pool of our own. Serial inside another parallel region, and where the pool is busy.
 Workers& process_workers();
 
-// 0 follows the framework's setting, or the cores this process may use. Initially EVENNORM_NUM_THREADS.
+// 0 is the initial setting: EVENNORM_NUM_THREADS, or else the framework's, or else the cores that this process may use.
 void set_num_threads(int threads);
 int num_threads();
 

@@ -2,7 +2,18 @@
 
 from evennorm.core.geometry import Geometry
 from evennorm.errors import ArgumentError, EvennormError, InputError, MissingExtra, ShapeError
+from evennorm.kernels.threads import num_threads, set_num_threads
 
 __version__ = "0.1.0"
 
-__all__ = ["ArgumentError", "EvennormError", "Geometry", "InputError", "MissingExtra", "ShapeError", "__version__"]
+__all__ = [
+    "ArgumentError",
+    "EvennormError",
+    "Geometry",
+    "InputError",
+    "MissingExtra",
+    "ShapeError",
+    "__version__",
+    "num_threads",
+    "set_num_threads",
+]

@@ -1,7 +1,7 @@
 """The compiled CPU kernels (native/), on addresses. `kernels.cpu` is the only caller, and has checked everything.
 
-Sizes and strides are those of the view (groups, outer, channel, inner), strides in elements. An address of 0 is an array that is
-absent. Parameters, statistics and their derivatives are dense, float64 for float64 arrays and float32 for all others.
+Sizes and strides are those of the view (groups, outer, channel, inner), strides in elements. An address of 0 stands for an
+absent array. Parameters, statistics and their derivatives are dense, float64 for float64 arrays and float32 for all others.
 """
 
 from typing import Any

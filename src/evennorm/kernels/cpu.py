@@ -1,7 +1,7 @@
-"""The compiled CPU kernels: arrays as they lie in memory go in; y, statistics and gradients come out, in memory of their own.
+"""The compiled CPU kernels: arrays as they lie in memory go in; y, statistics and gradients come out, in new memory.
 
-What `kernels.reference` defines, without masks. Arrays of a library are reached through `Memory`, so that one text serves NumPy
-and torch. The activation's signs are kept as bits where a residual would otherwise have to be.
+What `kernels.reference` defines, without masks. Arrays of a library are reached through `Memory`, so that one text serves
+NumPy and torch. The activation's signs are kept as bits where a residual would otherwise have to be.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 HUGE = 1 << 20
 """Bytes from which an array is written to memory that was used before, or failing that in huge pages."""
 
+__all__ = ["AVAILABLE", "DTYPES", "Memory", "Saved", "_cpu", "backward", "follow", "forward", "inference"]
+
 _FLOAT64 = DTYPES["float64"]
 _MOMENTS, _NORMALIZE, _BOTH = range(3)
 _NOWHERE: Strides = (0, 0, 0, 0)
@@ -39,6 +41,7 @@ class Memory(NamedTuple):
     sizes: Callable[[Array], tuple[int, ...]]
     empty_like: Callable[[Array], Array]
     """Dense, its axes in the order of the array's memory."""
+    empty_contiguous: Callable[[Array], Array]
     from_dlpack: Callable[[Any], Array] | None
     """None where the library's own memory serves as well."""
     empty: Callable[[tuple[int, ...], Array], Array]
@@ -79,7 +82,7 @@ def forward(
     out: Array | None = None,
 ) -> tuple[Array, Saved]:
     """Training: `x` normalized by its own moments. Parameters are dense, in the precision that `x` is computed in."""
-    y = _fresh_like(memory, x) if out is None else out
+    y = _fresh_like(memory, x, geometry) if out is None else out
     sizes, (y_strides, x_strides, residual_strides), x, residual = _placed(memory, geometry, group_size, y, x, residual)
     groups, _, channel, _ = sizes
     statistics = memory.empty((3, groups, channel), x)
@@ -125,7 +128,7 @@ def inference(
     out: Array | None = None,
 ) -> Array:
     """`x` normalized by given statistics, dense and in the precision that `x` is computed in."""
-    y = _fresh_like(memory, x) if out is None else out
+    y = _fresh_like(memory, x, geometry) if out is None else out
     sizes, (y_strides, x_strides, residual_strides), x, residual = _placed(memory, geometry, None, y, x, residual)
     address = memory.address
     _cpu.forward(
@@ -166,8 +169,8 @@ def backward(
     d_variance: Array | None = None,
 ) -> Gradients:
     """The derivatives of `forward`."""
-    dx = _fresh_like(memory, x)
-    d_residual = _fresh_like(memory, x) if saved.signs is not None else None
+    dx = _fresh_like(memory, x, geometry)
+    d_residual = _fresh_like(memory, x, geometry) if saved.signs is not None else None
     sizes, (dx_strides, x_strides, dy_strides), x, dy = _placed(memory, geometry, group_size, dx, x, dy)
     if saved.signs is not None and sizes != saved.sizes:  # bits are counted along the runs that forward saw
         sizes, (dx_strides, x_strides, dy_strides), x, dy = _placed(
@@ -215,29 +218,35 @@ def backward(
 
 
 def follow(memory: Memory, running: tuple[Array, Array, Array], moments: Moments, decay: float, unbiased: bool) -> bool:
-    """Writes running mean, its low part and running variance after one more batch; False where `core.running` refuses the batch.
+    """Writes running mean, its low part and running variance after one more batch; False where `core.running` refuses it.
 
     All arrays are dense and of one precision.
     """
-    address = memory.address
+    address, dtype = memory.address, memory.dtype(moments.mean)
     groups, channel = memory.sizes(moments.mean)
-    of_batch = (address(statistic) for statistic in moments[1:])
-    kept = (address(statistic) for statistic in running)
-    return _cpu.follow(memory.dtype(moments.mean), groups, channel, moments.count, *of_batch, unbiased, decay, *kept)
+    mean, mean_low, variance = (address(statistic) for statistic in moments[1:])
+    kept = tuple(address(statistic) for statistic in running)
+    return _cpu.follow(dtype, groups, channel, moments.count, mean, mean_low, variance, unbiased, decay, *kept)
 
 
-def _fresh_like(memory: Memory, x: Array) -> Array:
-    sizes = memory.sizes(x)
+def _fresh_like(memory: Memory, x: Array, geometry: Geometry) -> Array:
+    """An array to write, in the order of x's memory, or contiguous where that order takes the channel axes apart."""
+    sizes, strides = memory.sizes(x), memory.strides(x)
     size = memory.item_bytes(x)
     for n in sizes:
         size *= n
-    if size < HUGE:
-        return memory.empty_like(x)
-    strides = memory.strides(x)
-    if memory.from_dlpack is not None and _dense(sizes, strides):
+    if (
+        size >= HUGE
+        and memory.from_dlpack is not None
+        and _dense(sizes, strides)
+        and _view(geometry, sizes, (strides,), None)
+    ):
         return memory.from_dlpack(_cpu.buffer(memory.dtype(x), sizes, strides))
     fresh = memory.empty_like(x)
-    _cpu.advise(memory.address(fresh), size)
+    if _view(geometry, sizes, (memory.strides(fresh),), None) is None:
+        fresh = memory.empty_contiguous(x)
+    if size >= HUGE:
+        _cpu.advise(memory.address(fresh), size)
     return fresh
 
 
@@ -263,6 +272,6 @@ def _placed(
         other = None if other is None else memory.copy_like(other, written)
         arrays = (written, x) if other is None else (written, x, other)
         found = _view(geometry, sizes, tuple(map(memory.strides, arrays)), group_size)
-    assert found is not None, "dense arrays of one order always have a view, unless channel axes lie apart"
+    assert found is not None, "dense arrays of one order have a view, and others are contiguous"
     four, strides = found
     return four, strides if other is not None else [*strides, _NOWHERE], x, other

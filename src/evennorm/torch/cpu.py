@@ -27,6 +27,7 @@ memory = cpu.Memory(
     strides=Tensor.stride,
     sizes=lambda x: tuple(x.shape),
     empty_like=torch.empty_like,
+    empty_contiguous=lambda x: torch.empty_like(x, memory_format=torch.contiguous_format),
     from_dlpack=torch.from_dlpack,
     empty=lambda shape, x: x.new_empty(shape) if x.dtype is torch.float32 else torch.empty(shape, dtype=wide(x)),
     empty_bytes=lambda size: torch.empty(size, dtype=torch.uint8),

@@ -122,7 +122,7 @@ def _save_all(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
 
 def _second_backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
     """Through the composed form, which autograd differentiates itself."""
-    given = [None if t is None else t.detach().requires_grad_(t.is_floating_point()) for t in ctx.saved_tensors]
+    given: list[Any] = [None if t is None else t.detach().requires_grad_(t.is_floating_point()) for t in ctx.saved_tensors]
     dy, d_statistics, x, statistics, gamma, beta = given
     with torch.enable_grad():
         _, d_mean, d_variance = (None,) * 3 if d_statistics is None else d_statistics.unbind()

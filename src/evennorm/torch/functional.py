@@ -23,6 +23,8 @@ __all__ = ["batch_norm", "engine", "normalize"]
 class _BatchNorm(torch.autograd.Function):
     """Saves x and the statistics. The statistics are outputs too, so that a second derivative passes through them."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         x: Tensor,

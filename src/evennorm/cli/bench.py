@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from evennorm.errors import InputError
+
 if TYPE_CHECKING:
     from evennorm.tools.bench.cases import Case
-    from evennorm.tools.bench.report import Benchmark
+    from evennorm.tools.bench.report import Benchmark, Summary
     from evennorm.tools.bench.rows import Row
 
 INTERRUPTED = 130
@@ -25,6 +28,7 @@ ours       how many times as long as ours it takes; above 1 evennorm is faster
 copy       how many times as long as the fastest copy of x into fresh memory
 GB/s       bytes that have to be read and written once, by time
 saved      memory kept between the passes, in sizes of x
+mean       geometric, over the cases of 1 MB or more; smaller ones have lines of their own
 """
 
 
@@ -72,6 +76,9 @@ def bench(ctx: click.Context, json_file: str | None, plot: str | None, **options
     if options["layouts"] == ["both"]:
         options["layouts"] = ["last", "first"]
     options["against"] = None if options["against"] is None else _words(options["against"])
+    for path in (json_file, plot):
+        if path is not None and not Path(path).resolve().parent.is_dir():
+            raise InputError(f"cannot write {path}: there is no such folder; nothing was measured")
     from evennorm.tools.bench import bench as measured
 
     try:
@@ -132,6 +139,8 @@ def _print(found: Benchmark) -> None:
     for protocol in found.protocols:
         for case in settings.cases:
             for passes in settings.passes:
+                if not any(row.ours for row in found.measured(protocol, case, passes)):
+                    continue
                 title = f"{case}, {PASSES[passes]}, {case.bytes / 1e6:.3g} MB, {protocol}"
                 console.print(Text(title, style="bold"), soft_wrap=True)
                 console.print(_table(found, protocol, case, passes))
@@ -143,15 +152,41 @@ def _print(found: Benchmark) -> None:
         console.print(Text(f"Not measured: {name} at {'; '.join(cases)}: {reason}"), soft_wrap=True)
     if left_out:
         console.print()
+    summaries = found.summaries()
     for protocol in found.protocols:
-        console.print(Text(f"{_in_words(protocol)}, rival's time by ours, x of 1 MB or more in the mean:"), soft_wrap=True)
-        for summary in found.summaries():
-            if summary.protocol == protocol:
-                console.print(Text(f"  {summary.sentence()}", style="bold"), soft_wrap=True)
+        console.print(Text(f"{_in_words(protocol)}: times as fast as rivals", style="bold"), soft_wrap=True)
+        console.print(_summary_table([summary for summary in summaries if summary.protocol == protocol]))
+        console.print()
+        for summary in summaries:
+            if summary.protocol == protocol and (lost := summary.lost()):
+                console.print(Text(lost, style="yellow"), soft_wrap=True)
 
 
 def _in_words(protocol: str) -> str:
     return {"in turns": "In turns in one process", "alone": "Each in a process of its own"}[protocol]
+
+
+def _summary_table(summaries: list[Summary]) -> Any:
+    """Means and worst cases; a line for each case too small to count in them."""
+    from rich.table import Table
+
+    from evennorm.tools.bench.cases import PASSES
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("against", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for header in ("mean", "worst"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("at", overflow="fold")
+    for summary in summaries:
+        words = (summary.family, PASSES[summary.passes], summary.variant)
+        if summary.worst is not None:
+            worst = summary.worst
+            table.add_row(*words, f"{summary.mean:.2f}", f"{worst.ratio:.2f}", worst.case.place)
+        for small in summary.small:
+            table.add_row(*words, "", f"{small.ratio:.2f}", small.case.place)
+    return table
 
 
 def _table(found: Benchmark, protocol: str, case: Case, passes: str) -> Any:

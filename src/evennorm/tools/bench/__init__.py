@@ -12,8 +12,9 @@ from evennorm.errors import InputError, MissingExtra
 if TYPE_CHECKING:
     from evennorm.tools.bench.processes import Report
     from evennorm.tools.bench.report import Benchmark
+    from evennorm.tools.bench.settings import Settings
 
-__all__ = ["bench"]
+__all__ = ["bench", "measure"]
 
 
 def bench(
@@ -61,9 +62,7 @@ def bench(
         ['evennorm', 'plain NumPy', 'copy', 'copy, cheap pages']
     """
     from evennorm.tools.bench.cases import cases
-    from evennorm.tools.bench.machine import cores, environment
-    from evennorm.tools.bench.processes import run
-    from evennorm.tools.bench.report import Benchmark
+    from evennorm.tools.bench.machine import cores
     from evennorm.tools.bench.settings import Settings
 
     settings = Settings(
@@ -75,6 +74,19 @@ def bench(
         rounds,
         each_alone,
     )
+    return measure(settings, progress)
+
+
+def measure(settings: Settings, progress: Report | None = None) -> Benchmark:
+    """`bench` for any list of cases.
+
+    Raises:
+        InputError: the engine failed.
+    """
+    from evennorm.tools.bench.machine import environment
+    from evennorm.tools.bench.processes import run
+    from evennorm.tools.bench.report import Benchmark
+
     where = environment()
     measured = run(settings, progress or (lambda done, total: None))
     return Benchmark(settings, where, measured.kernels, tuple(measured.rows))

@@ -95,8 +95,22 @@ class Case:
             >>> str(Case((32, 64, 7, 7), "first", residual=True))
             '32x64x7x7:first, residual'
         """
-        parts = [shape_text(self.shape, self.layout)]
-        parts += [self.dtype] * (self.dtype != "float32")
+        return ", ".join(part for part in (self.place, self.variant) if part)
+
+    @property
+    def place(self) -> str:
+        """Shape and layout, as `parsed_shapes` reads them."""
+        return shape_text(self.shape, self.layout)
+
+    @property
+    def variant(self) -> str:
+        """All else, where it is not the usual.
+
+        Example:
+            >>> Case((8, 16)).variant, Case((8, 16), dtype="float64", activation="none").variant
+            ('', 'float64, no activation')
+        """
+        parts = [self.dtype] * (self.dtype != "float32")
         parts += ["no activation"] * (not self.relu)
         parts += ["residual"] * self.residual
         return ", ".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from secrets import token_hex
 
@@ -11,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from evennorm.errors import InputError
-from evennorm.tools.bench.cases import PASSES, Case, shape_text
+from evennorm.tools.bench.cases import PASSES, Case
 from evennorm.tools.bench.contestants import LIMIT, OUR_LAYER, OURS
 from evennorm.tools.bench.report import Benchmark
 from evennorm.tools.bench.rows import ALONE, IN_TURNS
@@ -26,7 +27,9 @@ WIDTH = 0.72
 IN_WORDS = {IN_TURNS: "in turns in one process", ALONE: "each in a process of its own"}
 
 
-def draw(found: Benchmark, path: str | os.PathLike[str], protocol: str = IN_TURNS) -> None:
+def draw(
+    found: Benchmark, path: str | os.PathLike[str], protocol: str = IN_TURNS, only: Collection[Case] | None = None
+) -> None:
     """Writes a PNG: for each case the GB/s of each family's best, with quartiles, under the roof that a copy sets.
 
     Cases below 1 MB are left out where there are others: they show what a call costs, not what memory allows.
@@ -34,8 +37,9 @@ def draw(found: Benchmark, path: str | os.PathLike[str], protocol: str = IN_TURN
     Raises:
         InputError: the file cannot be written.
     """
-    cases = [case for case in found.settings.cases if case.large] or list(found.settings.cases)
-    panels = found.settings.passes
+    asked = [case for case in found.settings.cases if only is None or case in only]
+    cases = [case for case in asked if case.large] or asked
+    panels = [passes for passes in found.settings.passes if any(row.passes == passes for row in found.rows)]
     width = max(6.4, 1.6 + 1.25 * len(cases))
     figure = Figure(figsize=(width, 1.7 + 3.0 * len(panels)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -48,7 +52,14 @@ def draw(found: Benchmark, path: str | os.PathLike[str], protocol: str = IN_TURN
     engine = f"{found.settings.engine} {versions.get(found.settings.engine, '')}"
     figure.suptitle(f"Batch normalization in training, {engine}, {IN_WORDS[protocol]}\n{machine}", fontsize=10)
     handles = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=max(2, int(width / 2.6)),
+        frameon=False,
+        fontsize=9,
+    )
     _save(figure, Path(path))
 
 
@@ -88,9 +99,8 @@ def styles_of(found: Benchmark) -> dict[str, tuple[str, str]]:
 
 def _label(case: Case) -> str:
     """On several lines, so that neighbours have room."""
-    first, *rest = str(case).split(", ")
-    shape = shape_text(case.shape, "last")
-    return "\n".join([first.replace(f"{shape}:first", f"{shape}\nchannels first"), *rest, f"{case.bytes / 1e6:.3g} MB"])
+    shape = case.place.replace(":first", "\nchannels first")
+    return "\n".join([shape, *case.variant.split(", "), f"{case.bytes / 1e6:.3g} MB"]).replace("\n\n", "\n")
 
 
 def _save(figure: Figure, path: Path) -> None:

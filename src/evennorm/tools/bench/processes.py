@@ -118,5 +118,6 @@ def _events(settings: Settings, protocol: str, only: str | None) -> Iterator[tup
         code = process.wait()
         if code != 0:
             complaints.seek(0)
-            last = ([line for line in complaints.read().splitlines() if line.strip()] or [f"exit code {code}"])[-1]
-            raise InputError(problem or f"measuring on {settings.engine} ended early: {last.strip()}")
+            said = [line.strip() for line in complaints.read().splitlines() if line.strip()]
+            how = f"signal {-code}; was memory short?" if code < 0 else said[-1] if said else f"exit code {code}"
+            raise InputError(problem or f"measuring on {settings.engine} ended early: {how}")

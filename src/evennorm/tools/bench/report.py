@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from math import exp, fsum, log
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,13 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Summary:
-    """Ratios of medians of one family of rivals, in one protocol and pass.
+    """Ratios of medians of one family of rivals, in one protocol, variant (dtype, activation, residual) and pass.
 
     `mean` is the geometric mean over the large cases (x of 1 MB or more), None without any; `small` are the others.
     """
 
     protocol: str
+    variant: str
     passes: str
     family: str
     ours: str
@@ -55,22 +57,18 @@ class Summary:
         """The cases of any size in which we lose."""
         return tuple(found for found in (*self.large, *self.small) if found.ratio < 1)
 
-    def sentence(self) -> str:
-        """What it comes to, losses included."""
-        against = f"{PASSES[self.passes]}, {self.ours} against {self.family}"
-        parts = []
-        if self.mean is not None and self.worst is not None:
-            direction = f"{self.mean:.2f} times as fast" if len(self.large) == 1 else f"geometric mean {self.mean:.2f}"
-            parts.append(
-                f"{direction}, worst {self.worst.ratio:.2f} at {self.worst.case}" if len(self.large) > 1 else direction
-            )
-        if self.small:
-            parts.append(", ".join(f"{found.ratio:.2f} at {found.case}" for found in self.small))
-        text = f"{against}: {'; '.join(parts)}"
-        if self.slower:
-            lost = ", ".join(f"{found.case} ({1 / found.ratio:.2f} times as long)" for found in self.slower)
-            text += f". evennorm is slower at {lost}"
-        return f"{text}."
+    def lost(self) -> str | None:
+        """Where we are slower, in one sentence; None where we are not.
+
+        Example:
+            >>> tiny = Ratio(Case((8, 16)), "them", 0.8)
+            >>> Summary("in turns", "", "both", "theirs", "evennorm", None, (), (tiny,)).lost()
+            'evennorm is slower than theirs, forward + backward: 1.25 times as long at 8x16.'
+        """
+        if not self.slower:
+            return None
+        where = "; ".join(f"{1 / found.ratio:.2f} times as long at {found.case}" for found in self.slower)
+        return f"{self.ours} is slower than {self.family}, {PASSES[self.passes]}: {where}."
 
 
 @dataclass(frozen=True)
@@ -104,18 +102,18 @@ class Benchmark:
         return row.median / ours.median if ours and row.milliseconds else None
 
     def summaries(self) -> list[Summary]:
-        """Protocol by protocol and pass by pass, families in the order they were measured in."""
+        """Protocol by protocol, variant by variant and pass by pass, families in the order they were measured in."""
+        families = dict.fromkeys((row.family, row.ours) for row in self.rows if row.ours is not None)
+        variants = dict.fromkeys(case.variant for case in self.settings.cases)
         found = []
-        for protocol in self.protocols:
-            for passes in self.settings.passes:
-                families = dict.fromkeys((row.family, row.ours) for row in self.rows if row.ours is not None)
-                for family, ours in families:
-                    ratios = [r for case in self.settings.cases if (r := self._best(protocol, passes, family, case))]
-                    if ratios and ours is not None:
-                        large = tuple(r for r in ratios if r.case.large)
-                        small = tuple(r for r in ratios if not r.case.large)
-                        mean = geometric_mean([r.ratio for r in large]) if large else None
-                        found.append(Summary(protocol, passes, family, ours, mean, large, small))
+        for protocol, variant, passes, (family, ours) in product(self.protocols, variants, self.settings.passes, families):
+            cases = [case for case in self.settings.cases if case.variant == variant]
+            ratios = [ratio for case in cases if (ratio := self._best(protocol, passes, family, case))]
+            if ratios:
+                large = tuple(ratio for ratio in ratios if ratio.case.large)
+                small = tuple(ratio for ratio in ratios if not ratio.case.large)
+                mean = geometric_mean([ratio.ratio for ratio in large]) if large else None
+                found.append(Summary(protocol, variant, passes, family, str(ours), mean, large, small))
         return found
 
     def _best(self, protocol: str, passes: str, family: str, case: Case) -> Ratio | None:
@@ -136,6 +134,7 @@ class Benchmark:
             "summaries": [
                 {
                     "protocol": summary.protocol,
+                    "variant": summary.variant,
                     "passes": summary.passes,
                     "family": summary.family,
                     "ours": summary.ours,

@@ -50,12 +50,8 @@ def _rows(settings: Settings, protocol: str, case: Case, data: Data, everyone: l
     ready: dict[Contestant, Calls] = {}
     for one in everyone:
         try:
-            ready[one] = calls = one.prepare(case, data)
-            calls.forward()
-            if calls.both is not None and "both" in settings.passes:
-                calls.both()
-        except Exception as error:
-            ready.pop(one, None)
+            ready[one] = _prepared(one, case, data, settings.passes)
+        except Exception as error:  # of frameworks, which raise what they like
             if one.ours is None and one.family != LIMIT:
                 raise EvennormError(f"{one.name} failed on {case}: {_first_line(error)}") from error
             for passes in settings.passes:
@@ -65,11 +61,23 @@ def _rows(settings: Settings, protocol: str, case: Case, data: Data, everyone: l
         calls_of = {
             one: calls.forward if passes == "forward" or one.family == LIMIT else calls.both for one, calls in ready.items()
         }
+        compared = [call for one, call in calls_of.items() if one.family != LIMIT]
+        if compared and not any(compared):
+            continue  # the engine has no such pass
         times = in_turns({one.name: call for one, call in calls_of.items() if call is not None}, settings.rounds)
         for one in ready:
             if one.name in times:
                 samples = tuple(round(1000 * seconds, 5) for seconds in times[one.name])
                 yield Row(protocol, case, passes, one.name, one.family, one.ours, samples, saved.get(one))
+
+
+def _prepared(one: Contestant, case: Case, data: Data, passes: tuple[str, ...]) -> Calls:
+    """What it does, done once: a case that it cannot take shows here."""
+    calls = one.prepare(case, data)
+    calls.forward()
+    if calls.both is not None and "both" in passes:
+        calls.both()
+    return calls
 
 
 def _first_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from evennorm.errors import EvennormError
@@ -47,28 +48,28 @@ def wanted(everyone: list[Contestant], families: tuple[str, ...] | None) -> list
 
 
 def _rows(settings: Settings, protocol: str, case: Case, data: Data, everyone: list[Contestant]) -> Iterator[Row]:
+    """Pass by pass, in the order of contestants."""
     ready: dict[Contestant, Calls] = {}
+    reasons: dict[Contestant, str] = {}
     for one in everyone:
         try:
             ready[one] = _prepared(one, case, data, settings.passes)
         except Exception as error:  # of frameworks, which raise what they like
+            reasons[one] = _first_line(error)
             if one.ours is None and one.family != LIMIT:
-                raise EvennormError(f"{one.name} failed on {case}: {_first_line(error)}") from error
-            for passes in settings.passes:
-                yield Row(protocol, case, passes, one.name, one.family, one.ours, reason=_first_line(error))
+                raise EvennormError(f"{one.name} failed on {case}: {reasons[one]}") from error
     saved = {one: calls.saved() for one, calls in ready.items() if calls.saved is not None}
     for passes in settings.passes:
-        calls_of = {
-            one: calls.forward if passes == "forward" or one.family == LIMIT else calls.both for one, calls in ready.items()
-        }
-        compared = [call for one, call in calls_of.items() if one.family != LIMIT]
+        calls = {one: ready[one].forward if passes == "forward" or one.family == LIMIT else ready[one].both for one in ready}
+        compared = [call for one, call in calls.items() if one.family != LIMIT]
         if compared and not any(compared):
             continue  # the engine has no such pass
-        times = in_turns({one.name: call for one, call in calls_of.items() if call is not None}, settings.rounds)
-        for one in ready:
-            if one.name in times:
-                samples = tuple(round(1000 * seconds, 5) for seconds in times[one.name])
-                yield Row(protocol, case, passes, one.name, one.family, one.ours, samples, saved.get(one))
+        times = in_turns({one.name: call for one, call in calls.items() if call is not None}, settings.rounds)
+        for one in everyone:
+            samples = tuple(round(1000 * seconds, 5) for seconds in times.get(one.name, ()))
+            if samples or one in reasons:
+                row = Row(protocol, case, passes, one.name, one.family, one.ours)
+                yield replace(row, milliseconds=samples, saved_bytes=saved.get(one), reason=reasons.get(one))
 
 
 def _prepared(one: Contestant, case: Case, data: Data, passes: tuple[str, ...]) -> Calls:

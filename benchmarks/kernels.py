@@ -1,0 +1,192 @@
+"""How fast batch normalization itself is on each engine: ours, its rivals', and a copy, by `evennorm bench`.
+
+Writes benchmarks/results/kernels-ENGINE.json for each engine, and from these files docs/kernels.md and its pictures.
+--page writes the page from the files that are there; --engine measures on one engine only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _environment import ROOT, sentence
+
+from evennorm.tools.bench import measure
+from evennorm.tools.bench.cases import PASSES, cases
+from evennorm.tools.bench.contestants import OURS
+from evennorm.tools.bench.machine import cores
+from evennorm.tools.bench.picture import draw
+from evennorm.tools.bench.report import Benchmark, Summary, read
+from evennorm.tools.bench.rows import ALONE, IN_TURNS
+from evennorm.tools.bench.settings import Settings
+
+ENGINES = ("torch", "jax", "tensorflow", "numpy")
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "kernels.md"
+
+FEW = "32x56x56x64,256x1024,32x256x14x14:first"
+"""Shapes that everything but float32 with ReLU is measured at."""
+
+
+def plan(engine: str, quick: bool = False) -> Settings:
+    """All shapes in both layouts with ReLU; a few of them with a residual, without activation, and in bfloat16."""
+    if quick:
+        return Settings(engine, tuple(cases("8x4x6x5", ["last", "first"])), rounds=3, threads=cores())
+    others = [
+        *cases(FEW, residuals=["yes"]),
+        *cases(FEW, activations=["none"]),
+        *cases(FEW, dtypes=["float16" if engine == "numpy" else "bfloat16"]),
+    ]
+    every = (*cases("all", ["last", "first"]), *others)
+    return Settings(engine, tuple(dict.fromkeys(every)), threads=cores(), each_alone=True)
+
+
+def page(results: Iterable[Benchmark], pictures: dict[str, str]) -> str:
+    """docs/kernels.md, from what was measured on each engine and the names of its pictures."""
+    results = list(results)
+    lines = [
+        "# How fast the kernels are",
+        "",
+        "Batch normalization in training, forward and forward + backward, by itself: evennorm beside what each engine has",
+        "of its own. Memory for the results is taken anew by every call and given back, and both are part of the time. A",
+        "mean is the geometric mean, over shapes of 1 MB or more in both layouts, of the best rival's median time divided",
+        "by ours, so that above 1 evennorm is faster. Ops are compared with ops; Keras's layer, and the layers for ReLU and",
+        "sum behind it, with our layer. [bench.md](bench.md) describes the command, the protocols and who takes part.",
+        "",
+        "This page is written by `python benchmarks/kernels.py`, from `benchmarks/results/kernels-*.json`.",
+    ]
+    for found in results:
+        engine = found.settings.engine
+        lines += ["", f"## {engine}", "", introduction(found), "", *summary_table(found)]
+        if lost := [summary.lost() for summary in found.summaries() if summary.lost() and summary.protocol == IN_TURNS]:
+            lines += ["", "Where it is slower, in turns:", "", *(f"- {line}" for line in lost)]
+        if engine in pictures:
+            lines += ["", f"![bandwidth of everyone on {engine}, shape by shape]({pictures[engine]})"]
+        lines += ["", "Medians in turns, in milliseconds, for float32 with ReLU:", "", *times_table(found)]
+        if kept := list(kept_table(found)):
+            lines += ["", "Memory kept between the passes, in sizes of x:", "", *kept]
+    lines += ["", *(sentence({**found.environment}) for found in results[:1])]
+    return "\n".join([*lines, ""])
+
+
+def introduction(found: Benchmark) -> str:
+    """Where it was measured, with which kernel, and how much else the machine had to do."""
+    kernels = "; ".join(f"{dtype}: {kernel}" for dtype, kernel in found.kernels.items())
+    threads = f"{found.settings.threads} thread{'s' if found.settings.threads > 1 else ''}"
+    where = found.environment
+    return (
+        f"{where['device']}, {threads}, load average before {where['load before']}, commit {where['commit']}. "
+        f"Kernels of evennorm: {kernels}."
+    )
+
+
+def summary_table(found: Benchmark) -> list[str]:
+    """A row per rival, variant and pass, and for each small case; the two protocols beside each other."""
+    lines = [
+        "| against | variant | pass | in turns: mean | worst | each alone: mean | worst |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    in_turns, alone = (
+        {(s.family, s.variant, s.passes): s for s in found.summaries() if s.protocol == protocol}
+        for protocol in (IN_TURNS, ALONE)
+    )
+    for key, summary in sorted(in_turns.items(), key=lambda item: item[0][1]):  # variants together, else as they were
+        family, variant, passes = key
+        head = f"| {family} | {variant or 'float32, ReLU'} | {PASSES[passes]} | "
+        beside = alone.get(key)
+        if summary.worst is not None:
+            lines.append(head + " | ".join([*mean_and_worst(summary), *mean_and_worst(beside)]) + " |")
+        others = {ratio.case: ratio for ratio in beside.small} if beside else {}
+        for small in summary.small:
+            other = others.get(small.case)
+            told = f"{other.ratio:.2f} at {other.case.place}" if other else ""
+            lines.append(f"{head} | {small.ratio:.2f} at {small.case.place} | | {told} |")
+    return lines
+
+
+def mean_and_worst(summary: Summary | None) -> tuple[str, str]:
+    if summary is None or summary.worst is None or summary.mean is None:
+        return "", ""
+    return f"{summary.mean:.2f}", f"{summary.worst.ratio:.2f} at {summary.worst.case.place}"
+
+
+def times_table(found: Benchmark) -> list[str]:
+    """A row per case and pass: medians of everyone, and ours as a multiple of the copy."""
+    usual = [case for case in found.settings.cases if not case.variant]
+    measured = {row.contestant for row in found.rows if row.protocol == IN_TURNS and row.milliseconds and row.case in usual}
+    names = [name for name in dict.fromkeys(row.contestant for row in found.rows) if name in measured]
+    lines = [
+        "| shape | pass | " + " | ".join(names) + f" | {OURS} / copy |",
+        "| --- | --- |" + " ---: |" * (len(names) + 1),
+    ]
+    for case in usual:
+        limit = found.limit(IN_TURNS, case)
+        for passes in found.settings.passes:
+            rows = {row.contestant: row for row in found.measured(IN_TURNS, case, passes)}
+            if OURS not in rows:
+                continue
+            cells = [f"{rows[name].median:.3g}" if name in rows else "-" for name in names]
+            share = f"{rows[OURS].median / limit.median:.2f}" if limit and case.large else "-"
+            lines.append(f"| {case.place} | {PASSES[passes]} | " + " | ".join([*cells, share]) + " |")
+    return lines
+
+
+def kept_table(found: Benchmark) -> Iterator[str]:
+    """Of one large shape, whoever lets one look."""
+    variants = {
+        (row.contestant, row.case.variant): row.saved_bytes / row.case.bytes
+        for row in reversed(found.rows)
+        if row.saved_bytes is not None and row.case.large
+    }
+    if not variants:
+        return
+    columns = sorted({variant for _, variant in variants}, key=lambda variant: (variant != "", variant))
+    yield "| | " + " | ".join(variant or "float32, ReLU" for variant in columns) + " |"
+    yield "| --- |" + " ---: |" * len(columns)
+    for name in dict.fromkeys(row.contestant for row in found.rows if row.saved_bytes is not None):
+        cells = [f"{variants[name, variant]:.2f}" if (name, variant) in variants else "-" for variant in columns]
+        yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+def draw_pictures(results: Iterable[Benchmark], folder: Path) -> dict[str, str]:
+    """One per engine: float32 with ReLU, each shape in one layout."""
+    names = {}
+    for found in results:
+        names[found.settings.engine] = f"kernels-{found.settings.engine}.png"
+        draw(found, folder / names[found.settings.engine], only=cases("all"))
+    return names
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--engine", choices=ENGINES, help="measure on this one only")
+    parser.add_argument("--page", action="store_true", help="measure nothing: write the page from the files that are there")
+    parser.add_argument("--quick", action="store_true", help="tiny arrays, three rounds; prints the page and writes nothing")
+    arguments = parser.parse_args()
+    results = {}
+    for engine in ENGINES:
+        path = RESULTS / f"kernels-{engine}.json"
+        if not arguments.page and arguments.engine in (None, engine):
+            print(f"kernels: {engine}", file=sys.stderr)
+            results[engine] = measure(plan(engine, arguments.quick), progress)
+            if not arguments.quick:
+                path.parent.mkdir(exist_ok=True)
+                results[engine].write(path)
+        elif path.exists() and not arguments.quick:
+            results[engine] = read(path)
+    if arguments.quick:
+        print(page(results.values(), {}))
+    else:
+        PAGE.write_text(page(results.values(), draw_pictures(results.values(), PAGE.parent)))
+
+
+def progress(done: int, total: int) -> None:
+    print(f"  {done} of {total} cases", file=sys.stderr, end="\r" if os.isatty(2) and done < total else "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""docs/kernels.md: what `benchmarks/kernels.py` measures, and the page that it writes from the results."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from evennorm.tools.bench.cases import Case
+from evennorm.tools.bench.contestants import COPY, LIMIT, OURS
+from evennorm.tools.bench.report import Benchmark
+from evennorm.tools.bench.rows import ALONE, IN_TURNS, Row
+from evennorm.tools.bench.settings import Settings
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def kernels() -> ModuleType:
+    """The script as a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+        import kernels
+
+        return kernels
+
+
+def test_the_plan_has_every_shape_in_both_layouts_and_a_few_variants(kernels: ModuleType) -> None:
+    plan = kernels.plan("torch")
+    usual = [case for case in plan.cases if not case.variant]
+    assert len(usual) == len(set(usual)) == 2 * 7 + 2  # of nine with two layouts, two are another two; two have two axes
+    assert {case.variant for case in plan.cases} == {"", "residual", "no activation", "bfloat16"}
+    assert plan.each_alone
+    assert {case.variant for case in kernels.plan("numpy").cases} >= {"float16"}
+
+
+def test_the_page(kernels: ModuleType, tmp_path: Path) -> None:
+    big, tiny = Case((32, 14, 14, 256)), Case((8, 16))
+    medians = {
+        (IN_TURNS, big): {OURS: 2.0, "their op": 8.0, COPY: 1.6},
+        (IN_TURNS, tiny): {OURS: 0.02, "their op": 0.01, COPY: 0.001},
+        (ALONE, big): {OURS: 2.0, "their op": 6.0},
+        (ALONE, tiny): {OURS: 0.02, "their op": 0.03},
+    }
+    rows = tuple(
+        Row(
+            protocol,
+            case,
+            "both",
+            name,
+            LIMIT if name == COPY else name,
+            OURS if name == "their op" else None,
+            (median,),
+            2 * case.bytes if name == "their op" else None,
+        )
+        for (protocol, case), them in medians.items()
+        for name, median in them.items()
+    )
+    settings = Settings("numpy", (big, tiny), ("both",), threads=2, each_alone=True)
+    where = {"device": "a machine", "versions": {"numpy": "2.0"}, "commit": "abc", "load before": 0.1}
+    found = Benchmark(settings, where, {"float32": "reference"}, rows)
+    text = kernels.page([found], kernels.draw_pictures([found], tmp_path))
+    assert (tmp_path / "kernels-numpy.png").exists()
+    lines = text.splitlines()
+    for line in (
+        "a machine, 2 threads, load average before 0.1, commit abc. Kernels of evennorm: float32: reference.",
+        "| their op | float32, ReLU | forward + backward | 4.00 | 4.00 at 32x14x14x256 | 3.00 | 3.00 at 32x14x14x256 |",
+        "| their op | float32, ReLU | forward + backward |  | 0.50 at 8x16 | | 1.50 at 8x16 |",
+        "- evennorm is slower than their op, forward + backward: 2.00 times as long at 8x16.",
+        "![bandwidth of everyone on numpy, shape by shape](kernels-numpy.png)",
+        "| shape | pass | evennorm | their op | copy | evennorm / copy |",
+        "| 32x14x14x256 | forward + backward | 2 | 8 | 1.6 | 1.25 |",
+        "| 8x16 | forward + backward | 0.02 | 0.01 | 0.001 | - |",
+        "| their op | 2.00 |",
+        "Measured on a machine, with numpy 2.0.",
+    ):
+        assert line in lines, f"{line}\n{text}"

@@ -8,10 +8,10 @@ PYTEST := TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # pip installs into one .venv
-.PHONY: help install demo test lint format bench clean compiler
+.PHONY: help install demo test test-native lint format bench clean compiler
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## Set up everything for development in .venv.
 
@@ -28,6 +28,16 @@ test: $(VENV)/.installed ## Run all tests, on every engine.
 	run "Keras on numpy" KERAS_BACKEND=numpy $(PYTEST) tests/keras; \
 	exit $$failed
 
+# With cmake and ninja of the .venv. AddressSanitizer also looks for undefined behaviour; what is never given back is still reachable.
+test-native: $(VENV)/.installed ## Run the kernels' own tests under sanitizers.
+	@for sanitizer in address,undefined thread; do \
+		build=build/native-$${sanitizer%%,*}; echo "== kernels under $$sanitizer"; \
+		$(BIN)/cmake -S . -B $$build -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_CXX_COMPILER=$(CXX) \
+			-DEVENNORM_NATIVE_TESTS=ON -DEVENNORM_SANITIZE=$$sanitizer -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1 >/dev/null && \
+		$(BIN)/cmake --build $$build -- --quiet && \
+		$$build/test_kernels $$(test $$sanitizer != thread || echo threads) || exit 1; \
+	done
+
 lint: $(VENV)/.installed ## Check style, types and import rules.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -41,8 +51,8 @@ format: $(VENV)/.installed ## Put the code in the house's style.
 bench: $(VENV)/.installed ## Measure accuracy and speed; rewrites benchmarks/results and the pages made from them.
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-clean: ## Remove .venv and caches.
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## Remove .venv, builds and caches.
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # Debian without python3-venv leaves half a .venv behind, which would pass for a whole one.
 $(BIN)/python:

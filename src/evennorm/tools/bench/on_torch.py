@@ -1,4 +1,4 @@
-"""Who is measured on torch: our op and layer; F.batch_norm eagerly, compiled, in oneDNN's format; Keras's layer; copies."""
+"""Who is measured on torch: ours; F.batch_norm eagerly, compiled, in oneDNN's format; torch's and Keras's layers; copies."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def contestants() -> list[Contestant]:
         Contestant(OURS, OURS, None, _ours),
         Contestant("F.batch_norm, relu", "torch eager", OURS, partial(_eager, in_place=False)),
         Contestant("F.batch_norm, relu_", "torch eager", OURS, partial(_eager, in_place=True)),
+        Contestant("nn.BatchNorm, nn.ReLU", "torch layer", OURS, _layer),
         Contestant("torch.compile", "torch.compile", OURS, _compiled),
         Contestant("oneDNN", "oneDNN", OURS, _onednn),
         Contestant(OUR_LAYER, OUR_LAYER, None, partial(_keras, build=keras_layers.ours)),
@@ -82,6 +83,26 @@ def _eager(case: Case, data: Data, in_place: bool) -> Calls:
     if in_place and not (case.relu or case.residual):
         raise NotServed("with neither activation nor residual it is the same as the one above")
     return _calls(case, lambda: _formula(case, in_place, data.x, data.gamma, data.beta, data.residual), data)
+
+
+def _layer(case: Case, data: Data) -> Calls:
+    """The modules, which follow the batches with running averages, too."""
+    kinds = {2: torch.nn.BatchNorm1d, 3: torch.nn.BatchNorm1d, 4: torch.nn.BatchNorm2d, 5: torch.nn.BatchNorm3d}
+    if len(case.shape) not in kinds:
+        raise NotServed("torch has batch normalization layers for two to five axes")
+    layer = kinds[len(case.shape)](case.channels, eps=EPSILON, dtype=data.gamma.dtype)
+    relu = torch.nn.ReLU()
+    with torch.no_grad():
+        layer.weight.copy_(data.gamma)
+        layer.bias.copy_(data.beta)
+
+    def y() -> Tensor:
+        found = layer(data.x)
+        if data.residual is not None:
+            found = found + data.residual
+        return relu(found) if case.relu else found
+
+    return _calls(case, y, data._replace(gamma=layer.weight, beta=layer.bias))
 
 
 def _compiled(case: Case, data: Data) -> Calls:

@@ -10,6 +10,7 @@ from secrets import token_hex
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from evennorm.errors import InputError
 from evennorm.tools.bench.cases import PASSES, Case
@@ -31,6 +32,8 @@ def draw(
     found: Benchmark, path: str | os.PathLike[str], protocol: str = IN_TURNS, only: Collection[Case] | None = None
 ) -> None:
     """Writes a PNG: for each case the GB/s of each family's best, with quartiles, under the roof that a copy sets.
+
+    The scale is logarithmic: equal distances are equal ratios.
 
     Cases below 1 MB are left out where there are others: they show what a call costs, not what memory allows.
 
@@ -78,11 +81,15 @@ def _draw_panel(panel: Axes, found: Benchmark, protocol: str, cases: list[Case],
             x = i + WIDTH * ((j + 0.5) / len(styles) - 0.5)
             slow, fast = (row.bandwidth * row.median / quartile for quartile in reversed(row.quartiles))
             panel.vlines(x, slow, fast, color=colour, lw=1.6)
-            panel.vlines(x, 0, row.bandwidth, color=colour, lw=0.8, alpha=0.35)
             panel.plot(x, row.bandwidth, marker, color=colour, ms=6, ls="none", label=family)
     panel.set_title(PASSES[passes], fontsize=10)
     panel.set_ylabel("GB/s of necessary traffic", fontsize=9)
-    panel.set_ylim(bottom=0)
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    panel.yaxis.set_minor_locator(NullLocator())
+    for i in range(1, len(cases)):
+        panel.axvline(i - 0.5, color="black", lw=0.5, alpha=0.15)
     panel.set_xlim(-0.6, len(cases) - 0.4)
     panel.grid(axis="y", alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)

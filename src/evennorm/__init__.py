@@ -2,6 +2,7 @@
 
 from evennorm.core.geometry import Geometry
 from evennorm.errors import ArgumentError, EvennormError, InputError, MissingExtra, ShapeError
+from evennorm.kernels.buffers import set_buffer_limit
 from evennorm.kernels.threads import num_threads, set_num_threads
 
 __version__ = "0.1.0"
@@ -15,5 +16,6 @@ __all__ = [
     "ShapeError",
     "__version__",
     "num_threads",
+    "set_buffer_limit",
     "set_num_threads",
 ]

@@ -37,7 +37,7 @@ def _as_it_was():
     yield
     _cpu.use_instruction_set("")
     _cpu.set_num_threads(0)
-    _cpu.set_buffer_limit(256 << 20)
+    evennorm.set_buffer_limit(256)
 
 
 @st.composite
@@ -274,8 +274,8 @@ def test_the_reference_kernel_can_be_forced() -> None:
 
 
 def test_buffers_are_used_again_and_given_back() -> None:
-    _cpu.set_buffer_limit(0)
-    _cpu.set_buffer_limit(64 << 20)
+    evennorm.set_buffer_limit(0)
+    evennorm.set_buffer_limit(64)
     x = torch.randn(1 << 20)
     y, _ = batch_norm(x[:, None])
     address, expected = y.data_ptr(), y.clone()
@@ -290,8 +290,10 @@ def test_buffers_are_used_again_and_given_back() -> None:
     again, _ = batch_norm(x[:, None])
     assert again.data_ptr() == address
     del again
-    _cpu.set_buffer_limit(0)
+    evennorm.set_buffer_limit(0)
     assert _cpu.buffered_bytes() == 0
+    with pytest.raises(evennorm.ArgumentError, match="0 or more; received megabytes=-1"):
+        evennorm.set_buffer_limit(-1)
 
 
 STATISTICS = [

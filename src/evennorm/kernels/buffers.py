@@ -1,0 +1,29 @@
+"""How much used memory the compiled CPU kernels keep for their next outputs."""
+
+from __future__ import annotations
+
+from evennorm.errors import ArgumentError
+from evennorm.kernels.cpu import _cpu
+
+
+def set_buffer_limit(megabytes: float) -> None:
+    """Sets how much memory of dead torch tensors is kept for the next ones, 256 MB at first.
+
+    Only outputs and gradients that the compiled kernels wrote are kept, of a megabyte or more; what was unused longest is
+    given back first. Memory in use is not counted.
+
+    Args:
+        megabytes: 0 or more; 0 gives everything back to the system at once, and keeps nothing.
+
+    Raises:
+        ArgumentError: a negative amount.
+
+    Example:
+        >>> import evennorm
+        >>> evennorm.set_buffer_limit(64)
+        >>> evennorm.set_buffer_limit(256)
+    """
+    if not megabytes >= 0:
+        raise ArgumentError(f"the limit is a number of megabytes, 0 or more; received {megabytes=}")
+    if _cpu is not None:
+        _cpu.set_buffer_limit(int(megabytes * 2**20))

@@ -9,12 +9,14 @@
 
 #include "batch_norm.h"
 #include "runs.h"
+#include "transpose.h"
 
 namespace evennorm::EVENNORM_ISA {
 
 enum class Kind { planes, rows };
 
 constexpr int64_t kPlaneChunk = 8192;   // positions; each chunk of a channel ends in one reduction
+constexpr int64_t kStagedChunk = 1024;  // the same where channels are gathered first, so that all of them stay in cache
 constexpr int64_t kRowChunk = 32768;    // elements; each chunk ends in one pair of doubles per channel
 constexpr int64_t kStagedChannels = 16;  // channels gathered together, so that every cache line is used whole
 
@@ -112,6 +114,9 @@ inline Layout layout_of(const Shape& shape, View* const* views, int count, bool 
     inner *= outer;
     outer = 1;
   }
+  bool direct = true;
+  for (int i = 0; i < count; ++i) direct = direct && (views[i]->data == nullptr || (rows ? views[i]->channel : views[i]->inner) == 1);
+  const int64_t plane_chunk = direct ? kPlaneChunk : kStagedChunk;
   Layout layout{rows ? Kind::rows : Kind::planes, outer, shape.channel, inner, 1, inner, 1};
   if (rows) {
     int64_t positions = kRowChunk / shape.channel;
@@ -122,10 +127,10 @@ inline Layout layout_of(const Shape& shape, View* const* views, int count, bool 
     if (dense && merge && shape.channel <= 256 && (!has_signs || shape.channel % 8 == 0)) {
       while (layout.glue < 16 && (layout.width() % lanes != 0 || layout.width() < 4 * lanes)) ++layout.glue;
     }
-  } else if (inner >= 2 * kPlaneChunk) {
-    layout.chunk_inners = round_up(ceil_div(inner, inner / kPlaneChunk), 64);
+  } else if (inner >= 2 * plane_chunk) {
+    layout.chunk_inners = round_up(ceil_div(inner, inner / plane_chunk), 64);
   } else {
-    layout.chunk_outers = kPlaneChunk / (inner > 0 ? inner : 1);
+    layout.chunk_outers = plane_chunk / (inner > 0 ? inner : 1);
   }
   if (layout.chunk_outers < 1) layout.chunk_outers = 1;
   if (layout.chunk_outers > outer && outer > 0) layout.chunk_outers = outer;
@@ -135,21 +140,6 @@ inline Layout layout_of(const Shape& shape, View* const* views, int count, bool 
 
 inline bool direct(const Layout& layout, const View& v) {
   return v.data == nullptr || (layout.kind == Kind::rows ? v.channel == 1 || layout.channel == 1 : v.inner == 1 || layout.inner == 1);
-}
-
-// to[i * n + j] = from[i * along_i + j * along_j], in blocks that fit in the first cache.
-template <class S>
-void gather(S* to, int64_t m, int64_t n, const S* from, int64_t along_i, int64_t along_j) {
-  constexpr int64_t kBlock = 16;
-  for (int64_t i0 = 0; i0 < m; i0 += kBlock) {
-    const int64_t i1 = i0 + kBlock < m ? i0 + kBlock : m;
-    for (int64_t j0 = 0; j0 < n; j0 += kBlock) {
-      const int64_t j1 = j0 + kBlock < n ? j0 + kBlock : n;
-      for (int64_t j = j0; j < j1; ++j) {
-        for (int64_t i = i0; i < i1; ++i) to[i * n + j] = from[i * along_i + j * along_j];
-      }
-    }
-  }
 }
 
 // The channels [c, c + channels) of a chunk, where they lie or gathered into `scratch`.

@@ -1,4 +1,4 @@
-"""The compiled CPU kernels as XLA calls them: handlers to register go out. Their arguments are described in native/bind_xla.cc."""
+"""The compiled CPU kernels as XLA calls them: handlers to register. Their arguments are described in native/bind_xla.cc."""
 
 from __future__ import annotations
 

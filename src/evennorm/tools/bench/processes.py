@@ -19,6 +19,10 @@ Report = Callable[[int, int], None]
 """Called with the number of cases done, and of all."""
 
 
+KILLED = 9
+"""The signal by which Linux ends a process when memory runs out."""
+
+
 class Measured(NamedTuple):
     """What the processes found."""
 
@@ -119,5 +123,6 @@ def _events(settings: Settings, protocol: str, only: str | None) -> Iterator[tup
         if code != 0:
             complaints.seek(0)
             said = [line.strip() for line in complaints.read().splitlines() if line.strip()]
-            how = f"signal {-code}; was memory short?" if code < 0 else said[-1] if said else f"exit code {code}"
+            ended = f"by signal {-code}{', was memory short?' * (code == -KILLED)}" if code < 0 else f"with exit code {code}"
+            how = said[-1] if said and code > 0 else f"it ended {ended}"
             raise InputError(problem or f"measuring on {settings.engine} ended early: {how}")

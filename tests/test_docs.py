@@ -79,7 +79,7 @@ def commands(page: Path) -> list[list[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_are_understood(page: Path) -> None:
     """Verbs and options, make targets, extras and paths are there; what a command answers is for its own tests."""
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     for words in commands(page):
         while re.fullmatch(r"[A-Z_]+=\S*", words[0]):

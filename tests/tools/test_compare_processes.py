@@ -5,6 +5,9 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
+from evennorm.cli.compare import remembered_interrupts
 from evennorm.tools.compare.settings import Run
 from evennorm.tools.compare.study import Study
 from tests.tools.comparing import SOURCES, command, process, refused, selected, settings, table_of, trials, wait_for
@@ -32,6 +35,21 @@ def test_ctrl_c_keeps_what_is_finished(data, tmp_path):
     assert stdout == ""
     assert stderr.strip() == "evennorm: interrupted; finished runs are kept, the same command goes on from there"
     assert 1 <= trials(tmp_path, "COMPLETE") < 100
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_in_a_destructor_is_not_forgotten():
+    class Interrupted:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with remembered_interrupts() as interrupted:
+        interrupted()
+        Interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_two_processes_share_the_runs(finished, data, tmp_path):

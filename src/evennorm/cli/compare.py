@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -110,15 +113,42 @@ def _bar() -> Iterator[Callable[[float, int], None]]:
     # The speed is that of the last ten minutes: runs of different placements differ in length. The bar goes when it is done,
     # so that an error is one line.
     console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, speed_estimate_period=600, transient=True, disable=not console.is_interactive
-    ) as bar:
+    with (
+        Progress(
+            *columns, console=console, speed_estimate_period=600, transient=True, disable=not console.is_interactive
+        ) as bar,
+        remembered_interrupts() as interrupted,
+    ):
         task = bar.add_task("loading", total=None)
 
         def move(done: float, total: int) -> None:
+            interrupted()
             bar.update(task, description=f"{int(done)} of {total} runs", completed=done, total=total)
 
         yield move
+
+
+@contextmanager
+def remembered_interrupts() -> Iterator[Callable[[], None]]:
+    """Yields what raises KeyboardInterrupt again after Ctrl-C.
+
+    One that arrives inside a callback of a framework written in C++, or in a destructor, is printed there and forgotten.
+    """
+    asked = threading.Event()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        asked.set()
+        raise KeyboardInterrupt
+
+    def again() -> None:
+        if asked.is_set() and threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield again
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _parts(text: str) -> list[str]:

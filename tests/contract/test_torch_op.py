@@ -20,7 +20,7 @@ def inputs(residual: bool = True) -> list[torch.Tensor | None]:
 
 def operator(slope, group):
     def run(x, gamma, beta, residual):
-        y, (mean, mean_low, variance) = op.batch_norm(x, gamma, beta, residual, [1], 1e-3, slope, group)
+        y, mean, mean_low, variance = op.batch_norm(x, gamma, beta, residual, [1], 1e-3, slope, group)
         return y, mean + mean_low, variance  # the rounded mean by itself is a constant
 
     return run

@@ -73,9 +73,8 @@ class Engine:
             array([[-0.9701,  0.    ],
                    [ 0.9701,  0.    ]])
         """
-        geometry = self._geometry(x, axis)
-        y, moments = self.train(
-            geometry,
+        return self.train(
+            self._geometry(x, axis),
             x,
             gamma,
             beta,
@@ -84,8 +83,8 @@ class Engine:
             negative_slope=slope_of(activation, negative_slope),
             residual=residual,
             virtual_batch_size=virtual_batch_size,
+            grouped=False,
         )
-        return y, self._of_parameter_shape(moments, geometry, virtual_batch_size)
 
     def normalize(
         self,
@@ -136,8 +135,9 @@ class Engine:
         negative_slope: float = 1.0,
         residual: Array | None = None,
         virtual_batch_size: int | None = None,
+        grouped: bool = True,
     ) -> tuple[Array, Moments]:
-        """`batch_norm` for a layer that knows its geometry; the moments are (groups, channel)."""
+        """`batch_norm` for a layer that knows its geometry; the moments are (groups, channel), unless `grouped` is false."""
         sizes = self.xp.shape(x)
         y, moments = self.forward(
             geometry.view(self.xp, x, virtual_batch_size),
@@ -148,7 +148,8 @@ class Engine:
             epsilon,
             negative_slope,
         )
-        return geometry.restore(self.xp, y, sizes), moments
+        shaped = moments if grouped else self._of_parameter_shape(moments, geometry, virtual_batch_size)
+        return geometry.restore(self.xp, y, sizes), shaped
 
     def infer(
         self,
@@ -239,9 +240,11 @@ def slope_of(activation: str | None, negative_slope: float = 0.01) -> float:
     Raises:
         ArgumentError: a name that no kernel fuses.
     """
-    slopes = {None: 1.0, "relu": 0.0, "leaky_relu": negative_slope}
+    if activation is None:
+        return 1.0
+    slopes = {"relu": 0.0, "leaky_relu": negative_slope}
     if activation not in slopes:
-        known = ", ".join(map(repr, slopes))
+        known = ", ".join(map(repr, (None, *slopes)))
         raise ArgumentError(f"activation is one of {known}; received {activation!r}; apply any other one to the result")
     return slopes[activation]
 

@@ -6,8 +6,9 @@ NumPy and torch. The activation's signs are kept as bits where a residual would 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from math import prod
 from typing import Any, NamedTuple
 
 from evennorm.core.geometry import Geometry, Strides
@@ -27,7 +28,6 @@ HUGE = 1 << 20
 
 __all__ = ["AVAILABLE", "DTYPES", "Memory", "Saved", "_cpu", "backward", "follow", "forward", "inference"]
 
-_FLOAT64 = DTYPES["float64"]
 _MOMENTS, _NORMALIZE, _BOTH = range(3)
 _NOWHERE: Strides = (0, 0, 0, 0)
 
@@ -56,8 +56,8 @@ class Memory(NamedTuple):
 class Saved(NamedTuple):
     """What the backward pass needs beside x."""
 
-    statistics: Array
-    """(3, groups, channel): mean, mean_low and variance."""
+    statistics: Sequence[Array]
+    """mean, mean_low and variance, groups * channel values each."""
     signs: Array | None
     sizes: Strides
 
@@ -80,18 +80,20 @@ def forward(
     negative_slope: float,
     group_size: int | None = None,
     out: Array | None = None,
+    statistic_shape: tuple[int, ...] | None = None,
 ) -> tuple[Array, Saved]:
-    """Training: `x` normalized by its own moments. Parameters are dense, in the precision that `x` is computed in."""
+    """Training: `x` normalized by its own moments. Parameters are dense, in the precision that `x` is computed in.
+
+    Each statistic is (groups, channel), or of another `statistic_shape` with as many values.
+    """
     y = _fresh_like(memory, x, geometry) if out is None else out
     sizes, (y_strides, x_strides, residual_strides), x, residual = _placed(memory, geometry, group_size, y, x, residual)
-    groups, _, channel, _ = sizes
-    statistics = memory.empty((3, groups, channel), x)
+    shape = (sizes[0], sizes[2]) if statistic_shape is None else statistic_shape
+    mean, mean_low, variance = memory.empty(shape, x), memory.empty(shape, x), memory.empty(shape, x)
     signs = None
     if residual is not None and negative_slope != 1:
         signs = memory.empty_bytes(_cpu.sign_bytes(sizes, y_strides))
     address = memory.address
-    mean = address(statistics)
-    step = groups * channel * (8 if memory.dtype(x) == _FLOAT64 else 4)
     _cpu.forward(
         _BOTH,
         memory.dtype(x),
@@ -104,14 +106,14 @@ def forward(
         y_strides,
         0 if gamma is None else address(gamma),
         0 if beta is None else address(beta),
-        mean,
-        mean + step,
-        mean + 2 * step,
+        address(mean),
+        address(mean_low),
+        address(variance),
         0 if signs is None else address(signs),
         epsilon,
         negative_slope,
     )
-    return y, Saved(statistics, signs, sizes)
+    return y, Saved((mean, mean_low, variance), signs, sizes)
 
 
 def inference(
@@ -126,6 +128,7 @@ def inference(
     epsilon: float,
     negative_slope: float,
     out: Array | None = None,
+    mean_low: Array | None = None,
 ) -> Array:
     """`x` normalized by given statistics, dense and in the precision that `x` is computed in."""
     y = _fresh_like(memory, x, geometry) if out is None else out
@@ -144,7 +147,7 @@ def inference(
         0 if gamma is None else address(gamma),
         0 if beta is None else address(beta),
         address(mean),
-        0,
+        0 if mean_low is None else address(mean_low),
         address(variance),
         0,
         epsilon,
@@ -176,12 +179,11 @@ def backward(
         sizes, (dx_strides, x_strides, dy_strides), x, dy = _placed(
             memory, geometry, group_size, dx, memory.copy_like(x, dx), memory.copy_like(dy, dx)
         )
-    groups, outer, channel, inner = sizes
+    _, outer, channel, inner = sizes
+    mean, mean_low, variance = saved.statistics
     d_gamma = None if gamma is None else memory.empty((channel,), x)
     d_beta = None if beta is None else memory.empty((channel,), x)
     address = memory.address
-    mean = address(saved.statistics)
-    step = groups * channel * (8 if memory.dtype(x) == _FLOAT64 else 4)
     _cpu.backward(
         _BOTH,
         memory.dtype(x),
@@ -195,9 +197,9 @@ def backward(
         0 if d_residual is None else address(d_residual),
         0 if gamma is None else address(gamma),
         0 if beta is None else address(beta),
-        mean,
-        mean + step,
-        mean + 2 * step,
+        address(mean),
+        address(mean_low),
+        address(variance),
         0 if saved.signs is None else address(saved.signs),
         0 if d_mean is None else address(d_mean),
         0 if d_variance is None else address(d_variance),
@@ -220,7 +222,7 @@ def backward(
 def follow(memory: Memory, running: tuple[Array, Array, Array], moments: Moments, decay: float, unbiased: bool) -> bool:
     """Writes running mean, its low part and running variance after one more batch; False where `core.running` refuses it.
 
-    All arrays are dense and of one precision.
+    All arrays are dense and of one precision; the moments are (groups, channel).
     """
     address, dtype = memory.address, memory.dtype(moments.mean)
     groups, channel = memory.sizes(moments.mean)
@@ -232,15 +234,11 @@ def follow(memory: Memory, running: tuple[Array, Array, Array], moments: Moments
 def _fresh_like(memory: Memory, x: Array, geometry: Geometry) -> Array:
     """An array to write, in the order of x's memory, or contiguous where that order takes the channel axes apart."""
     sizes, strides = memory.sizes(x), memory.strides(x)
-    size = memory.item_bytes(x)
-    for n in sizes:
-        size *= n
-    if (
-        size >= HUGE
-        and memory.from_dlpack is not None
-        and _dense(sizes, strides)
-        and _view(geometry, sizes, (strides,), None)
-    ):
+    elements, orderly = _order(geometry, sizes, strides)
+    size = elements * memory.item_bytes(x)
+    if size < HUGE and orderly:
+        return memory.empty_like(x)
+    if size >= HUGE and orderly and memory.from_dlpack is not None:
         return memory.from_dlpack(_cpu.buffer(memory.dtype(x), sizes, strides))
     fresh = memory.empty_like(x)
     if _view(geometry, sizes, (memory.strides(fresh),), None) is None:
@@ -251,6 +249,11 @@ def _fresh_like(memory: Memory, x: Array, geometry: Geometry) -> Array:
 
 
 @lru_cache(maxsize=4096)
+def _order(geometry: Geometry, sizes: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, bool]:
+    """The number of elements, and whether new arrays are written in the same order: dense, its channel axes together."""
+    return prod(sizes), _dense(sizes, strides) and _view(geometry, sizes, (strides,), None) is not None
+
+
 def _dense(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     expected = 1
     for stride, size in sorted((stride, size) for stride, size in zip(strides, sizes, strict=True) if size != 1):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ memory = cpu.Memory(
     empty_like=torch.empty_like,
     empty_contiguous=lambda x: torch.empty_like(x, memory_format=torch.contiguous_format),
     from_dlpack=torch.from_dlpack,
-    empty=lambda shape, x: x.new_empty(shape) if x.dtype is torch.float32 else torch.empty(shape, dtype=wide(x)),
+    empty=lambda shape, x: x.new_empty(*shape) if x.dtype is torch.float32 else torch.empty(shape, dtype=wide(x)),
     empty_bytes=lambda size: torch.empty(size, dtype=torch.uint8),
     copy_like=lambda x, y: torch.empty_like(y).copy_(x),
     dtype=lambda x: _DTYPES[x.dtype],
@@ -67,34 +67,38 @@ class _BatchNorm(torch.autograd.Function):
         epsilon: float,
         negative_slope: float,
         group_size: int | None,
-    ) -> tuple[Tensor, Tensor]:
-        y, saved = cpu.forward(memory, geometry, x, gamma, beta, residual, epsilon, negative_slope, group_size)
-        ctx.call = geometry, epsilon, negative_slope, group_size, saved.sizes, residual is not None
-        ctx.save_for_backward(x, gamma, beta, saved.statistics, saved.signs)
+        statistic_shape: tuple[int, ...] | None,
+    ) -> tuple[Tensor, ...]:
+        y, saved = cpu.forward(
+            memory, geometry, x, gamma, beta, residual, epsilon, negative_slope, group_size, statistic_shape=statistic_shape
+        )
+        mean, _, _ = saved.statistics
+        ctx.mark_non_differentiable(mean)  # a constant: mean_low carries the derivative of both
         ctx.set_materialize_grads(False)
-        return y, saved.statistics
+        ctx.call = geometry, epsilon, negative_slope, group_size, saved.sizes, residual is not None
+        ctx.save_for_backward(x, gamma, beta, saved.signs, *saved.statistics)
+        return y, *saved.statistics
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, d_statistics: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, gamma, beta, statistics, signs = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor | None, _: None, *d_statistics: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, gamma, beta, signs, *statistics = ctx.saved_tensors
         geometry, epsilon, negative_slope, group_size, sizes, has_residual = ctx.call
         if dy is None or dy.dtype is not x.dtype:
             dy = torch.zeros_like(x) if dy is None else dy.to(x.dtype)
-        # The rounded mean is a constant; its rest carries the derivative of both.
-        _, d_mean, d_variance = (None, None, None) if d_statistics is None else d_statistics.contiguous().unbind()
+        d_mean, d_variance = (None if d is None else d.contiguous() for d in d_statistics)
         saved = cpu.Saved(statistics, signs, sizes)
-        run = partial(cpu.backward, memory, geometry)
-        rest = epsilon, negative_slope, group_size
+        given = x, saved, gamma, beta, has_residual, epsilon, negative_slope, group_size
         if not torch.is_grad_enabled():
-            g = run(dy, x, saved, gamma, beta, has_residual, *rest, d_mean, d_variance)
-            return *g, None, None, None, None
+            g = cpu.backward(memory, geometry, dy, *given, d_mean, d_variance)
+            return *g, None, None, None, None, None
         # A second derivative is coming: the composed form, which autograd sees through.
         if signs is not None:
             with torch.no_grad():
-                share = run(torch.ones_like(x), x, saved, gamma, beta, has_residual, *rest).residual
-            dy, rest = torch.where(share == 1, dy, negative_slope * dy), (epsilon, 1.0, group_size)
-        g = composed_backward(geometry, dy, x, moments_of(x, statistics), gamma, beta, *rest, d_mean, d_variance)
-        return g.x, g.gamma, g.beta, dy if has_residual else None, None, None, None, None
+                share = cpu.backward(memory, geometry, torch.ones_like(x), *given).residual
+            dy, negative_slope = torch.where(share == 1, dy, negative_slope * dy), 1.0
+        moments = moments_of(x, [statistic.reshape(-1, geometry.channel) for statistic in statistics])
+        g = composed_backward(geometry, dy, x, moments, gamma, beta, epsilon, negative_slope, group_size, d_mean, d_variance)
+        return g.x, g.gamma, g.beta, dy if has_residual else None, None, None, None, None, None
 
 
 # Without the wrapper that looks for functorch's transforms, as `serves` has done: a third of the time on small arrays.
@@ -130,18 +134,19 @@ def train(
     epsilon: float,
     negative_slope: float,
     group_size: int | None,
+    statistic_shape: tuple[int, ...] | None,
 ) -> tuple[Tensor, Moments]:
     """`Engine.train` for tensors that `serves` accepts, without a mask; gamma and beta flat."""
     dtype = wide(x)
     gamma, beta = dense(gamma, dtype), dense(beta, dtype)
     residual = None if residual is None else residual.to(x.dtype)
-    y, statistics = _apply(x, gamma, beta, residual, geometry, epsilon, negative_slope, group_size)
+    y, *statistics = _apply(x, gamma, beta, residual, geometry, epsilon, negative_slope, group_size, statistic_shape)
     return y, moments_of(x, statistics)
 
 
-def moments_of(x: Tensor, statistics: Tensor) -> Moments:
-    mean, mean_low, variance = statistics.unbind()
-    return Moments(x.numel() // max(1, mean.numel()), mean.detach(), mean_low, variance)
+def moments_of(x: Tensor, statistics: Sequence[Tensor]) -> Moments:
+    mean, mean_low, variance = statistics
+    return Moments(x.numel() // max(1, mean.numel()), mean, mean_low, variance)
 
 
 def dense(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:

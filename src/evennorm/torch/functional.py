@@ -83,12 +83,16 @@ class _TorchEngine(Engine):
         negative_slope: float = 1.0,
         residual: Tensor | None = None,
         virtual_batch_size: int | None = None,
+        grouped: bool = True,
     ) -> tuple[Tensor, Moments]:
         serve = self._served_by(x, gamma, beta, residual) if mask is None and geometry.permutation is None else None
         if serve is not None:
             self._check_residual(residual, tuple(x.shape))
             gamma, beta = self._flat(gamma, geometry), self._flat(beta, geometry)
-            return serve.train(geometry, x, gamma, beta, residual, epsilon, negative_slope, virtual_batch_size)
+            shape = geometry.parameter_shape if not grouped and virtual_batch_size is None else None
+            y, moments = serve.train(geometry, x, gamma, beta, residual, epsilon, negative_slope, virtual_batch_size, shape)
+            ready = grouped or shape is not None
+            return y, moments if ready else self._of_parameter_shape(moments, geometry, virtual_batch_size)
         return super().train(
             geometry,
             x,
@@ -99,6 +103,7 @@ class _TorchEngine(Engine):
             negative_slope=negative_slope,
             residual=residual,
             virtual_batch_size=virtual_batch_size,
+            grouped=grouped,
         )
 
     def infer(

@@ -28,12 +28,12 @@ def batch_norm(
     epsilon: float,
     negative_slope: float,
     group_size: int | None,
-) -> tuple[Tensor, Tensor]:
-    """y, and mean, mean_low and variance as one tensor (3, groups, channel). No activation behind a residual."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, and mean, mean_low and variance of (groups, channel). No activation behind a residual."""
     geometry = Geometry(x.shape, axis)
     gamma, beta = dense(gamma, wide(x)), dense(beta, wide(x))
     y, saved = cpu.forward(memory, geometry, x, gamma, beta, residual, epsilon, negative_slope, group_size)
-    return y, saved.statistics
+    return y, *saved.statistics
 
 
 @batch_norm.register_fake
@@ -46,20 +46,24 @@ def _(
     epsilon: float,
     negative_slope: float,
     group_size: int | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     channel = 1
     for a in axis:
         channel = channel * x.shape[a]
     groups = 1 if group_size is None else x.shape[0] // group_size
-    return torch.empty_like(x), x.new_empty((3, groups, channel), dtype=wide(x))
+    mean, mean_low, variance = (x.new_empty((groups, channel), dtype=wide(x)) for _ in range(3))
+    return torch.empty_like(x), mean, mean_low, variance
 
 
 @torch.library.custom_op("evennorm::batch_norm_backward", mutates_args=(), device_types="cpu")
 def batch_norm_backward(
     dy: Tensor,
-    d_statistics: Tensor | None,
+    d_mean: Tensor | None,
+    d_variance: Tensor | None,
     x: Tensor,
-    statistics: Tensor,
+    mean: Tensor,
+    mean_low: Tensor,
+    variance: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
     axis: list[int],
@@ -72,8 +76,8 @@ def batch_norm_backward(
     shape = (geometry.channel,)
     ones, zeros = x.new_ones(shape, dtype=wide(x)), x.new_zeros(shape, dtype=wide(x))
     gamma, beta = (ones if gamma is None else dense(gamma, wide(x))), (zeros if beta is None else dense(beta, wide(x)))
-    _, d_mean, d_variance = (None,) * 3 if d_statistics is None else d_statistics.contiguous().unbind()
-    saved = cpu.Saved(statistics.contiguous(), None, (0, 0, 0, 0))
+    d_mean, d_variance = (None if d is None else d.contiguous() for d in (d_mean, d_variance))
+    saved = cpu.Saved((mean.contiguous(), mean_low.contiguous(), variance.contiguous()), None, (0, 0, 0, 0))
     g = cpu.backward(
         memory, geometry, dy, x, saved, gamma, beta, False, epsilon, negative_slope, group_size, d_mean, d_variance
     )
@@ -83,9 +87,12 @@ def batch_norm_backward(
 @batch_norm_backward.register_fake
 def _(
     dy: Tensor,
-    d_statistics: Tensor | None,
+    d_mean: Tensor | None,
+    d_variance: Tensor | None,
     x: Tensor,
-    statistics: Tensor,
+    mean: Tensor,
+    mean_low: Tensor,
+    variance: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
     axis: list[int],
@@ -93,19 +100,19 @@ def _(
     negative_slope: float,
     group_size: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    channel = statistics.shape[-1]
-    return torch.empty_like(x), *(x.new_empty((channel,), dtype=wide(x)) for _ in range(2))
+    return torch.empty_like(x), *(x.new_empty((mean.shape[-1],), dtype=wide(x)) for _ in range(2))
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, gamma, beta, residual, *ctx.call = inputs
     ctx.has_residual = residual is not None
-    ctx.save_for_backward(x, output[1], gamma, beta)
+    ctx.mark_non_differentiable(output[1])  # a constant: mean_low carries the derivative of both
+    ctx.save_for_backward(x, *output[1:], gamma, beta)
 
 
-def _backward(ctx: Any, dy: Tensor, d_statistics: Tensor | None) -> tuple[Any, ...]:
-    x, statistics, gamma, beta = ctx.saved_tensors
-    dx, d_gamma, d_beta = batch_norm_backward(dy, d_statistics, x, statistics, gamma, beta, *ctx.call)
+def _backward(ctx: Any, dy: Tensor, _: Any, d_mean: Tensor | None, d_variance: Tensor | None) -> tuple[Any, ...]:
+    *given, gamma, beta = ctx.saved_tensors
+    dx, d_gamma, d_beta = batch_norm_backward(dy, d_mean, d_variance, *given, gamma, beta, *ctx.call)
     return (
         dx,
         None if gamma is None else d_gamma.to(gamma.dtype),
@@ -123,9 +130,8 @@ def _save_all(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
 def _second_backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
     """Through the composed form, which autograd differentiates itself."""
     given: list[Any] = [None if t is None else t.detach().requires_grad_(t.is_floating_point()) for t in ctx.saved_tensors]
-    dy, d_statistics, x, statistics, gamma, beta = given
+    dy, d_mean, d_variance, x, *statistics, gamma, beta = given
     with torch.enable_grad():
-        _, d_mean, d_variance = (None,) * 3 if d_statistics is None else d_statistics.unbind()
         g = composed_backward(
             Geometry(x.shape, ctx.axis),
             dy,
@@ -159,10 +165,13 @@ def train(
     epsilon: float,
     negative_slope: float,
     group_size: int | None,
+    statistic_shape: tuple[int, ...] | None,
 ) -> tuple[Tensor, Moments]:
     """`Engine.train` under a compiler, for CPU tensors without a mask; gamma and beta flat."""
     # Behind a residual the compiler fuses the activation, and knows what its gradient needs.
     inside = 1.0 if residual is not None else negative_slope
     residual = None if residual is None else residual.to(x.dtype)
-    y, statistics = batch_norm(x, gamma, beta, residual, list(geometry.axis), epsilon, inside, group_size)
+    y, *statistics = batch_norm(x, gamma, beta, residual, list(geometry.axis), epsilon, inside, group_size)
+    if statistic_shape is not None:
+        statistics = [statistic.reshape(statistic_shape) for statistic in statistics]
     return (y if residual is None else activate(xp, y, negative_slope)), moments_of(x, statistics)

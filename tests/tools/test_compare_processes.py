@@ -33,11 +33,11 @@ def test_ctrl_c_keeps_what_is_finished(data, tmp_path):
     stdout, stderr = running.communicate(timeout=60)
     assert running.returncode == 130
     assert stdout == ""
-    assert stderr.strip() == "evennorm: interrupted; finished runs are kept, the same command goes on from there"
+    *_, last = stderr.splitlines()  # behind what a framework may print of an exception that met it
+    assert last == "evennorm: interrupted; finished runs are kept, the same command goes on from there"
     assert 1 <= trials(tmp_path, "COMPLETE") < 100
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ctrl_c_in_a_destructor_is_not_forgotten():
     class Interrupted:
         def __del__(self):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -144,10 +145,16 @@ def remembered_interrupts() -> Iterator[Callable[[], None]]:
         if asked.is_set() and threading.current_thread() is threading.main_thread():
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    def print_unraisable(lost: sys.UnraisableHookArgs) -> None:
+        if lost.exc_type is not KeyboardInterrupt:
+            printed(lost)
+
+    before, printed = signal.signal(signal.SIGINT, interrupt), sys.unraisablehook
+    sys.unraisablehook = print_unraisable
     try:
         yield again
     finally:
+        sys.unraisablehook = printed
         signal.signal(signal.SIGINT, before)
 
 

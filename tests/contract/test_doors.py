@@ -85,6 +85,7 @@ def test_vmap_over_batch_norm() -> None:
     import jax
 
     from evennorm.jax import batch_norm as jax_batch_norm
+    from tests.oracle import batch_norm
 
     x = np.random.default_rng(0).standard_normal((3, 6, 4)).astype(np.float32)
     together = jax.vmap(lambda a: jax_batch_norm(a)[0])(x)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from evennorm.kernels import reference
-from evennorm.numpy import batch_norm, normalize, xp
+from evennorm.numpy import xp
 from tests.cases import CASES, Case
 from tests.contract import textbook
+from tests.oracle import batch_norm, normalize
 
 
 def test_an_example_worked_by_hand() -> None:

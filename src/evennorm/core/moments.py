@@ -62,9 +62,9 @@ def count_of(xp: Namespace, x: Array, mask: Array | None) -> Any:
 
 
 def merge(xp: Namespace, a: Moments, b: Moments) -> Moments:
-    """The moments of two sets of values together (Chan et al., equation 2.1)."""
+    """The moments of two sets of values together, empty ones too (Chan et al., equation 2.1)."""
     count = a.count + b.count
-    share = xp.asarray(b.count / count, like=a.mean)
+    share = xp.asarray(b.count / (max(count, 1) if isinstance(count, int) else xp.maximum(count, 1.0)), like=a.mean)
     delta = (b.mean - a.mean) + (b.mean_low - a.mean_low)
     variance = a.variance + share * (b.variance - a.variance) + delta * delta * share * (1 - share)
     return Moments(count, a.mean, a.mean_low + delta * share, variance)

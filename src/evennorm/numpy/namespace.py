@@ -1,18 +1,12 @@
-"""NumPy arrays in, normalized NumPy arrays and their Moments out; on float64 this is the oracle every kernel is held to."""
+"""NumPy's functions under the names `core` calls; `core` on NumPy float64 is the oracle that every kernel is held to."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
 
-from evennorm.core.engine import Engine
-from evennorm.core.moments import Moments
 from evennorm.core.namespace import Namespace
-from evennorm.kernels import reference
-
-__all__ = ["Moments", "batch_norm", "engine", "normalize"]
 
 
 class _NumPy:
@@ -67,6 +61,3 @@ class _NumPy:
 
 
 xp = cast(Namespace, _NumPy())
-engine = Engine("numpy", xp, partial(reference.forward, xp), partial(reference.inference, xp))
-batch_norm = engine.batch_norm
-normalize = engine.normalize

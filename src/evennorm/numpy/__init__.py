@@ -1,0 +1,10 @@
+"""NumPy arrays in, normalized arrays, their Moments and their gradients out; data larger than memory, chunk by chunk."""
+
+from evennorm.core.moments import Moments
+from evennorm.core.normalize import Gradients
+from evennorm.numpy.functional import batch_norm, engine, normalize
+from evennorm.numpy.gradient import batch_norm_gradient
+from evennorm.numpy.namespace import xp
+from evennorm.numpy.streaming import merge, moments
+
+__all__ = ["Gradients", "Moments", "batch_norm", "batch_norm_gradient", "engine", "merge", "moments", "normalize", "xp"]

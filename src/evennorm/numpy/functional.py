@@ -1,0 +1,212 @@
+"""`batch_norm` and `normalize` on NumPy arrays: checks, the choice of the kernel, and y in memory that the caller gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from evennorm.core.engine import Engine, checked_epsilon, slope_of
+from evennorm.core.geometry import Geometry
+from evennorm.core.moments import Moments
+from evennorm.kernels import reference
+from evennorm.numpy import cpu
+from evennorm.numpy.arrays import checked_out, copy, exact, floats, parameter, wide
+from evennorm.numpy.namespace import xp
+
+__all__ = ["batch_norm", "engine", "normalize"]
+
+
+class _NumPyEngine(Engine):
+    """Takes arrays to the compiled kernels as they lie; masks, and ghost batches of axes apart, to the reference."""
+
+    def batch_norm(
+        self,
+        x: np.ndarray,
+        gamma: np.ndarray | None = None,
+        beta: np.ndarray | None = None,
+        *,
+        axis: int | Iterable[int] = -1,
+        epsilon: float = 1e-5,
+        mask: np.ndarray | None = None,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+        residual: np.ndarray | None = None,
+        virtual_batch_size: int | None = None,
+        out: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, Moments]:
+        """Normalizes `x` by its own statistics: what batch normalization does in training.
+
+            y = activation(gamma * (x - mean) / sqrt(variance + epsilon) + beta [+ residual])
+
+        Args:
+            x: an array of any shape with at least one axis; float16, float32, float64, or bfloat16 of ml_dtypes.
+            gamma, beta: scale and offset of the parameter shape, the sizes of the channel axes; None for 1 and 0.
+            axis: the channel axis, or several; all others are averaged over.
+            epsilon: added to the variance; 0 or more.
+            mask: true where a value counts; its axes are those that are averaged over, or it broadcasts against `x`.
+            activation: None, "relu" or "leaky_relu" (of `negative_slope` below zero).
+            residual: an array like `x`, added before the activation.
+            virtual_batch_size: samples per ghost batch, each with statistics of its own; divides the first axis.
+            out: an array like `x`, a memmap too, that y is written to; it may be `x` itself.
+
+        Returns:
+            y, of x's shape and dtype, and the `Moments` of the parameter shape (with a leading axis more for ghost batches);
+            variance is the biased one, and mean + mean_low the mean. Their dtype is float64 for float64, else float32.
+
+        Raises:
+            ShapeError: axis, mask, parameters, residual or out do not fit `x`.
+            ArgumentError: a dtype that is not a float's, an unknown activation, a negative epsilon, a read-only out.
+
+        Source: Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1.
+
+        Example:
+            >>> import numpy as np
+            >>> from evennorm.numpy import batch_norm
+            >>> x = np.array([[1.0, 10.0], [3.0, 10.0]])
+            >>> y, moments = batch_norm(x, epsilon=0.0625, out=x)
+            >>> moments.mean, moments.variance
+            (array([ 2., 10.]), array([1., 0.]))
+            >>> x.round(4)
+            array([[-0.9701,  0.    ],
+                   [ 0.9701,  0.    ]])
+        """
+        x = floats("x", x)
+        return self.train(
+            self._geometry(x, axis),
+            x,
+            gamma,
+            beta,
+            epsilon=checked_epsilon(epsilon),
+            mask=mask,
+            negative_slope=slope_of(activation, negative_slope),
+            residual=residual,
+            virtual_batch_size=virtual_batch_size,
+            grouped=False,
+            out=out,
+        )
+
+    def normalize(
+        self,
+        x: np.ndarray,
+        mean: np.ndarray,
+        variance: np.ndarray,
+        gamma: np.ndarray | None = None,
+        beta: np.ndarray | None = None,
+        *,
+        axis: int | Iterable[int] = -1,
+        epsilon: float = 1e-5,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+        residual: np.ndarray | None = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Normalizes `x` by given statistics, of the parameter shape: what batch normalization does at inference.
+
+        Arguments, result and errors as in `batch_norm`. A mean in float64 is used as exactly as it is given, for float32
+        data too.
+
+        Example:
+            >>> import numpy as np
+            >>> from evennorm.numpy import normalize
+            >>> normalize(np.array([[1.0], [4.0]]), mean=np.array([2.0]), variance=np.array([4.0]), epsilon=0.0)
+            array([[-0.5],
+                   [ 1. ]])
+        """
+        x = floats("x", x)
+        return self.infer(
+            self._geometry(x, axis),
+            x,
+            mean,
+            variance,
+            gamma,
+            beta,
+            epsilon=checked_epsilon(epsilon),
+            negative_slope=slope_of(activation, negative_slope),
+            residual=residual,
+            out=out,
+        )
+
+    def train(
+        self,
+        geometry: Geometry,
+        x: np.ndarray,
+        gamma: np.ndarray | None,
+        beta: np.ndarray | None,
+        *,
+        epsilon: float,
+        mask: np.ndarray | None = None,
+        negative_slope: float = 1.0,
+        residual: np.ndarray | None = None,
+        virtual_batch_size: int | None = None,
+        grouped: bool = True,
+        out: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, Moments]:
+        x, residual, target = self._arrays(x, residual, out)
+        gamma, beta = (parameter(value, wide(x), own=out is not None) for value in (gamma, beta))
+        options: dict[str, Any] = {"epsilon": epsilon, "negative_slope": negative_slope, "residual": residual}
+        if served(geometry, x, mask, virtual_batch_size):
+            gamma, beta = self._flat(gamma, geometry), self._flat(beta, geometry)
+            y, moments = cpu.train(geometry, x, gamma, beta, group_size=virtual_batch_size, out=target, **options)
+        else:
+            options |= {"mask": mask, "virtual_batch_size": virtual_batch_size}
+            with np.errstate(invalid="ignore"):  # as quiet about values that are not finite as the compiled kernels
+                y, moments = super().train(geometry, x, gamma, beta, **options)
+            copy(y, target)
+        return (y if out is None else out), (
+            moments if grouped else self._of_parameter_shape(moments, geometry, virtual_batch_size)
+        )
+
+    def infer(
+        self,
+        geometry: Geometry,
+        x: np.ndarray,
+        mean: np.ndarray,
+        variance: np.ndarray,
+        gamma: np.ndarray | None,
+        beta: np.ndarray | None,
+        *,
+        epsilon: float,
+        negative_slope: float = 1.0,
+        residual: np.ndarray | None = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        x, residual, target = self._arrays(x, residual, out)
+        own = out is not None
+        mean = parameter(mean, exact(mean, x), own=own)
+        variance, gamma, beta = (parameter(value, wide(x), own=own) for value in (variance, gamma, beta))
+        options: dict[str, Any] = {"epsilon": epsilon, "negative_slope": negative_slope, "residual": residual}
+        if served(geometry, x):
+            flat = (self._flat(value, geometry) for value in (mean, variance, gamma, beta))
+            y = cpu.infer(geometry, x, *flat, out=target, **options)
+        else:
+            with np.errstate(invalid="ignore"):
+                y = super().infer(geometry, x, mean, variance, gamma, beta, **options)
+            copy(y, target)
+        return y if out is None else out
+
+    def _arrays(self, x: Any, residual: Any, out: Any) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        x = floats("x", x)
+        if residual is not None:
+            residual = floats("residual", residual)
+            self._check_residual(residual, x.shape)
+            residual = residual.astype(x.dtype, copy=False)
+        return x, residual, checked_out(out, x)
+
+    def _geometry(self, x: np.ndarray, axis: int | Iterable[int]) -> Geometry:
+        return _geometry(x.shape, axis) if type(axis) is int else super()._geometry(x, axis)
+
+
+def served(geometry: Geometry, x: np.ndarray, mask: Any = None, virtual_batch_size: int | None = None) -> bool:
+    """Whether the compiled kernels take a call, or the reference."""
+    return mask is None and cpu.serves(x.dtype) and (geometry.permutation is None or virtual_batch_size is None)
+
+
+# Small arrays are normalized faster than their geometry is worked out.
+_geometry = lru_cache(maxsize=1024)(Geometry)
+
+engine = _NumPyEngine("numpy", xp, partial(reference.forward, xp), partial(reference.inference, xp))
+batch_norm = engine.batch_norm
+normalize = engine.normalize

@@ -1,0 +1,149 @@
+"""The gradient of `batch_norm` by its own formula: NumPy differentiates nothing by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from evennorm.core.engine import checked_epsilon, slope_of
+from evennorm.core.geometry import Geometry
+from evennorm.core.moments import Moments
+from evennorm.core.normalize import Gradients
+from evennorm.errors import ArgumentError, ShapeError
+from evennorm.kernels import reference
+from evennorm.numpy import cpu
+from evennorm.numpy.arrays import count, floats, parameter, wide
+from evennorm.numpy.functional import engine, served
+from evennorm.numpy.namespace import xp
+
+__all__ = ["batch_norm_gradient"]
+
+
+def batch_norm_gradient(
+    dy: np.ndarray,
+    x: np.ndarray,
+    moments: Moments,
+    gamma: np.ndarray | None = None,
+    beta: np.ndarray | None = None,
+    *,
+    axis: int | Iterable[int] = -1,
+    epsilon: float = 1e-5,
+    mask: np.ndarray | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: np.ndarray | None = None,
+    virtual_batch_size: int | None = None,
+    d_mean: np.ndarray | None = None,
+    d_variance: np.ndarray | None = None,
+) -> Gradients:
+    """The derivatives of a loss by the inputs of `batch_norm`, from its derivative `dy` by y.
+
+        dz = dy * activation'(z);   dbeta = sum dz;   dgamma = sum dz * xhat;   dresidual = dz
+        dx = gamma / sqrt(variance + epsilon) * (dz - dbeta / n - xhat * dgamma / n)
+
+    Args:
+        dy: an array of x's shape.
+        x, gamma, beta, axis, epsilon, mask, activation, negative_slope, residual, virtual_batch_size: as in `batch_norm`.
+        moments: what `batch_norm` returned.
+        d_mean, d_variance: derivatives by the moments themselves, of their shape, where the loss looks at them, too.
+
+    Returns:
+        `Gradients` x, gamma, beta, residual, each of its input's shape; None where the input was None. Those of x and
+        residual have x's dtype, those of gamma and beta are float64 for float64, else float32.
+
+    Raises:
+        ShapeError: an array does not fit x.
+        ArgumentError: as in `batch_norm`; moments of another number of values than x has.
+
+    Source: Ioffe & Szegedy 2015, arXiv 1502.03167, section 3.
+
+    Example:
+        >>> import numpy as np
+        >>> from evennorm.numpy import batch_norm, batch_norm_gradient
+        >>> x, gamma = np.array([[1.0], [2.0], [6.0]]), np.array([2.0])
+        >>> y, moments = batch_norm(x, gamma)
+        >>> g = batch_norm_gradient(np.array([[1.0], [0.0], [0.0]]), x, moments, gamma)
+        >>> g.x.round(4).ravel(), g.gamma.round(4), g.beta
+        (array([ 0.3527, -0.4409,  0.0882]), array([-0.9258]), None)
+    """
+    x = floats("x", x)
+    geometry = engine._geometry(x, axis)
+    dtype, epsilon, slope = wide(x), checked_epsilon(epsilon), slope_of(activation, negative_slope)
+    dy = _like("dy", dy, x)
+    residual = None if residual is None else _like("residual", residual, x)
+    gamma, beta = (engine._flat(parameter(value, dtype), geometry) for value in (gamma, beta))
+    groups = 1 if virtual_batch_size is None else geometry._groups(x.shape[0], virtual_batch_size)
+    lead = () if virtual_batch_size is None else (groups,)
+
+    def flat(name: str, statistic: Any, dtype: np.dtype) -> Any:
+        if statistic is None:
+            return None
+        array, wanted = np.asarray(statistic, dtype), (*lead, *geometry.parameter_shape)
+        if array.shape != wanted:
+            raise ShapeError(f"{name} has the shape of batch_norm's moments, {wanted}; received shape {array.shape}")
+        return np.ascontiguousarray(array.reshape(groups, geometry.channel))
+
+    used = _near(
+        dtype,
+        _checked_count(moments.count, groups, count(geometry, x, virtual_batch_size), mask),
+        *(flat(f"moments.{name}", getattr(moments, name), np.dtype(np.float64)) for name in Moments._fields[1:]),
+    )
+    d_mean, d_variance = flat("d_mean", d_mean, dtype), flat("d_variance", d_variance, dtype)
+    rest = residual, epsilon, slope, virtual_batch_size, d_mean, d_variance
+    run = cpu.gradient if served(geometry, x, mask, virtual_batch_size) else partial(_reference, mask)
+    g = run(geometry, dy, x, used, gamma, beta, *rest)
+    d_gamma, d_beta = (None if a is None else a.reshape(geometry.parameter_shape) for a in (g.gamma, g.beta))
+    return Gradients(g.x, d_gamma, d_beta, g.residual)
+
+
+@np.errstate(invalid="ignore")
+def _reference(
+    mask: Any,
+    geometry: Geometry,
+    dy: np.ndarray,
+    x: np.ndarray,
+    moments: Moments,
+    gamma: np.ndarray | None,
+    beta: np.ndarray | None,
+    residual: np.ndarray | None,
+    epsilon: float,
+    negative_slope: float,
+    group_size: int | None,
+    d_mean: np.ndarray | None,
+    d_variance: np.ndarray | None,
+) -> Gradients:
+    views = (None if a is None else geometry.view(xp, a, group_size) for a in (dy, x, residual))
+    dy_view, x_view, residual_view = views
+    hidden = None if mask is None else geometry.mask_view(xp, xp.boolean(mask), x.shape, group_size)
+    rest = epsilon, negative_slope, d_mean, d_variance
+    g = reference.backward(xp, dy_view, x_view, moments, gamma, beta, residual_view, hidden, *rest)
+    dx, d_residual = (None if a is None else geometry.restore(xp, a, x.shape) for a in (g.x, g.residual))
+    return Gradients(dx, g.gamma, g.beta, d_residual)
+
+
+def _like(name: str, value: Any, x: np.ndarray) -> np.ndarray:
+    array = floats(name, value)
+    if array.shape != x.shape:
+        raise ShapeError(f"{name} has the shape of x, {x.shape}; received shape {array.shape}")
+    return array.astype(x.dtype, copy=False)
+
+
+def _near(dtype: np.dtype, count: Any, mean: np.ndarray, mean_low: np.ndarray | None, variance: np.ndarray) -> Moments:
+    """Moments in the precision of x: the mean rounded, the rest of it in mean_low."""
+    near = mean.astype(dtype)
+    low = (mean - near) + (0.0 if mean_low is None else mean_low)
+    return Moments(count, near, low.astype(dtype), variance.astype(dtype))
+
+
+def _checked_count(given: Any, groups: int, values: int, mask: Any) -> Any:
+    """The count as the reference wants it: an int, or (groups, 1 or channel)."""
+    if mask is not None:
+        return np.asarray(given).reshape(groups, -1)
+    if np.any(np.asarray(given) != values):
+        raise ArgumentError(
+            f"moments are what batch_norm returned for this x, of {values} values per channel; received a count of {given}"
+        )
+    return values

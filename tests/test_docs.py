@@ -37,7 +37,7 @@ def test_public_names_have_an_example() -> None:
     """Of those that a user calls first."""
     from evennorm import Geometry
     from evennorm.keras import BatchNormalization, convert, legacy, place, revert
-    from evennorm.numpy import batch_norm, normalize
+    from evennorm.numpy import batch_norm, batch_norm_gradient, merge, moments, normalize
     from evennorm.tools.explain import explain
 
     for public in (
@@ -49,6 +49,9 @@ def test_public_names_have_an_example() -> None:
         revert,
         batch_norm,
         normalize,
+        batch_norm_gradient,
+        moments,
+        merge,
         explain,
     ):
         assert ">>> " in (public.__doc__ or ""), public

@@ -1,4 +1,4 @@
-"""Who is measured on NumPy, forward: our function, the formula as one writes it, copies."""
+"""Who is measured on NumPy: our function and its gradient, the formulas as one writes them, copies."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def contestants() -> list[Contestant]:
 
 
 def _ours(case: Case, data: Data) -> Calls:
-    from evennorm.numpy import batch_norm
+    from evennorm.numpy import batch_norm, batch_norm_gradient
 
     options: Any = {
         "axis": case.axis,
@@ -55,25 +55,47 @@ def _ours(case: Case, data: Data) -> Calls:
         "activation": "relu" if case.relu else None,
         "residual": data.residual,
     }
-    return _calls(lambda: batch_norm(data.x, data.gamma, data.beta, **options)[0])
+
+    def both() -> list[np.ndarray]:
+        y, moments = batch_norm(data.x, data.gamma, data.beta, **options)
+        return [y, *batch_norm_gradient(data.dy, data.x, moments, data.gamma, data.beta, **options)]
+
+    return _calls(lambda: batch_norm(data.x, data.gamma, data.beta, **options)[0], both)
 
 
 def _plain(case: Case, data: Data) -> Calls:
     axes = tuple(a for a in range(len(case.shape)) if a != case.axis % len(case.shape))
     row = tuple(case.channels if a not in axes else 1 for a in range(len(case.shape)))
+    dtype, wide = data.x.dtype, data.gamma.dtype
+    count = data.x.size // case.channels
 
-    def y() -> np.ndarray:
-        x = data.x.astype(data.gamma.dtype, copy=False)
+    def forward() -> tuple[np.ndarray, ...]:
+        x = data.x.astype(wide, copy=False)
         mean, variance = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
-        found = (x - mean) * (data.gamma.reshape(row) / np.sqrt(variance + EPSILON)) + data.beta.reshape(row)
+        inverse = 1 / np.sqrt(variance + EPSILON)
+        y = (x - mean) * (data.gamma.reshape(row) * inverse) + data.beta.reshape(row)
         if data.residual is not None:
-            found += data.residual
+            y += data.residual
         if case.relu:
-            np.maximum(found, 0, out=found)
-        return found.astype(data.x.dtype, copy=False)
+            np.maximum(y, 0, out=y)
+        return y.astype(dtype, copy=False), x, mean, inverse
 
-    return _calls(y)
+    def both() -> list[np.ndarray]:
+        y, x, mean, inverse = forward()
+        dz = np.where(y > 0, data.dy, 0) if case.relu else data.dy
+        dz = dz.astype(wide, copy=False)
+        xhat = (x - mean) * inverse
+        d_beta, d_gamma = dz.sum(axes), (dz * xhat).sum(axes)
+        dx = data.gamma.reshape(row) * inverse * (dz - d_beta.reshape(row) / count - xhat * (d_gamma.reshape(row) / count))
+        gradients = [dx.astype(dtype, copy=False), d_gamma, d_beta]
+        return [y, *gradients] if data.residual is None else [y, *gradients, dz.astype(dtype, copy=False)]
+
+    return _calls(lambda: forward()[0], both)
 
 
-def _calls(y: Callable[[], np.ndarray]) -> Calls:
-    return Calls(y, None, lambda found: [found.astype(np.promote_types(found.dtype, np.float32), copy=False)])
+def _calls(y: Callable[[], np.ndarray], both: Callable[[], list[np.ndarray]] | None = None) -> Calls:
+    def values(found: Any) -> list[np.ndarray]:
+        arrays = [found] if isinstance(found, np.ndarray) else [a for a in found if a is not None]
+        return [a.astype(np.promote_types(a.dtype, np.float32), copy=False) for a in arrays]
+
+    return Calls(y, both, values)

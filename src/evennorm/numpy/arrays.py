@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -18,6 +19,8 @@ def floats(name: str, value: Any) -> np.ndarray:
     Raises:
         ArgumentError: another dtype, or a masked array, whose mask an array would lose.
     """
+    if type(value) is np.ndarray and _taken(value.dtype):
+        return value
     if isinstance(value, np.ma.MaskedArray):
         raise ArgumentError(
             f"{name} is a plain array; received a masked one; pass {name}.data, and to hide values mask=~{name}.mask"
@@ -29,6 +32,11 @@ def floats(name: str, value: Any) -> np.ndarray:
             f"{name} is an array of {known}; received dtype {array.dtype}; convert it, such as by {name}.astype('float32')"
         )
     return native(array)
+
+
+@lru_cache(maxsize=16)
+def _taken(dtype: np.dtype) -> bool:
+    return dtype.isnative and dtype.name in DTYPES
 
 
 def native(array: np.ndarray) -> np.ndarray:
@@ -53,6 +61,8 @@ def parameter(value: Any, dtype: np.dtype, *, own: bool = False) -> Any:
 
 def count(geometry: Geometry, x: np.ndarray, group_size: int | None = None) -> int:
     """Values behind each mean."""
+    if group_size is None and geometry.channel > 0:
+        return x.size // geometry.channel
     sizes = x.shape if group_size is None else (group_size, *x.shape[1:])
     return prod(sizes[a] for a in geometry.reduced)
 

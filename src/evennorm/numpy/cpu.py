@@ -77,12 +77,14 @@ def train(
     epsilon: float,
     negative_slope: float,
     group_size: int | None,
+    statistic_shape: tuple[int, ...] | None,
     out: np.ndarray | None,
 ) -> tuple[np.ndarray, Moments]:
     """`Engine.train` without a mask, for arrays of one dtype; y stands in `out`, where that is given."""
     axes, geometry, (x, residual) = _together(geometry, x, residual)
     target = _target(geometry, axes, out, x, residual, group_size)
-    y, saved = cpu.forward(_of(x), geometry, x, gamma, beta, residual, epsilon, negative_slope, group_size, target)
+    rest = residual, epsilon, negative_slope, group_size, target, statistic_shape
+    y, saved = cpu.forward(_of(x), geometry, x, gamma, beta, *rest)
     return _delivered(y, axes, target, out), Moments(count(geometry, x, group_size), *saved.statistics)
 
 

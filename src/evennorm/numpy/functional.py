@@ -149,15 +149,18 @@ class _NumPyEngine(Engine):
         options: dict[str, Any] = {"epsilon": epsilon, "negative_slope": negative_slope, "residual": residual}
         if served(geometry, x, mask, virtual_batch_size):
             gamma, beta = self._flat(gamma, geometry), self._flat(beta, geometry)
-            y, moments = cpu.train(geometry, x, gamma, beta, group_size=virtual_batch_size, out=target, **options)
+            shape = None if grouped or virtual_batch_size is not None else geometry.parameter_shape
+            options |= {"group_size": virtual_batch_size, "statistic_shape": shape, "out": target}
+            y, moments = cpu.train(geometry, x, gamma, beta, **options)
+            grouped = grouped or shape is not None  # they have their shape
         else:
             options |= {"mask": mask, "virtual_batch_size": virtual_batch_size}
             with np.errstate(invalid="ignore"):  # as quiet about values that are not finite as the compiled kernels
                 y, moments = super().train(geometry, x, gamma, beta, **options)
             copy(y, target)
-        return (y if out is None else out), (
-            moments if grouped else self._of_parameter_shape(moments, geometry, virtual_batch_size)
-        )
+        if not grouped:
+            moments = self._of_parameter_shape(moments, geometry, virtual_batch_size)
+        return y if out is None else out, moments
 
     def infer(
         self,

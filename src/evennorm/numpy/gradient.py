@@ -76,21 +76,22 @@ def batch_norm_gradient(
     residual = None if residual is None else _like("residual", residual, x)
     gamma, beta = (engine._flat(parameter(value, dtype), geometry) for value in (gamma, beta))
     groups = 1 if virtual_batch_size is None else geometry._groups(x.shape[0], virtual_batch_size)
-    lead = () if virtual_batch_size is None else (groups,)
+    shape = geometry.parameter_shape if virtual_batch_size is None else (groups, *geometry.parameter_shape)
 
-    def flat(name: str, statistic: Any, dtype: np.dtype) -> Any:
+    def flat(name: str, statistic: Any, as_dtype: np.dtype | None = None) -> Any:
         if statistic is None:
             return None
-        array, wanted = np.asarray(statistic, dtype), (*lead, *geometry.parameter_shape)
-        if array.shape != wanted:
-            raise ShapeError(f"{name} has the shape of batch_norm's moments, {wanted}; received shape {array.shape}")
-        return np.ascontiguousarray(array.reshape(groups, geometry.channel))
+        array = np.asarray(statistic, as_dtype, order="C")
+        if array.shape != shape:
+            raise ShapeError(f"{name} has the shape of batch_norm's moments, {shape}; received shape {array.shape}")
+        return array.reshape(groups, geometry.channel)
 
-    used = _near(
-        dtype,
-        _checked_count(moments.count, groups, count(geometry, x, virtual_batch_size), mask),
-        *(flat(f"moments.{name}", getattr(moments, name), np.dtype(np.float64)) for name in Moments._fields[1:]),
-    )
+    mean, mean_low = flat("moments.mean", moments.mean), flat("moments.mean_low", moments.mean_low)
+    variance = flat("moments.variance", moments.variance, dtype)
+    if mean_low is None or mean.dtype != dtype or mean_low.dtype != dtype:
+        mean, mean_low = _near(dtype, mean, mean_low)
+    number = _checked_count(moments.count, groups, count(geometry, x, virtual_batch_size), mask)
+    used = Moments(number, mean, mean_low, variance)
     d_mean, d_variance = flat("d_mean", d_mean, dtype), flat("d_variance", d_variance, dtype)
     rest = residual, epsilon, slope, virtual_batch_size, d_mean, d_variance
     run = cpu.gradient if served(geometry, x, mask, virtual_batch_size) else partial(_reference, mask)
@@ -131,18 +132,17 @@ def _like(name: str, value: Any, x: np.ndarray) -> np.ndarray:
     return array.astype(x.dtype, copy=False)
 
 
-def _near(dtype: np.dtype, count: Any, mean: np.ndarray, mean_low: np.ndarray | None, variance: np.ndarray) -> Moments:
-    """Moments in the precision of x: the mean rounded, the rest of it in mean_low."""
+def _near(dtype: np.dtype, mean: np.ndarray, mean_low: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """A mean in the precision of x, and the rest of it."""
     near = mean.astype(dtype)
-    low = (mean - near) + (0.0 if mean_low is None else mean_low)
-    return Moments(count, near, low.astype(dtype), variance.astype(dtype))
+    return near, ((mean.astype(np.float64) - near) + (0.0 if mean_low is None else mean_low)).astype(dtype)
 
 
 def _checked_count(given: Any, groups: int, values: int, mask: Any) -> Any:
     """The count as the reference wants it: an int, or (groups, 1 or channel)."""
     if mask is not None:
         return np.asarray(given).reshape(groups, -1)
-    if np.any(np.asarray(given) != values):
+    if not (isinstance(given, int) and given == values) and np.any(np.asarray(given) != values):
         raise ArgumentError(
             f"moments are what batch_norm returned for this x, of {values} values per channel; received a count of {given}"
         )

@@ -290,6 +290,32 @@ def test_out_may_be_a_memmap(axis: int, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), batch_norm(x, axis=axis)[0])
 
 
+def test_parameters_that_lie_where_y_is_written() -> None:
+    """A program that keeps everything in one array."""
+    rng = np.random.default_rng(6)
+    room = rng.uniform(0.5, 1.5, (50, 4))
+    gamma, beta, mean, variance = room[:4].copy()
+    x = rng.standard_normal((50, 4))
+    batch_norm(x, room[0], room[1], out=room)
+    np.testing.assert_array_equal(room, batch_norm(x, gamma, beta)[0])
+    room[:4] = gamma, beta, mean, variance
+    normalize(x, room[2], room[3], room[0], room[1], out=room)
+    np.testing.assert_array_equal(room, normalize(x, mean, variance, gamma, beta))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (4, 0), (2, 0, 3), (0, 0)])
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_nothing_at_all(shape: tuple[int, ...], axis: int) -> None:
+    x, size = np.empty(shape, np.float32), (shape[axis],)
+    y, found = batch_norm(x, axis=axis, out=x)
+    assert y is x
+    assert found.mean.tolist() == found.variance.tolist() == [0.0] * size[0]
+    assert moments(x, axis=axis).count == found.count == np.prod(shape[1:] if axis == 0 else shape[:-1])
+    assert normalize(x, np.zeros(size), np.ones(size), axis=axis).shape == shape
+    g = batch_norm_gradient(x, x, found, np.ones(size), axis=axis)
+    assert (g.x.shape, g.gamma.tolist()) == (shape, [0.0] * size[0])
+
+
 X = np.zeros((4, 5, 3), np.float32)
 
 

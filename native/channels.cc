@@ -9,10 +9,11 @@ bool moments_of(const double* first, const double* second, double n, int64_t cha
                 A* variance) {
   const auto rest = [&](int64_t c) { return first[c] / n; };
   const auto biased = [&](int64_t c) { return second[c] / n - rest(c) * rest(c); };
-  const auto far = [&](int64_t c) { return rest(c) * rest(c) > kFarShift * biased(c); };
-  bool any_far = false;
-  for (int64_t c = 0; c < channels && !last; ++c) any_far |= far(c);
-  if (any_far) {
+  // rest^2 > kFarShift * biased, times n^2
+  const auto far = [&](int64_t c) { return (1 + kFarShift) * (first[c] * first[c]) > kFarShift * n * second[c]; };
+  int64_t far_ones = 0;
+  for (int64_t c = 0; c < channels && !last; ++c) far_ones += far(c) ? 1 : 0;
+  if (far_ones > 0) {
     for (int64_t c = 0; c < channels; ++c) {
       if (far(c)) shift[c] = static_cast<A>(shift[c] + rest(c));
     }
@@ -63,14 +64,20 @@ void input_gradient_of(const Statistics<A>& statistics, const A* gamma, double e
 template <class A>
 void parameter_gradients_of(const A* variance, double epsilon, const A* sum_dz, const A* sum_dz_centred, int64_t groups,
                             int64_t channels, A* d_gamma, A* d_beta) {
-  for (int64_t c = 0; c < channels; ++c) {
-    double gamma = 0, beta = 0;
-    for (int64_t i = c; i < groups * channels; i += channels) {
-      gamma += sum_dz_centred[i] / std::sqrt(static_cast<double>(variance[i]) + epsilon);
-      beta += sum_dz[i];
+  constexpr int64_t kBlock = 64;  // channels at a time, so that their sums need no memory
+  for (int64_t from = 0; from < channels; from += kBlock) {
+    const int64_t width = from + kBlock < channels ? kBlock : channels - from;
+    double gamma[kBlock] = {}, beta[kBlock] = {};
+    for (int64_t i = from; i < groups * channels; i += channels) {
+      for (int64_t c = 0; c < width; ++c) {
+        gamma[c] += sum_dz_centred[i + c] / std::sqrt(static_cast<double>(variance[i + c]) + epsilon);
+        beta[c] += sum_dz[i + c];
+      }
     }
-    if (d_gamma != nullptr) d_gamma[c] = static_cast<A>(gamma);
-    if (d_beta != nullptr) d_beta[c] = static_cast<A>(beta);
+    for (int64_t c = 0; c < width; ++c) {
+      if (d_gamma != nullptr) d_gamma[from + c] = static_cast<A>(gamma[c]);
+      if (d_beta != nullptr) d_beta[from + c] = static_cast<A>(beta[c]);
+    }
   }
 }
 

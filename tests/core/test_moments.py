@@ -27,11 +27,12 @@ def check(got: Moments, x: np.ndarray, rtol: float) -> None:
 
 
 @given(
-    parts=st.lists(st.integers(1, 40), min_size=2, max_size=6),
+    parts=st.lists(st.integers(0, 40), min_size=2, max_size=6).filter(any),
     mean=st.sampled_from([0.0, 1.0, -1e3, 1e5]),
     seed=st.integers(0, 10**6),
 )
 def test_merged_parts_are_the_whole(parts: list[int], mean: float, seed: int) -> None:
+    """Empty ones, too."""
     rng = np.random.default_rng(seed)
     chunks = [rng.normal(mean + 5 * rng.normal(), 1, (n, 3)) for n in parts]
     merged = moments(xp, view(chunks[0]))
@@ -39,6 +40,19 @@ def test_merged_parts_are_the_whole(parts: list[int], mean: float, seed: int) ->
         merged = merge(xp, merged, moments(xp, view(chunk)))
     assert merged.count == sum(parts)
     check(merged, np.concatenate(chunks), rtol=1e-9)
+
+
+def test_merged_counts_of_every_channel() -> None:
+    """Behind a mask of elements each channel has its own count, and may have none."""
+    x = np.random.default_rng(7).normal(1e4, 1, (40, 3))
+    mask = np.random.default_rng(8).random((40, 3)) < 0.5
+    mask[:15, 1] = mask[:, 2] = False
+    parts = [moments(xp, view(x[rows]), view(mask[rows])) for rows in (slice(15), slice(15, 40))]
+    merged, whole = merge(xp, *parts), moments(xp, view(x), view(mask))
+    np.testing.assert_array_equal(merged.count, whole.count)
+    np.testing.assert_allclose(merged.mean + merged.mean_low, whole.mean + whole.mean_low, rtol=1e-15)
+    np.testing.assert_allclose(merged.variance, whole.variance, rtol=1e-12)
+    assert merged.variance[0, 2] == 0
 
 
 @given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=5).filter(any), mean=st.sampled_from([0.0, 1e4]))

@@ -64,6 +64,7 @@ void input_gradient_of(const Statistics<A>& statistics, const A* gamma, double e
 template <class A>
 void parameter_gradients_of(const A* variance, double epsilon, const A* sum_dz, const A* sum_dz_centred, int64_t groups,
                             int64_t channels, A* d_gamma, A* d_beta) {
+  if (d_gamma == nullptr && d_beta == nullptr) return;
   constexpr int64_t kBlock = 64;  // channels at a time, so that their sums need no memory
   for (int64_t from = 0; from < channels; from += kBlock) {
     const int64_t width = from + kBlock < channels ? kBlock : channels - from;

@@ -13,6 +13,7 @@
 #include <thread>
 
 #if defined(__linux__)
+#include <link.h>
 #include <sched.h>
 #endif
 
@@ -69,50 +70,72 @@ class Tasks {
   Share shares_[kMostThreads];
 };
 
-// Threads of our own, asleep between calls: whoever spins takes a core from the framework's next operation.
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Threads of our own. They stay awake for the next part of an operation, some 50 us, and no longer: whoever spins takes a core from
+// the framework's next operation, and to wake one up takes as long.
 class Pool {
  public:
   // False where another thread is using the pool.
   bool run(Tasks& tasks, int threads) {
     std::unique_lock<std::mutex> only(in_use_, std::try_to_lock);
     if (!only.owns_lock()) return false;
+    bool wake = false;
     {
       std::lock_guard<std::mutex> lock(mutex_);
       for (; started_ < threads - 1; ++started_) std::thread(&Pool::serve, this, started_ + 1).detach();
       tasks_ = &tasks;
       wanted_ = threads - 1;
-      ++call_;
+      call_.fetch_add(1);
+      wake = asleep_ > 0;
     }
-    wake_.notify_all();
+    if (wake) wake_.notify_all();
     tasks.work(0);
     // Nothing is left to hand out: a thread that has not woken up yet is not waited for.
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      tasks_ = nullptr;
+    }
+    for (int spin = 0; spin < kSpins && busy_.load() != 0; ++spin) pause();
+    if (busy_.load() == 0) return true;
     std::unique_lock<std::mutex> lock(mutex_);
-    tasks_ = nullptr;
-    done_.wait(lock, [&] { return busy_ == 0; });
+    done_.wait(lock, [&] { return busy_.load() == 0; });
     return true;
   }
 
  private:
+  static constexpr int kSpins = 2000;
+
   void serve(int thread) {
-    std::unique_lock<std::mutex> lock(mutex_);
     for (int64_t seen = 0;;) {
-      wake_.wait(lock, [&] { return call_ != seen; });
-      seen = call_;
+      for (int spin = 0; spin < kSpins && call_.load() == seen; ++spin) pause();
+      std::unique_lock<std::mutex> lock(mutex_);
+      ++asleep_;
+      wake_.wait(lock, [&] { return call_.load() != seen; });
+      --asleep_;
+      seen = call_.load();
       if (tasks_ == nullptr || thread > wanted_) continue;
       Tasks* const tasks = tasks_;
-      ++busy_;
+      busy_.fetch_add(1);
       lock.unlock();
       tasks->work(thread);
       lock.lock();
-      if (--busy_ == 0) done_.notify_one();
+      if (busy_.fetch_sub(1) == 1) done_.notify_one();
     }
   }
 
   std::mutex in_use_, mutex_;
   std::condition_variable wake_, done_;
   Tasks* tasks_ = nullptr;
-  int started_ = 0, wanted_ = 0, busy_ = 0;
-  int64_t call_ = 0;
+  int started_ = 0, wanted_ = 0, asleep_ = 0;
+  std::atomic<int> busy_{0};
+  std::atomic<int64_t> call_{0};
 };
 
 // Never destroyed: its threads may outlive static objects. A forked child, which has none of them, starts another.
@@ -151,11 +174,30 @@ OpenMP find_openmp() {
   return found;
 }
 
-// Looked for until it is there: a framework may be imported after us.
+#if defined(__linux__)
+// How many libraries this process has loaded so far.
+unsigned long long libraries_loaded() {
+  unsigned long long count = 0;
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* adds) {
+        *static_cast<unsigned long long*>(adds) = info->dlpi_adds;
+        return 1;
+      },
+      &count);
+  return count;
+}
+#endif
+
+// Looked for until it is there: a framework may be imported after us. To look takes 30 us, so only where libraries were added.
 const OpenMP* openmp() {
   static std::atomic<const OpenMP*> known{nullptr};
   if (forked.load(std::memory_order_relaxed)) return nullptr;
   if (const OpenMP* found = known.load(std::memory_order_acquire)) return found;
+#if defined(__linux__)
+  static std::atomic<unsigned long long> looked_at{0};
+  const unsigned long long loaded = libraries_loaded();
+  if (looked_at.exchange(loaded, std::memory_order_relaxed) == loaded) return nullptr;
+#endif
   const OpenMP found = find_openmp();
   if (!found) return nullptr;
   known.store(new OpenMP(found), std::memory_order_release);

@@ -86,7 +86,7 @@ def gradient_sums(xp: Namespace, dz: Array, x: Array, moments: Moments) -> tuple
     """sum dz and sum dz * (x - mean), each (groups, channel): what devices exchange in the backward pass."""
     dtype = xp.dtype(x)
     sum_dz = channel_sum(xp, dz)
-    sum_dz_shifted = channel_sum(xp, dz * (x - per_channel(xp, moments.mean)))
+    sum_dz_shifted = channel_sum(xp, dz * centred(xp, x, moments))
     sum_dz_centred = sum_dz_shifted - sum_dz * xp.astype(moments.mean_low, xp.widest)
     return xp.astype(sum_dz, dtype), xp.astype(sum_dz_centred, dtype)
 
@@ -115,10 +115,15 @@ def input_gradient(
     if d_mean is not None:
         offset = offset - d_mean / n
     offset = offset - slope * moments.mean_low
-    statistics_part = (x - per_channel(xp, moments.mean)) * per_channel(xp, slope) + per_channel(xp, offset)
+    statistics_part = centred(xp, x, moments) * per_channel(xp, slope) + per_channel(xp, offset)
     if mask is not None:
         statistics_part = xp.where(mask, statistics_part, 0.0)
     return dz * per_channel(xp, scale) - statistics_part
+
+
+def centred(xp: Namespace, x: Array, moments: Moments) -> Array:
+    """x - mean, without the mean's low part; x itself where a kernel has subtracted that already, and given None for it."""
+    return x if moments.mean is None else x - per_channel(xp, moments.mean)
 
 
 def _linear(
@@ -131,7 +136,7 @@ def _linear(
     residual: Array | None,
 ) -> Array:
     scale = _scale(_inverse_deviation(xp, moments, epsilon), gamma)
-    z = (x - per_channel(xp, moments.mean)) * per_channel(xp, scale)
+    z = centred(xp, x, moments) * per_channel(xp, scale)
     shift = None if moments.mean_low is None else -moments.mean_low * scale
     if beta is not None:
         shift = xp.reshape(beta, (1, -1)) if shift is None else beta + shift

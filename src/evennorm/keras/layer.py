@@ -323,8 +323,9 @@ class BatchNormalization(keras.layers.Layer):
     def __repr__(self) -> str:
         engine = keras.backend.backend()
         inner = 1 if self._built_shape is None else self._geometry(self._built_shape).inner
+        device = getattr(self._engine, "device", "cpu")
         training, inference = (
-            choose(engine, self.compute_dtype, training=training, inner=inner, epsilon=self.epsilon)
+            choose(engine, self.compute_dtype, training=training, inner=inner, epsilon=self.epsilon, device=device)
             for training in (True, False)
         )
         kernel = training if training == inference else f"{training}, at inference {inference}"

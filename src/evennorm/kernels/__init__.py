@@ -25,6 +25,7 @@ def choose(
     inner: object = 1,
     epsilon: float = 1e-3,
     compiled: bool | None = None,
+    device: str = "cpu",
     forced: str | None = FORCED,
 ) -> str:
     """The name of the kernel that serves an array of `dtype` on an engine: a pure function, so that a layer can show it.
@@ -32,24 +33,28 @@ def choose(
     "cpu" is the compiled one (native/), for arrays in CPU memory without a mask. It serves torch and NumPy, and training on
     JAX, whose compiler fuses inference by itself.
 
-    "fused" is TensorFlow's FusedBatchNormV3. At inference, on centred channels-last arrays, it is exact to rounding. In
-    training its statistics are not (normalized values off by 5e-3 at mean 1000), so that `core` serves there. cuDNN, which
-    is behind it on a GPU, takes no epsilon below 1.001e-5.
+    "chunked" is `core` piece by piece (evennorm.tensorflow.chunked), for training on TensorFlow where the only `device` is
+    "cpu". "fused" is its FusedBatchNormV3, for inference, where it is exact to rounding on centred channels-last arrays; in
+    training it is not (normalized values off by 5e-3 at mean 1000). cuDNN, which is behind it on a GPU, takes no epsilon
+    below 1.001e-5.
 
     `compiled` tells whether the compiled kernel is there (for JAX it is a module of its own); `forced`, from the environment
     variable EVENNORM_KERNEL, names another.
 
     Example:
         >>> choose("tensorflow", "float32", training=False), choose("tensorflow", "float32", training=True)
-        ('fused', 'reference')
+        ('fused', 'chunked')
         >>> choose("torch", "bfloat16", compiled=True), choose("torch", "bfloat16", forced="reference")
         ('cpu', 'reference')
     """
     if forced is not None:
         return forced
     if engine == "tensorflow":
-        exact = not training and dtype in ("float32", "float16", "bfloat16") and inner == 1 and epsilon >= 1.001e-5
-        return "fused" if exact else "reference"
+        if dtype not in ("float32", "float16", "bfloat16"):
+            return "reference"
+        if training:
+            return "chunked" if device == "cpu" else "reference"
+        return "fused" if inner == 1 and epsilon >= 1.001e-5 else "reference"
     if compiled is None:
         compiled = xla.AVAILABLE if engine == "jax" else cpu.AVAILABLE
     serves = compiled and dtype in cpu.DTYPES and (training or engine != "jax")

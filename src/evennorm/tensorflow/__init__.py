@@ -1,0 +1,96 @@
+"""TensorFlow tensors in, normalized tensors and their Moments out; works eagerly, in tf.function and under XLA."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from evennorm.core.engine import Engine
+from evennorm.core.geometry import Geometry
+from evennorm.core.moments import Moments, per_channel
+from evennorm.core.normalize import activate
+from evennorm.errors import MissingExtra
+from evennorm.kernels import choose, reference
+
+try:
+    import tensorflow as tf
+except ImportError as error:
+    raise MissingExtra("evennorm.tensorflow", "tensorflow") from error
+
+from evennorm.tensorflow import chunked, chunks, composed
+from evennorm.tensorflow.namespace import Tensor, xp
+
+__all__ = ["Moments", "batch_norm", "engine", "normalize", "synchronized"]
+
+
+def _device() -> str:
+    """cpu where TensorFlow sees nothing else. Which of several devices will serve is not known when a graph is traced."""
+    others = [device.device_type for device in tf.config.get_visible_devices() if device.device_type != "CPU"]
+    return others[0].lower() if others else "cpu"
+
+
+def _train(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    epsilon: float,
+    negative_slope: float,
+    pieces: int = 1,
+) -> tuple[Tensor, Moments]:
+    groups = xp.shape(x)[0]
+    kernel = choose("tensorflow", x.dtype.name, device=_device())
+    one_group = isinstance(groups, int) and groups == 1
+    if kernel == "chunked" and mask is None and one_group and 0 <= negative_slope <= 1:
+        return chunked.train(x, gamma, beta, residual, epsilon, negative_slope, pieces)
+    return composed.train(x, gamma, beta, residual, mask, epsilon, negative_slope)
+
+
+def _inference(
+    x: Tensor,
+    statistics: Moments,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    epsilon: float,
+    negative_slope: float,
+) -> Tensor:
+    _, _, channel, inner = xp.shape(x)
+    if choose("tensorflow", x.dtype.name, training=False, inner=inner, epsilon=epsilon) == "reference":
+        return reference.inference(xp, x, statistics, gamma, beta, residual, epsilon, negative_slope)
+    # XLA turns the op into x * scale + offset, which cancels at large means, unless the mean is gone before.
+    centred = reference.wide(xp, x) - per_channel(xp, statistics.mean)
+    y, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=tf.reshape(centred, (-1, 1, 1, channel)),
+        scale=tf.ones((channel,)) if gamma is None else gamma,
+        offset=tf.zeros((channel,)) if beta is None else beta,
+        mean=tf.zeros((channel,)),
+        variance=tf.reshape(statistics.variance, (channel,)),
+        epsilon=epsilon,
+        is_training=False,
+    )
+    y = tf.reshape(y, xp.shape(x))
+    if residual is not None:
+        y = y + reference.wide(xp, residual)
+    return xp.astype(activate(xp, y, negative_slope), x.dtype)
+
+
+class _TensorFlowEngine(Engine):
+    """Tells the kernel the sizes that a graph forgets in reshaping."""
+
+    @property
+    def device(self) -> str:
+        """As `kernels.choose` has it."""
+        return _device()
+
+    def train(self, geometry: Geometry, *args: Any, **options: Any) -> tuple[Tensor, Moments]:
+        in_pieces = partial(self.forward, pieces=chunks.number(geometry))
+        return Engine(self.name, self.xp, in_pieces, self.inference).train(geometry, *args, **options)
+
+
+engine = _TensorFlowEngine("tensorflow", xp, _train, _inference)
+synchronized = Engine("tensorflow", xp, composed.train_synchronized, _inference)
+"""The same with statistics taken over all replicas of the current tf.distribute strategy."""
+batch_norm = engine.batch_norm
+normalize = engine.normalize

@@ -1,0 +1,80 @@
+"""Views in, y and Moments out, by the formulas of `core` as they stand: for whatever the chunked way does not serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from evennorm.core.moments import Moments, count_of, pool
+from evennorm.core.moments import moments as core_moments
+from evennorm.kernels import reference
+from evennorm.tensorflow.namespace import Tensor, xp
+
+OPTIONAL = ("gamma", "beta", "residual")
+"""The inputs beside x that have derivatives and may be missing."""
+
+
+def train(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    epsilon: float,
+    negative_slope: float,
+) -> tuple[Tensor, Moments]:
+    """The reference kernel in both directions; TensorFlow differentiates its gradient again."""
+    optional = dict(zip(OPTIONAL, (gamma, beta, residual), strict=True))
+    given = [name for name, tensor in optional.items() if tensor is not None]
+    options: dict[str, Any] = {"mask": mask, "epsilon": epsilon, "negative_slope": negative_slope}
+
+    @tf.custom_gradient
+    def differentiable(x: Tensor, *tensors: Tensor) -> Any:
+        inputs = {**dict.fromkeys(OPTIONAL), **dict(zip(given, tensors, strict=True))}
+        y, moments = reference.forward(xp, x, **inputs, **options)
+
+        def gradient(dy: Tensor, _: Tensor, d_mean: Tensor, d_variance: Tensor) -> list[Tensor]:
+            g = reference.backward(xp, dy, x, moments, **inputs, **options, d_mean=d_mean, d_variance=d_variance)
+            return [g.x, *(getattr(g, name) for name in given)]
+
+        return (y, *moments[1:]), gradient
+
+    y, *statistics = differentiable(x, *(optional[name] for name in given))
+    return y, Moments(count_of(xp, reference.wide(xp, x), mask), *statistics)
+
+
+def train_synchronized(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    epsilon: float,
+    negative_slope: float,
+) -> tuple[Tensor, Moments]:
+    """Differentiated by TensorFlow itself, so that the exchanges between replicas are too."""
+    moments = core_moments(xp, reference.wide(xp, x), mask)
+    replica = tf.distribute.get_replica_context()
+    if replica is not None and replica.num_replicas_in_sync > 1:
+        moments = pool(xp, moments, lambda value: replica.all_reduce(tf.distribute.ReduceOp.SUM, value))
+    return reference.inference(xp, x, moments, gamma, beta, residual, epsilon, negative_slope), moments
+
+
+def differentiated_as(
+    composed: Callable[..., list[Tensor]], fast: Callable[..., list[Tensor]]
+) -> Callable[..., list[Tensor]]:
+    """A function with the values of `fast` and the derivatives, of any order, of `composed`, which TensorFlow takes."""
+
+    @tf.custom_gradient
+    def function(*inputs: Tensor) -> Any:
+        def gradient(*upstream: Tensor) -> list[Tensor]:
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                outputs = composed(*inputs)
+            return tape.gradient(outputs, inputs, output_gradients=list(upstream), unconnected_gradients="zero")
+
+        return fast(*map(tf.stop_gradient, inputs)), gradient
+
+    return function

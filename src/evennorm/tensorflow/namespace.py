@@ -1,0 +1,77 @@
+"""TensorFlow as `core`'s array namespace."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import tensorflow as tf
+
+from evennorm.core.namespace import Namespace
+
+Tensor = Any  # TensorFlow ships no types
+
+
+class _TensorFlow:
+    """`core`'s array namespace."""
+
+    float32 = tf.float32
+    float64 = tf.float64
+    widest = tf.float64
+    sums_in_a_tree = False
+    reshape = staticmethod(tf.reshape)
+    broadcast_to = staticmethod(tf.broadcast_to)
+    sqrt = staticmethod(tf.sqrt)
+    isfinite = staticmethod(tf.math.is_finite)
+    all = staticmethod(tf.reduce_all)
+    any = staticmethod(tf.reduce_any)
+    astype = staticmethod(tf.cast)
+    stop_gradient = staticmethod(tf.stop_gradient)
+
+    @staticmethod
+    def shape(x: Tensor) -> tuple[Any, ...]:
+        known = x.shape.as_list()
+        if None not in known:
+            return tuple(known)
+        sizes = tf.shape(x)
+        return tuple(sizes[i] if size is None else size for i, size in enumerate(known))
+
+    @staticmethod
+    def dtype(x: Tensor) -> tf.DType:
+        return x.dtype
+
+    @staticmethod
+    def asarray(value: Any, like: Tensor) -> Tensor:
+        return tf.cast(value, like.dtype)
+
+    @staticmethod
+    def transpose(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+        return tf.transpose(x, axes)
+
+    @staticmethod
+    def boolean(x: Any) -> Tensor:
+        return tf.cast(x, tf.bool)
+
+    @staticmethod
+    def sum(x: Tensor, axis: tuple[int, ...]) -> Tensor:
+        return tf.reduce_sum(x, axis=axis)
+
+    @staticmethod
+    def where(condition: Tensor, a: Any, b: Any) -> Tensor:
+        like = a if tf.is_tensor(a) else b
+        return tf.where(condition, tf.cast(a, like.dtype), tf.cast(b, like.dtype))
+
+    @staticmethod
+    def maximum(a: Tensor, b: Any) -> Tensor:
+        return tf.maximum(a, tf.cast(b, a.dtype))
+
+    @staticmethod
+    def minimum(a: Tensor, b: Any) -> Tensor:
+        return tf.minimum(a, tf.cast(b, a.dtype))
+
+    @staticmethod
+    def rounded(x: Tensor) -> Tensor:
+        bits = tf.bitcast(x, tf.int64 if x.dtype == tf.float64 else tf.int32)
+        return tf.bitcast(tf.bitwise.bitwise_and(bits, tf.constant(-2, bits.dtype)), x.dtype)
+
+
+xp = cast(Namespace, _TensorFlow())

@@ -20,8 +20,8 @@ LEAST = 1 << 22
 """Elements of an array that is worth it. Below 16 MB, a graph's operations cost more than the memory."""
 ELEMENTS = 1 << 19
 """In one piece: 2 MB of float32."""
-MOST = 16
-"""Pieces of one array, however large: each is some twenty operations of the graph."""
+MOST = 8
+"""Pieces of one array, however large, half of them where sizes are unknown: each takes a tenth of a second to trace."""
 EXPECTED = 64
 """Samples, or values along an axis, where a graph does not know their number."""
 
@@ -47,7 +47,8 @@ def number(geometry: Geometry) -> int:
     elements = expected.outer * expected.channel * expected.inner  # type: ignore[operator]
     if elements < LEAST:
         return 1
-    return max(1, min(MOST, elements // ELEMENTS, expected.outer // _step(geometry.inner)))  # type: ignore[operator]
+    most = MOST if None not in geometry.shape else MOST // 2
+    return max(1, min(most, elements // ELEMENTS, expected.outer // _step(geometry.inner)))  # type: ignore[operator]
 
 
 def pieces(view: Tensor, number: int) -> Pieces:

@@ -9,7 +9,7 @@ from evennorm.kernels.cpu import _cpu
 def set_buffer_limit(megabytes: float) -> None:
     """Sets how much memory of dead torch tensors and NumPy arrays is kept for the next ones, 256 MB at first.
 
-    Only outputs and gradients that the compiled kernels wrote are kept, of a megabyte or more; what was unused longest is
+    Only outputs and gradients that the compiled kernels wrote are kept, of 4 MB or more; what was unused longest is
     given back first. Memory in use is not counted.
 
     Args:

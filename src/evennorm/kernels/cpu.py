@@ -23,7 +23,7 @@ except ImportError:  # a source tree that was not built: the reference kernel se
 
 AVAILABLE = _cpu is not None
 DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
-HUGE = 1 << 20
+HUGE = 4 << 20
 """Bytes from which an array is written to memory that was used before, or failing that in huge pages."""
 
 __all__ = ["AVAILABLE", "DTYPES", "Memory", "Saved", "_cpu", "backward", "follow", "forward", "inference"]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 Array = Any
+
+
+Summation = Literal["tree", "wide", "blocks"]
+"""As `sum` does it, pairwise or in a tree; in the widest precision at once; or in blocks first (`core.summation`)."""
 
 
 class Namespace(Protocol):
@@ -18,8 +22,10 @@ class Namespace(Protocol):
     widest: Any
     """The widest float that sums may be merged in: float64, or float32 where the engine has no other."""
 
-    sums_in_a_tree: bool
-    """Whether `sum` adds pairwise or in a tree, so that long axes lose no more than short ones."""
+    @property
+    def summation(self) -> Summation:
+        """How long axes are summed without losing more than short ones."""
+        ...
 
     def shape(self, x: Array) -> tuple[Any, ...]:
         """Sizes of `x`: an int where known, else a scalar of the engine."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evennorm.core.namespace import Namespace
+from evennorm.core.namespace import Namespace, Summation
 
 
 class _Jax:
@@ -16,7 +16,7 @@ class _Jax:
 
     float32 = np.dtype("float32")
     float64 = np.dtype("float64")
-    sums_in_a_tree = True
+    summation: Summation = "tree"
     reshape = staticmethod(jnp.reshape)
     transpose = staticmethod(jnp.transpose)
     broadcast_to = staticmethod(jnp.broadcast_to)

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from evennorm.core.namespace import Namespace
+from evennorm.core.namespace import Namespace, Summation
 
 
 class _NumPy:
@@ -15,7 +15,7 @@ class _NumPy:
     float32 = np.dtype("float32")
     float64 = np.dtype("float64")
     widest = float64
-    sums_in_a_tree = False
+    summation: Summation = "blocks"
     reshape = staticmethod(np.reshape)
     transpose = staticmethod(np.transpose)
     broadcast_to = staticmethod(np.broadcast_to)

@@ -10,11 +10,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
 
 from evennorm.core.geometry import Geometry
 from evennorm.core.summation import BLOCK, channel_sum
-from evennorm.tensorflow.namespace import Tensor, xp
+from evennorm.tensorflow.namespace import Tensor, under_xla, xp
 
 LEAST = 1 << 22
 """Elements of an array that is worth it. Below 16 MB, a graph's operations cost more than the memory."""
@@ -41,7 +40,7 @@ Pieces = tuple[Piece | None, ...]
 
 def number(geometry: Geometry) -> int:
     """How many pieces an array is worked on in: a matter of its sizes, and one where XLA fuses the operations."""
-    if _under_xla():
+    if under_xla():
         return 1
     expected = Geometry((EXPECTED if size is None else size for size in geometry.shape), geometry.axis)
     elements = expected.outer * expected.channel * expected.inner  # type: ignore[operator]
@@ -76,11 +75,6 @@ def cut(view: Tensor, piece: Piece | None) -> Tensor:
     return tf.reshape(rows, (1, piece.end - piece.begin, channel, inner))
 
 
-def _under_xla() -> bool:
-    """Whether tf.function traces for XLA. Where it does not say so, values are the same and only slower."""
-    return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
-
-
 def later(tensors: Sequence[Tensor], after: Sequence[Tensor]) -> list[Tensor]:
     """The same tensors, used again after others are there.
 
@@ -110,7 +104,7 @@ def total_product(parts: Iterable[tuple[Tensor, Tensor]], where: Pieces) -> Tens
 
 def _sum_product(a: Tensor, b: Tensor, piece: Piece | None) -> Tensor:
     _, outer, _, inner = xp.shape(a)
-    if not isinstance(inner, int) or inner != 1 or _under_xla():
+    if not isinstance(inner, int) or inner != 1 or under_xla():
         return _sum(a * b, piece)
     if piece is not None and piece.blocks:
         return _sum_product_of_blocks(a, b)

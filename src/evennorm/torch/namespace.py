@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from evennorm.core.namespace import Namespace
+from evennorm.core.namespace import Namespace, Summation
 
 
 class TorchNamespace:
@@ -16,7 +16,7 @@ class TorchNamespace:
     float32 = torch.float32
     float64 = torch.float64
     widest = torch.float64
-    sums_in_a_tree = True
+    summation: Summation = "tree"
     broadcast_to = staticmethod(torch.broadcast_to)
     where = staticmethod(torch.where)
     sqrt = staticmethod(torch.sqrt)

@@ -59,7 +59,7 @@ class Saved(NamedTuple):
     statistics: Sequence[Array]
     """mean, mean_low and variance, groups * channel values each."""
     signs: Array | None
-    sizes: Strides
+    """A bit per element, along the runs of y: those of dx, which lies like it."""
 
 
 @lru_cache(maxsize=4096)
@@ -87,12 +87,13 @@ def forward(
     Each statistic is (groups, channel), or of another `statistic_shape` with as many values.
     """
     y = _fresh_like(memory, x, geometry) if out is None else out
-    sizes, (y_strides, x_strides, residual_strides), x, residual = _placed(memory, geometry, group_size, y, x, residual)
+    with_signs = residual is not None and negative_slope != 1
+    sizes, (y_strides, x_strides, residual_strides), x, residual = _placed(
+        memory, geometry, group_size, y, x, residual, with_signs
+    )
     shape = (sizes[0], sizes[2]) if statistic_shape is None else statistic_shape
     mean, mean_low, variance = memory.empty(shape, x), memory.empty(shape, x), memory.empty(shape, x)
-    signs = None
-    if residual is not None and negative_slope != 1:
-        signs = memory.empty_bytes(_cpu.sign_bytes(sizes, y_strides))
+    signs = memory.empty_bytes(_cpu.sign_bytes(sizes, y_strides)) if with_signs else None
     address = memory.address
     _cpu.forward(
         _BOTH,
@@ -113,7 +114,7 @@ def forward(
         epsilon,
         negative_slope,
     )
-    return y, Saved((mean, mean_low, variance), signs, sizes)
+    return y, Saved((mean, mean_low, variance), signs)
 
 
 def inference(
@@ -174,11 +175,9 @@ def backward(
     """The derivatives of `forward`."""
     dx = _fresh_like(memory, x, geometry)
     d_residual = _fresh_like(memory, x, geometry) if saved.signs is not None else None
-    sizes, (dx_strides, x_strides, dy_strides), x, dy = _placed(memory, geometry, group_size, dx, x, dy)
-    if saved.signs is not None and sizes != saved.sizes:  # bits are counted along the runs that forward saw
-        sizes, (dx_strides, x_strides, dy_strides), x, dy = _placed(
-            memory, geometry, group_size, dx, memory.copy_like(x, dx), memory.copy_like(dy, dx)
-        )
+    sizes, (dx_strides, x_strides, dy_strides), x, dy = _placed(
+        memory, geometry, group_size, dx, x, dy, saved.signs is not None
+    )
     _, outer, channel, inner = sizes
     mean, mean_low, variance = saved.statistics
     d_gamma = None if gamma is None else memory.empty((channel,), x)
@@ -264,12 +263,24 @@ def _dense(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 
 def _placed(
-    memory: Memory, geometry: Geometry, group_size: int | None, written: Array, x: Array, other: Array | None
+    memory: Memory,
+    geometry: Geometry,
+    group_size: int | None,
+    written: Array,
+    x: Array,
+    other: Array | None,
+    with_signs: bool = False,
 ) -> tuple[Strides, list[Strides], Array, Array | None]:
-    """Sizes and strides of the view that serves all three arrays; those that no such view describes are copied first."""
+    """Sizes and strides of the view that serves all three arrays; those that no such view describes are copied first.
+
+    `with_signs` asks for the sizes of the written array alone, whose runs bits are counted along.
+    """
     sizes = memory.sizes(x)
     arrays = (written, x) if other is None else (written, x, other)
     found = _view(geometry, sizes, tuple(map(memory.strides, arrays)), group_size)
+    if with_signs and found is not None:
+        alone = _view(geometry, sizes, (memory.strides(written),), group_size)
+        found = found if alone is not None and found[0] == alone[0] else None
     if found is None:
         x = memory.copy_like(x, written)
         other = None if other is None else memory.copy_like(other, written)

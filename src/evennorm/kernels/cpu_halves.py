@@ -56,9 +56,11 @@ def recalled(
 ) -> Saved:
     """What `forward` saved, from its statistics. Signs behind a residual come with a y that nobody wants."""
     if residual is None or negative_slope == 1:
-        return Saved(statistics, None, _NOWHERE)
+        return Saved(statistics, None)
     y = _fresh_like(memory, x, geometry)
-    sizes, (y_strides, x_strides, residual_strides), x, residual = _placed(memory, geometry, group_size, y, x, residual)
+    sizes, (y_strides, x_strides, residual_strides), x, residual = _placed(
+        memory, geometry, group_size, y, x, residual, with_signs=True
+    )
     mean, mean_low, variance = statistics
     signs = memory.empty_bytes(_cpu.sign_bytes(sizes, y_strides))
     address = memory.address
@@ -81,7 +83,7 @@ def recalled(
         epsilon,
         negative_slope,
     )
-    return Saved(statistics, signs, sizes)
+    return Saved(statistics, signs)
 
 
 def writable(memory: Memory, geometry: Geometry, out: Array, group_size: int | None = None) -> bool:

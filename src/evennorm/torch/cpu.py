@@ -75,18 +75,18 @@ class _BatchNorm(torch.autograd.Function):
         mean, _, _ = saved.statistics
         ctx.mark_non_differentiable(mean)  # a constant: mean_low carries the derivative of both
         ctx.set_materialize_grads(False)
-        ctx.call = geometry, epsilon, negative_slope, group_size, saved.sizes, residual is not None
+        ctx.call = geometry, epsilon, negative_slope, group_size, residual is not None
         ctx.save_for_backward(x, gamma, beta, saved.signs, *saved.statistics)
         return y, *saved.statistics
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, _: None, *d_statistics: Tensor | None) -> tuple[Tensor | None, ...]:
         x, gamma, beta, signs, *statistics = ctx.saved_tensors
-        geometry, epsilon, negative_slope, group_size, sizes, has_residual = ctx.call
+        geometry, epsilon, negative_slope, group_size, has_residual = ctx.call
         if dy is None or dy.dtype is not x.dtype:
             dy = torch.zeros_like(x) if dy is None else dy.to(x.dtype)
         d_mean, d_variance = (None if d is None else d.contiguous() for d in d_statistics)
-        saved = cpu.Saved(statistics, signs, sizes)
+        saved = cpu.Saved(statistics, signs)
         given = x, saved, gamma, beta, has_residual, epsilon, negative_slope, group_size
         if not torch.is_grad_enabled():
             g = cpu.backward(memory, geometry, dy, *given, d_mean, d_variance)

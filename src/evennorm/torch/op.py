@@ -77,7 +77,7 @@ def batch_norm_backward(
     ones, zeros = x.new_ones(shape, dtype=wide(x)), x.new_zeros(shape, dtype=wide(x))
     gamma, beta = (ones if gamma is None else dense(gamma, wide(x))), (zeros if beta is None else dense(beta, wide(x)))
     d_mean, d_variance = (None if d is None else d.contiguous() for d in (d_mean, d_variance))
-    saved = cpu.Saved((mean.contiguous(), mean_low.contiguous(), variance.contiguous()), None, (0, 0, 0, 0))
+    saved = cpu.Saved((mean.contiguous(), mean_low.contiguous(), variance.contiguous()), None)
     g = cpu.backward(
         memory, geometry, dy, x, saved, gamma, beta, False, epsilon, negative_slope, group_size, d_mean, d_variance
     )

@@ -41,6 +41,7 @@ class BackwardGroup {
 
   void apply(const Chunk& chunk, int64_t c, int64_t channels) const {
     with_gate([&](auto gate) { apply_with<gate.activation, gate.from_signs>(chunk, c, channels); });
+    if (past_cache_) fence();
   }
 
  private:
@@ -132,7 +133,7 @@ class BackwardGroup {
         input_gradient_runs<S, activation, from_signs, false>(
             {part(dy, i * dy.channel), dy.outer}, {part(x, i * x.channel), x.outer}, {part(dx, i * dx.channel), dx.outer},
             {part(dz, i * dz.channel), dz.outer}, {part(signs, i * signs.channel), signs.outer}, chunk.outers, chunk.inners,
-            Parameters<A, false>(coefficients_.all.from(c + i)), slope);
+            Parameters<A, false>(coefficients_.all.from(c + i)), slope, past_cache_);
       }
       return;
     }
@@ -142,12 +143,14 @@ class BackwardGroup {
         const auto from = [&](const auto& p) { return part(p, o * p.outer + r * p.inner); };
         input_gradient_runs<S, activation, from_signs, true>({from(dy), dy.inner * glue}, {from(x), x.inner * glue},
                                                              {from(dx), dx.inner * glue}, {from(dz), dz.inner * glue},
-                                                             {from(signs), signs.inner * glue}, rows, n, Parameters<A, true>(coefficients_.all), slope);
+                                                             {from(signs), signs.inner * glue}, rows, n, Parameters<A, true>(coefficients_.all), slope,
+                                                             past_cache_);
       });
     }
   }
 
   const Backward& call_;
+  const bool past_cache_ = goes_past_cache<S>(call_.shape);
   int64_t group_;
   View dy_, x_, dx_, d_residual_;
   Layout layout_;

@@ -141,5 +141,7 @@ NB_MODULE(_cpu, m) {
   });
   m.def("set_buffer_limit", &set_buffer_limit);
   m.def("buffered_bytes", &buffered_bytes);
+  m.def("write_past_cache_from", &write_past_cache_from);
+  m.attr("PAST_CACHE") = kPastCache;
   m.def("advise", [](uintptr_t address, int64_t bytes) { advise_huge(at(address), bytes); });
 }

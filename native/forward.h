@@ -65,10 +65,11 @@ class ForwardGroup {
 
   void apply(const Chunk& chunk, int64_t c, int64_t channels) const {
     switch (activation_of(call_.negative_slope)) {
-      case Activation::none: return apply_with<Activation::none>(chunk, c, channels);
-      case Activation::relu: return apply_with<Activation::relu>(chunk, c, channels);
-      case Activation::leaky_relu: return apply_with<Activation::leaky_relu>(chunk, c, channels);
+      case Activation::none: apply_with<Activation::none>(chunk, c, channels); break;
+      case Activation::relu: apply_with<Activation::relu>(chunk, c, channels); break;
+      case Activation::leaky_relu: apply_with<Activation::leaky_relu>(chunk, c, channels); break;
     }
+    if (past_cache_) fence();
   }
 
  private:
@@ -125,7 +126,7 @@ class ForwardGroup {
       for (int64_t i = 0; i < channels; ++i) {
         normalize_runs<S, activation, false>({part(x, i * x.channel), x.outer}, {part(residual, i * residual.channel), residual.outer},
                                              {part(y, i * y.channel), y.outer}, {part(signs, i * signs.channel), signs.outer},
-                                             chunk.outers, chunk.inners, Parameters<A, false>(coefficients_.all.from(c + i)), slope);
+                                             chunk.outers, chunk.inners, Parameters<A, false>(coefficients_.all.from(c + i)), slope, past_cache_);
       }
       return;
     }
@@ -134,12 +135,13 @@ class ForwardGroup {
       over_rows(layout_, chunk.inners, [&](int64_t rows, int64_t n, int64_t r) {
         const auto span = [&](const auto& p) { return part(p, o * p.outer + r * p.inner); };
         normalize_runs<S, activation, true>({span(x), x.inner * glue}, {span(residual), residual.inner * glue}, {span(y), y.inner * glue},
-                                            {span(signs), signs.inner * glue}, rows, n, Parameters<A, true>(coefficients_.all), slope);
+                                            {span(signs), signs.inner * glue}, rows, n, Parameters<A, true>(coefficients_.all), slope, past_cache_);
       });
     }
   }
 
   const Forward& call_;
+  const bool past_cache_ = goes_past_cache<S>(call_.shape);
   View x_, residual_, y_;
   Layout layout_;
   CoefficientBuffer<A> coefficients_;

@@ -8,6 +8,7 @@
 #include <new>
 
 #include "batch_norm.h"
+#include "pages.h"
 #include "runs.h"
 #include "transpose.h"
 
@@ -39,6 +40,12 @@ class Buffer {
  private:
   T* data_;
 };
+
+// Whether an output of this shape is written past the cache.
+template <class S>
+bool goes_past_cache(const Shape& shape) {
+  return shape.groups * shape.outer * shape.channel * shape.inner * static_cast<int64_t>(sizeof(S)) >= past_cache_from();
+}
 
 struct Chunk {
   int64_t outer, outers, inner, inners;  // first and number, of each

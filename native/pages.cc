@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <sys/mman.h>
 
+#include <atomic>
 #include <deque>
 #include <mutex>
 
@@ -51,6 +52,14 @@ void advise_huge([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
   if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
 }
+
+namespace {
+std::atomic<int64_t> past_cache{kPastCache};
+}
+
+void write_past_cache_from(int64_t bytes) { past_cache.store(bytes, std::memory_order_relaxed); }
+
+int64_t past_cache_from() { return past_cache.load(std::memory_order_relaxed); }
 
 void* take_buffer(size_t bytes) {
   const size_t wanted = mapped_bytes(bytes);

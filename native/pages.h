@@ -22,4 +22,10 @@ void give_buffer(void* data, size_t bytes);
 void set_buffer_limit(size_t bytes);  // 0 gives everything back to the system, and keeps nothing
 size_t buffered_bytes();              // kept, and used by nobody
 
+// Bytes from which an output is written past the cache: little of it would still be there when the next operation comes. That saves
+// reading it first, and leaves the cache to x and dy.
+constexpr int64_t kPastCache = 16 << 20;
+void write_past_cache_from(int64_t bytes);
+int64_t past_cache_from();
+
 }  // namespace evennorm

@@ -127,8 +127,9 @@ void moment_rows(Span<const S> x, int64_t rows, int64_t n, const Compute<S>* shi
 
 template <class S, Activation activation, bool rows>
 void normalize_runs(Span<const S> x, Span<const S> residual, Span<S> y, Signs signs, int64_t runs, int64_t n,
-                    Parameters<Compute<S>, rows> parameters, Compute<S> negative_slope) {
+                    Parameters<Compute<S>, rows> parameters, Compute<S> negative_slope, bool past_cache) {
   using A = Compute<S>;
+  const auto write = [&](S* p, Vec<A> v) { past_cache ? store_past_cache(p, v) : store(p, v); };
   const auto value = [&](const Linear<A>& linear, Vec<A> v) { return linear(linear.centred(v)); };
   for (int64_t r = 0; r < runs; ++r) {
     const S *px = x.run(r), *pr = residual.run(r);
@@ -146,7 +147,7 @@ void normalize_runs(Span<const S> x, Span<const S> residual, Span<S> y, Signs si
           n,
           [&](int64_t i) {
             if (!rows) prefetch(px + i + x.stride);
-            store(py + i, finished(i, load(px + i)));
+            write(py + i, finished(i, load(px + i)));
           },
           [&](int64_t i, int64_t left) {
             if (last >= 0) store(py + last, finished(last, tail));
@@ -158,7 +159,7 @@ void normalize_runs(Span<const S> x, Span<const S> residual, Span<S> y, Signs si
           [&](int64_t i) {
             const Vec<A> z = value(parameters.linear(i), load(px + i)) + load(pr + i);
             if (activation != Activation::none && ps) store_signs<A>(ps, i, ~mask_to_bits(not_positive(z)) & kAllLanes<A>);
-            store(py + i, gated<activation>(not_positive(z), z, negative_slope));
+            write(py + i, gated<activation>(not_positive(z), z, negative_slope));
           },
           [&](int64_t i, int64_t left) {
             const Vec<A> z = value(parameters.linear(i), load_some(px + i, left)) + load_some(pr + i, left);
@@ -257,8 +258,9 @@ void gradient_rows(Span<const S> dy, Span<const S> x, Signs signs, int64_t rows,
 
 template <class S, Activation activation, bool from_signs, bool rows>
 void input_gradient_runs(Span<const S> dy, Span<const S> x, Span<S> dx, Span<S> d_residual, Signs signs, int64_t runs, int64_t n,
-                         Parameters<Compute<S>, rows> parameters, Compute<S> negative_slope) {
+                         Parameters<Compute<S>, rows> parameters, Compute<S> negative_slope, bool past_cache) {
   using A = Compute<S>;
+  const auto write = [&](S* p, Vec<A> v) { past_cache ? store_past_cache(p, v) : store(p, v); };
   for (int64_t r = 0; r < runs; ++r) {
     const S *pg = dy.run(r), *px = x.run(r);
     S *pdx = dx.run(r), *pdz = d_residual.run(r);
@@ -277,8 +279,8 @@ void input_gradient_runs(Span<const S> dy, Span<const S> x, Span<S> dx, Span<S> 
         [&](int64_t i) {
           if (!rows) prefetch(pg + i + dy.stride), prefetch(px + i + x.stride);
           const auto [dz, d] = dz_and_dx(load(pg + i), load(px + i), i, kLanes<A>);
-          store(pdx + i, d);
-          if (from_signs && pdz) store(pdz + i, dz);
+          write(pdx + i, d);
+          if (from_signs && pdz) write(pdz + i, dz);
         },
         [&](int64_t i, int64_t left) {
           if (overlap) return store(pdx + last, dz_and_dx(g_tail, x_tail, last, kLanes<A>).second);

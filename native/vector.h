@@ -146,6 +146,35 @@ inline void store(S* p, Vec<Compute<S>> v) {
   }
 }
 
+// What lies from `p` on is not needed soon, or does not fit in cache: it is written without being read first, where p is a multiple of
+// the vector's bytes. `fence` comes before another thread may look at it.
+template <class S>
+EVENNORM_INLINE void store_past_cache(S* p, Vec<Compute<S>> v) {
+#if defined(__SSE2__)
+  const auto stored = [&] {
+    if constexpr (sizeof(S) == 2) return narrow(v, S{});
+    else return v;
+  }();
+  constexpr size_t kBytes = sizeof(stored);
+  if (reinterpret_cast<uintptr_t>(p) % kBytes == 0) {
+#if defined(__AVX512F__)
+    if constexpr (kBytes == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), bit_cast<__m512i>(stored));
+#endif
+#if defined(__AVX2__)
+    if constexpr (kBytes == 32) return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bit_cast<__m256i>(stored));
+#endif
+    if constexpr (kBytes == 16) return _mm_stream_si128(reinterpret_cast<__m128i*>(p), bit_cast<__m128i>(stored));
+  }
+#endif
+  store(p, v);
+}
+
+inline void fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 // Fewer than a vector, in powers of two: a plane of 49 ends in one element, over and over, and so the branches are foreseen.
 template <class S>
 inline void copy_some(S* to, const S* from, int64_t n) {

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import evennorm
@@ -35,6 +35,7 @@ INSTRUCTION_SETS = ["baseline"] if _cpu is None else ["baseline", *{_cpu.instruc
 def _as_it_was():
     yield
     _cpu.use_instruction_set("")
+    _cpu.write_past_cache_from(_cpu.PAST_CACHE)
     _cpu.set_num_threads(0)
     evennorm.set_buffer_limit(256)
 
@@ -67,6 +68,7 @@ def problems(draw):
         "mean": draw(st.sampled_from([0.0, 3.0, 1e3, 1e5])),
         "layouts": lies,
         "instruction_set": draw(st.sampled_from(INSTRUCTION_SETS)),
+        "past_cache": draw(st.booleans()),
         "seed": draw(st.integers(0, 2**31)),
     }
 
@@ -82,6 +84,21 @@ def lying(values: np.ndarray, layout, dtype: str) -> torch.Tensor:
 
 @settings(max_examples=300, deadline=None)
 @given(problems())
+@example(
+    {
+        "shape": (1, 2, 2),
+        "axis": (0,),
+        "dtype": "float32",
+        "activation": "relu",
+        "residual": True,
+        "affine": False,
+        "mean": 0.0,
+        "layouts": [((0, 1, 2), [1, 1, 1], 0), ((0, 1, 2), [1, 1, 1], 0), ([0, 1, 2], [1, 2, 1], 0)],  # gaps in the residual
+        "instruction_set": "baseline",
+        "past_cache": False,
+        "seed": 0,
+    }
+)
 def test_any_memory(problem) -> None:
     """Output, statistics and gradients."""
     rng = np.random.default_rng(problem["seed"])
@@ -102,6 +119,7 @@ def test_any_memory(problem) -> None:
     for leaf in leaves:
         leaf.requires_grad_()
     _cpu.use_instruction_set(problem["instruction_set"])
+    _cpu.write_past_cache_from(0 if problem["past_cache"] else _cpu.PAST_CACHE)
     assert torch_cpu.serves(x, gamma, beta, residual)
     y, moments = batch_norm(
         x, gamma, beta, axis=problem["axis"], epsilon=1e-3, activation=problem["activation"], residual=residual

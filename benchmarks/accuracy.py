@@ -139,16 +139,18 @@ def measure(quick: bool) -> list[dict]:
 
 
 def measure_numpy(quick: bool) -> list[dict]:
-    """Largest errors of evennorm.numpy, which has no gradient and no layer."""
-    from evennorm.numpy import batch_norm
+    """Largest errors of evennorm.numpy, which has no layer."""
+    from evennorm.numpy import batch_norm, batch_norm_gradient
 
     rows = []
     for mean in means(quick):
         for layout, shape, axis in shapes(quick):
             x, dy = data(shape, mean)
-            y, _ = batch_norm(x, axis=axis, epsilon=EPSILON)
-            error = largest(y - expected(x, dy, axis)[0])
-            rows.append({"table": f"output, {layout}", "mean": mean, "who": "ours", "error": error})
+            y, moments = batch_norm(x, axis=axis, epsilon=EPSILON)
+            dx = batch_norm_gradient(dy, x, moments, axis=axis, epsilon=EPSILON).x
+            for what, found, exact in zip(("output", "gradient"), (y, dx), expected(x, dy, axis), strict=True):
+                row = {"table": f"{what}, {layout}", "mean": mean, "who": "ours", "error": largest(found - exact)}
+                rows.append(row)
     return rows
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from evennorm.errors import ArgumentError
-from evennorm.kernels import cpu, xla
+from evennorm.kernels import cpu, tensorflow, xla
 
 __all__ = ["choose"]
 
@@ -30,32 +30,28 @@ def choose(
 ) -> str:
     """The name of the kernel that serves an array of `dtype` on an engine: a pure function, so that a layer can show it.
 
-    "cpu" is the compiled one (native/), for arrays in CPU memory without a mask. It serves torch and NumPy, and training on
-    JAX, whose compiler fuses inference by itself.
+    "cpu" is the compiled one (native/), for arrays in CPU memory without a mask. It serves torch and NumPy; training on JAX,
+    whose compiler fuses inference by itself; and training on TensorFlow where the only `device` is "cpu", but under XLA.
 
-    "chunked" is `core` piece by piece (evennorm.tensorflow.chunked), for training on TensorFlow where the only `device` is
-    "cpu". "fused" is its FusedBatchNormV3, for inference, where it is exact to rounding on centred channels-last arrays; in
+    "fused" is TensorFlow's FusedBatchNormV3, for inference, where it is exact to rounding on centred channels-last arrays; in
     training it is not (normalized values off by 5e-3 at mean 1000). cuDNN, which is behind it on a GPU, takes no epsilon
     below 1.001e-5.
 
-    `compiled` tells whether the compiled kernel is there (for JAX it is a module of its own); `forced`, from the environment
-    variable EVENNORM_KERNEL, names another.
+    `compiled` tells whether the compiled kernel is there (for JAX and TensorFlow it is a library of its own); `forced`, from
+    the environment variable EVENNORM_KERNEL, names another.
 
     Example:
-        >>> choose("tensorflow", "float32", training=False), choose("tensorflow", "float32", training=True)
-        ('fused', 'chunked')
+        >>> choose("tensorflow", "float32", training=False), choose("tensorflow", "float32", compiled=True)
+        ('fused', 'cpu')
         >>> choose("torch", "bfloat16", compiled=True), choose("torch", "bfloat16", forced="reference")
         ('cpu', 'reference')
     """
     if forced is not None:
         return forced
-    if engine == "tensorflow":
-        if dtype not in ("float32", "float16", "bfloat16"):
-            return "reference"
-        if training:
-            return "chunked" if device == "cpu" else "reference"
-        return "fused" if inner == 1 and epsilon >= 1.001e-5 else "reference"
+    if engine == "tensorflow" and not training:
+        fused = dtype in ("float32", "float16", "bfloat16") and inner == 1 and epsilon >= 1.001e-5
+        return "fused" if fused else "reference"
     if compiled is None:
-        compiled = xla.AVAILABLE if engine == "jax" else cpu.AVAILABLE
-    serves = compiled and dtype in cpu.DTYPES and (training or engine != "jax")
+        compiled = {"jax": xla, "tensorflow": tensorflow}.get(engine, cpu).AVAILABLE  # type: ignore[attr-defined]
+    serves = compiled and device == "cpu" and dtype in cpu.DTYPES and (training or engine != "jax")
     return "cpu" if serves else "reference"

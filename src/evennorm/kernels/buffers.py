@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from evennorm.errors import ArgumentError
+from evennorm.kernels import tensorflow
 from evennorm.kernels.cpu import _cpu
 
 
 def set_buffer_limit(megabytes: float) -> None:
-    """Sets how much memory of dead torch tensors and NumPy arrays is kept for the next ones, 256 MB at first.
+    """Sets how much memory of dead tensors and NumPy arrays is kept for the next ones, 256 MB at first.
 
     Only outputs and gradients that the compiled kernels wrote are kept, of 4 MB or more; what was unused longest is
-    given back first. Memory in use is not counted.
+    given back first. Memory in use is not counted. TensorFlow's tensors are counted by themselves; JAX has memory of its own.
 
     Args:
         megabytes: 0 or more; 0 gives everything back to the system at once, and keeps nothing.
@@ -27,3 +28,4 @@ def set_buffer_limit(megabytes: float) -> None:
         raise ArgumentError(f"the limit is a number of megabytes, 0 or more; received {megabytes=}")
     if _cpu is not None:
         _cpu.set_buffer_limit(int(megabytes * 2**20))
+    tensorflow.set_buffer_limit(int(megabytes * 2**20))

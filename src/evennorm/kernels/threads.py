@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evennorm.errors import ArgumentError
+from evennorm.kernels import tensorflow
 from evennorm.kernels.cpu import _cpu
 
 
@@ -29,6 +30,7 @@ def set_num_threads(threads: int) -> None:
         raise ArgumentError(f"threads is a whole number, 0 or more, 0 for the framework's setting; received {threads=}")
     if _cpu is not None:
         _cpu.set_num_threads(threads)
+    tensorflow.set_num_threads(threads)
 
 
 def num_threads() -> int:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 from evennorm.core.engine import Engine
-from evennorm.core.geometry import Geometry
 from evennorm.core.moments import Moments, per_channel
 from evennorm.core.normalize import activate
 from evennorm.errors import MissingExtra
@@ -17,8 +13,8 @@ try:
 except ImportError as error:
     raise MissingExtra("evennorm.tensorflow", "tensorflow") from error
 
-from evennorm.tensorflow import chunked, chunks, composed
-from evennorm.tensorflow.namespace import Tensor, xp
+from evennorm.tensorflow import compiled, composed
+from evennorm.tensorflow.namespace import Tensor, under_xla, xp
 
 __all__ = ["Moments", "batch_norm", "engine", "normalize", "synchronized"]
 
@@ -29,6 +25,10 @@ def _device() -> str:
     return others[0].lower() if others else "cpu"
 
 
+def _training_kernel(dtype: str) -> str:
+    return choose("tensorflow", dtype, compiled=compiled.AVAILABLE, device=_device())
+
+
 def _train(
     x: Tensor,
     gamma: Tensor | None,
@@ -37,13 +37,9 @@ def _train(
     mask: Tensor | None,
     epsilon: float,
     negative_slope: float,
-    pieces: int = 1,
 ) -> tuple[Tensor, Moments]:
-    groups = xp.shape(x)[0]
-    kernel = choose("tensorflow", x.dtype.name, device=_device())
-    one_group = isinstance(groups, int) and groups == 1
-    if kernel == "chunked" and mask is None and one_group and 0 <= negative_slope <= 1:
-        return chunked.train(x, gamma, beta, residual, epsilon, negative_slope, pieces)
+    if mask is None and negative_slope >= 0 and not under_xla() and _training_kernel(x.dtype.name) == "cpu":
+        return compiled.train(x, gamma, beta, residual, epsilon, negative_slope)
     return composed.train(x, gamma, beta, residual, mask, epsilon, negative_slope)
 
 
@@ -77,16 +73,10 @@ def _inference(
 
 
 class _TensorFlowEngine(Engine):
-    """Tells the kernel the sizes that a graph forgets in reshaping."""
-
     @property
     def device(self) -> str:
         """As `kernels.choose` has it."""
         return _device()
-
-    def train(self, geometry: Geometry, *args: Any, **options: Any) -> tuple[Tensor, Moments]:
-        in_pieces = partial(self.forward, pieces=chunks.number(geometry))
-        return Engine(self.name, self.xp, in_pieces, self.inference).train(geometry, *args, **options)
 
 
 engine = _TensorFlowEngine("tensorflow", xp, _train, _inference)

@@ -68,9 +68,9 @@ def test_inference_on_every_engine(engine: str, axis: int | tuple[int, ...], mea
 
 
 def test_which_kernel_serves_is_a_pure_function() -> None:
-    assert choose("tensorflow", "float32", forced=None) == "chunked"
-    assert choose("tensorflow", "float32", device="gpu", forced=None) == "reference"
-    assert choose("tensorflow", "float64", forced=None) == "reference"
+    assert choose("tensorflow", "float32", compiled=True, forced=None) == "cpu"
+    assert choose("tensorflow", "float32", compiled=False, forced=None) == "reference"
+    assert choose("tensorflow", "float32", compiled=True, device="gpu", forced=None) == "reference"
     assert choose("tensorflow", "float32", forced="reference") == "reference"
     assert choose("tensorflow", "float32", training=False) == "fused"
     assert choose("tensorflow", "float32", training=False, inner=7) == "reference"

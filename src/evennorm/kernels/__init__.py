@@ -30,8 +30,8 @@ def choose(
 ) -> str:
     """The name of the kernel that serves an array of `dtype` on an engine: a pure function, so that a layer can show it.
 
-    "cpu" is the compiled one (native/), for arrays in CPU memory without a mask. It serves torch and NumPy; training on JAX,
-    whose compiler fuses inference by itself; and training on TensorFlow where the only `device` is "cpu", but under XLA.
+    "cpu" is the compiled one (native/), for arrays in CPU memory without a mask. It serves torch, NumPy, training on JAX, whose
+    compiler fuses inference by itself, and training on TensorFlow outside XLA, where the only `device` is "cpu".
 
     "fused" is TensorFlow's FusedBatchNormV3, for inference, where it is exact to rounding on centred channels-last arrays; in
     training it is not (normalized values off by 5e-3 at mean 1000). cuDNN, which is behind it on a GPU, takes no epsilon
@@ -52,6 +52,6 @@ def choose(
         fused = dtype in ("float32", "float16", "bfloat16") and inner == 1 and epsilon >= 1.001e-5
         return "fused" if fused else "reference"
     if compiled is None:
-        compiled = {"jax": xla, "tensorflow": tensorflow}.get(engine, cpu).AVAILABLE  # type: ignore[attr-defined]
+        compiled = {"jax": xla, "tensorflow": tensorflow}.get(engine, cpu).AVAILABLE
     serves = compiled and device == "cpu" and dtype in cpu.DTYPES and (training or engine != "jax")
     return "cpu" if serves else "reference"

@@ -11,7 +11,8 @@ def set_buffer_limit(megabytes: float) -> None:
     """Sets how much memory of dead tensors and NumPy arrays is kept for the next ones, 256 MB at first.
 
     Only outputs and gradients that the compiled kernels wrote are kept, of 4 MB or more; what was unused longest is
-    given back first. Memory in use is not counted. TensorFlow's tensors are counted by themselves; JAX has memory of its own.
+    given back first. Memory in use is not counted. TensorFlow's tensors have such a limit for themselves; JAX has memory of
+    its own.
 
     Args:
         megabytes: 0 or more; 0 gives everything back to the system at once, and keeps nothing.

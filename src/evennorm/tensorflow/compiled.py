@@ -141,9 +141,7 @@ class _Call:
             result.set_shape(tensor.shape)
         return results
 
-    def composed_backward(
-        self, dy: Tensor, d_mean: Tensor, d_variance: Tensor, x: Tensor, *tensors: Tensor
-    ) -> list[Tensor]:
+    def composed_backward(self, dy: Tensor, d_mean: Tensor, d_variance: Tensor, x: Tensor, *tensors: Tensor) -> list[Tensor]:
         """The same as functions of the inputs alone, for TensorFlow to differentiate."""
         statistics = moments(xp, reference.wide(xp, x))
         options = {**self.options, "d_mean": d_mean, "d_variance": d_variance}

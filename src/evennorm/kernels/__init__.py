@@ -30,11 +30,11 @@ def choose(
 ) -> str:
     """The name of the kernel that serves an array of `dtype` on an engine: a pure function, so that a layer can show it.
 
-    "cpu" is the compiled one (native/), for arrays in CPU memory without a mask. It serves torch, NumPy, training on JAX, whose
-    compiler fuses inference by itself, and training on TensorFlow outside XLA, where the only `device` is "cpu".
+    "cpu" is the compiled one (native/), for arrays in CPU memory without a mask. It serves torch, NumPy, training on JAX,
+    whose compiler fuses inference by itself, and training on TensorFlow outside XLA, where the only `device` is "cpu".
 
-    "fused" is TensorFlow's FusedBatchNormV3, for inference, where it is exact to rounding on centred channels-last arrays; in
-    training it is not (normalized values off by 5e-3 at mean 1000). cuDNN, which is behind it on a GPU, takes no epsilon
+    "fused" is TensorFlow's FusedBatchNormV3, for inference, where it is exact to rounding on centred channels-last arrays.
+    In training it is not (normalized values off by 5e-3 at mean 1000). cuDNN, which is behind it on a GPU, takes no epsilon
     below 1.001e-5.
 
     `compiled` tells whether the compiled kernel is there (for JAX and TensorFlow it is a library of its own); `forced`, from

@@ -276,6 +276,49 @@ def test_loops_branches_and_replicas() -> None:
         np.testing.assert_array_equal(y, once)
 
 
+@pytest.mark.parametrize("where", ["eager", "inside"])
+def test_forward_mode(where: str) -> None:
+    rng = np.random.default_rng(0)
+    x, direction = (tf.constant(rng.standard_normal((7, 3)), tf.float32) for _ in range(2))
+
+    def along(compute: Callable[..., Any]) -> Any:
+        with tf.autodiff.ForwardAccumulator(x, direction) as accumulator:
+            y = compute(x)
+        return accumulator.jvp(y)
+
+    def moved(engine: Any) -> Any:
+        def compute(x: tf.Tensor) -> Any:
+            return engine.batch_norm(x, tf.ones(3), activation="relu", residual=tf.sin(x))[0]
+
+        if where == "inside":
+            return tf.function(lambda: along(compute), autograph=False)()
+        return along(compute)
+
+    np.testing.assert_allclose(moved(engine), moved(synchronized), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("where", ["eager", "function", "xla"])
+def test_vectorized_maps_and_jacobians(where: str) -> None:
+    rng = np.random.default_rng(0)
+    many, gamma = tf.constant(rng.standard_normal((4, 7, 3)), tf.float32), tf.constant([0.5, 1.0, 2.0])
+
+    def results(engine: Any) -> Any:
+        traced = tf.function(lambda x: engine.batch_norm(x, gamma, residual=x, activation="relu")[0], autograph=False)
+        traced(many[0])
+
+        def compute() -> Any:
+            mapped = [tf.vectorized_map(f, many) for f in (lambda x: engine.batch_norm(x, gamma)[0], traced)]
+            with tf.GradientTape() as tape:
+                tape.watch([many, gamma])
+                y = engine.batch_norm(many[0], gamma, residual=many[1], activation="relu")[0]
+            return mapped + tape.jacobian(y, [many, gamma])
+
+        return (compute if where == "eager" else tf.function(compute, autograph=False, jit_compile=where == "xla"))()
+
+    for a, b in zip(results(engine), results(synchronized), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=4e-6)
+
+
 @pytest.mark.parametrize(
     ("change", "rule"),
     [

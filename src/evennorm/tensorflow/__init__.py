@@ -14,7 +14,7 @@ except ImportError as error:
     raise MissingExtra("evennorm.tensorflow", "tensorflow") from error
 
 from evennorm.tensorflow import compiled, composed
-from evennorm.tensorflow.namespace import Tensor, under_xla, xp
+from evennorm.tensorflow.namespace import Tensor, xp
 
 __all__ = ["Moments", "batch_norm", "engine", "normalize", "synchronized"]
 
@@ -23,10 +23,6 @@ def _device() -> str:
     """cpu where TensorFlow sees nothing else. Which of several devices will serve is not known when a graph is traced."""
     others = [device.device_type for device in tf.config.get_visible_devices() if device.device_type != "CPU"]
     return others[0].lower() if others else "cpu"
-
-
-def _training_kernel(dtype: str) -> str:
-    return choose("tensorflow", dtype, compiled=compiled.AVAILABLE, device=_device())
 
 
 def _train(
@@ -38,7 +34,8 @@ def _train(
     epsilon: float,
     negative_slope: float,
 ) -> tuple[Tensor, Moments]:
-    if mask is None and negative_slope >= 0 and not under_xla() and _training_kernel(x.dtype.name) == "cpu":
+    kernel = choose("tensorflow", x.dtype.name, compiled=compiled.serves(x, gamma, beta, residual), device=_device())
+    if kernel == "cpu" and mask is None and negative_slope >= 0:
         return compiled.train(x, gamma, beta, residual, epsilon, negative_slope)
     return composed.train(x, gamma, beta, residual, mask, epsilon, negative_slope)
 

@@ -11,13 +11,15 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import forwardprop_util
+from tensorflow.python.ops.parallel_for.pfor import RegisterPFor, wrap
 
 from evennorm.core.moments import Moments, moments
 from evennorm.core.normalize import Gradients
 from evennorm.kernels import reference
 from evennorm.kernels import tensorflow as library
 from evennorm.tensorflow.composed import OPTIONAL, differentiated_as
-from evennorm.tensorflow.namespace import Tensor, xp
+from evennorm.tensorflow.namespace import Tensor, under_xla, xp
 
 
 def _load() -> Any:
@@ -36,6 +38,18 @@ def _load() -> Any:
 
 _operations = _load()
 AVAILABLE = _operations is not None
+
+
+@RegisterPFor("DeviceIndex")
+def _(loop: Any) -> Any:
+    """The same device in every turn of tf.vectorized_map, which TensorFlow takes for granted of other operations alone."""
+    return wrap(tf.raw_ops.DeviceIndex(device_names=loop.get_attr("device_names")), False)
+
+
+def serves(x: Tensor, *others: Tensor | None) -> bool:
+    """Not in forward mode, for which TensorFlow looks into operations, through a custom_gradient too."""
+    tensors = [tensor for tensor in (x, *others) if tensor is not None]
+    return AVAILABLE and not under_xla() and not forwardprop_util.pack_tangents(tensors).tangents
 
 
 def train(

@@ -276,6 +276,40 @@ def test_loops_branches_and_replicas() -> None:
         np.testing.assert_array_equal(y, once)
 
 
+@pytest.mark.parametrize("inner", ["eager", "function"])
+def test_second_derivatives_of_a_function_that_knows_of_none(inner: str) -> None:
+    """As a gradient penalty takes them of a model that is a tf.function; gamma is a variable."""
+    x = tf.constant(np.random.default_rng(0).standard_normal((6, 3)), tf.float32)
+    gamma = tf.Variable([0.5, 1.0, 2.0])
+
+    def second(engine: Any) -> Any:
+        def model(x: tf.Tensor) -> Any:
+            return tf.reduce_sum(engine.batch_norm(x, gamma, activation="relu", residual=tf.sin(x))[0] ** 3)
+
+        traced = tf.function(model, autograph=False)
+
+        def first(x: tf.Tensor) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                loss = traced(x)
+            return tape.gradient(loss, x)
+
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            penalty = tf.reduce_sum((first if inner == "eager" else tf.function(first, autograph=False))(x) ** 2)
+        return tape.gradient(penalty, [x, gamma])
+
+    for a, b in zip(second(engine), second(synchronized), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_forward_mode_around_a_function_is_refused_rather_than_wrong() -> None:
+    x = tf.constant(np.random.default_rng(0).standard_normal((6, 3)), tf.float32)
+    traced = tf.function(lambda x: batch_norm(x)[0], autograph=False)
+    with tf.autodiff.ForwardAccumulator(x, tf.ones_like(x)), pytest.raises(NotImplementedError, match="move it inside"):
+        traced(x)
+
+
 @pytest.mark.parametrize("where", ["eager", "inside"])
 def test_forward_mode(where: str) -> None:
     rng = np.random.default_rng(0)

@@ -6,10 +6,11 @@ TensorFlow loads it (`evennorm.tensorflow.compiled`); the operations are describ
 from __future__ import annotations
 
 import ctypes
-from pathlib import Path
+from importlib.util import find_spec
 
-PATH = Path(__file__).with_name("_tensorflow.so")
-AVAILABLE = PATH.is_file()
+_found = find_spec("evennorm.kernels._tensorflow")  # no module, but lies where those are, in an editable installation too
+PATH = "" if _found is None or _found.origin is None else _found.origin
+AVAILABLE = bool(PATH)
 """False in a source tree that was not built: the reference kernel serves."""
 
 _library: ctypes.CDLL | None = None
@@ -19,7 +20,7 @@ _asked: dict[str, int] = {}
 def loaded() -> None:
     """To be called once TensorFlow has loaded the library, which from now on is told what it missed."""
     global _library
-    _library = ctypes.CDLL(str(PATH))
+    _library = ctypes.CDLL(PATH)
     _library.evennorm_set_buffer_limit.argtypes = [ctypes.c_size_t]
     for name, value in _asked.items():
         getattr(_library, name)(value)

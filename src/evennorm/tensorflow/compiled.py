@@ -18,7 +18,7 @@ from evennorm.core.moments import Moments, moments
 from evennorm.core.normalize import Gradients
 from evennorm.kernels import reference
 from evennorm.kernels import tensorflow as library
-from evennorm.tensorflow.composed import OPTIONAL, differentiated_as
+from evennorm.tensorflow.composed import OPTIONAL
 from evennorm.tensorflow.namespace import Tensor, under_xla, xp
 
 
@@ -27,7 +27,7 @@ def _load() -> Any:
     if not library.AVAILABLE:
         return None
     try:
-        found = tf.load_op_library(str(library.PATH))
+        found = tf.load_op_library(library.PATH)
     except tf.errors.NotFoundError:
         return None
     if not hasattr(found, "evennorm_forward"):  # a TensorFlow without the C API for operations
@@ -48,10 +48,11 @@ def _(loop: Any) -> Any:
 
 def serves(x: Tensor, *others: Tensor | None) -> bool:
     """Not in forward mode, for which TensorFlow looks into operations, through a custom_gradient too."""
-    tensors = [tensor for tensor in (x, *others) if tensor is not None]
+    tensors = [tf.convert_to_tensor(tensor) for tensor in (x, *others) if tensor is not None]
     return AVAILABLE and not under_xla() and not forwardprop_util.pack_tangents(tensors).tangents
 
 
+@tf.autograph.experimental.do_not_convert
 def train(
     x: Tensor,
     gamma: Tensor | None,
@@ -68,15 +69,11 @@ def train(
 
     @tf.custom_gradient
     def differentiable(x: Tensor, *tensors: Tensor) -> Any:
-        # Of tensors that stand still, so that no tape keeps operations that have no gradient of their own.
-        still = tuple(map(tf.stop_gradient, (x, *tensors)))
-        y, *saved = call.forward(*still)
+        # Of tensors that stand still: what is saved carries no derivatives, backward knows that it comes from x.
+        y, *saved = call.forward(*map(tf.stop_gradient, (x, *tensors)))
 
         def gradient(dy: Tensor, _: Tensor, d_mean: Tensor, d_variance: Tensor) -> Any:
-            def fast(dy: Tensor, d_mean: Tensor, d_variance: Tensor, x: Tensor, *tensors: Tensor) -> list[Tensor]:
-                return call.backward(dy, d_mean, d_variance, y, saved, x, *tensors)
-
-            return differentiated_as(call.composed_backward, fast)(dy, d_mean, d_variance, x, *tensors)
+            return call.backward(dy, d_mean, d_variance, y, saved, x, *tensors)
 
         return (y, *saved[:3]), gradient
 
@@ -140,14 +137,10 @@ class _Call:
             return self._found(Gradients(dx, d_gamma, d_beta, d_residual if self.keeps_signs else dy))
 
         def composed() -> list[Tensor]:
-            _, outer, _, inner = xp.shape(x)
-            statistics = Moments(outer * inner, mean, mean_low, variance)
-            dz, options = dy, {**self.options, "d_mean": d_mean, "d_variance": d_variance}
+            dz, slope = dy, self.options["negative_slope"]
             if self.keeps_signs:  # known by y, so that the residual need not be kept
-                dz = xp.where(y <= 0, options["negative_slope"] * dy, dy)
-                options["negative_slope"] = 1.0
-            inputs = {**named, "residual": None}
-            g = reference.backward(xp, dz, x, statistics, **inputs, mask=None, **options)
+                dz, slope = xp.where(y <= 0, slope * dy, dy), 1.0
+            g = _composed_backward(dz, d_mean, d_variance, x, named["gamma"], named["beta"], self.options["epsilon"], slope)
             return self._found(g._replace(residual=dz))
 
         results = _on_cpu(compiled, composed)
@@ -155,17 +148,62 @@ class _Call:
             result.set_shape(tensor.shape)
         return results
 
-    def composed_backward(self, dy: Tensor, d_mean: Tensor, d_variance: Tensor, x: Tensor, *tensors: Tensor) -> list[Tensor]:
-        """The same as functions of the inputs alone, for TensorFlow to differentiate."""
-        statistics = moments(xp, reference.wide(xp, x))
-        options = {**self.options, "d_mean": d_mean, "d_variance": d_variance}
-        return self._found(reference.backward(xp, dy, x, statistics, **self._named(tensors), mask=None, **options))
-
     def _named(self, tensors: tuple[Tensor, ...]) -> dict[str, Any]:
         return {**dict.fromkeys(OPTIONAL), **dict(zip(self.given, tensors, strict=True))}
 
     def _found(self, gradients: Gradients) -> list[Tensor]:
         return [gradients.x, *(getattr(gradients, name) for name in self.given)]
+
+
+def _composed_backward(
+    dy: Tensor,
+    d_mean: Tensor,
+    d_variance: Tensor,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    epsilon: float,
+    negative_slope: float,
+) -> Gradients:
+    """As a function of x that derivatives can be taken of, its moments included. What follows a residual is done before."""
+    statistics = moments(xp, reference.wide(xp, x))
+    return reference.backward(xp, dy, x, statistics, gamma, beta, None, None, epsilon, negative_slope, d_mean, d_variance)
+
+
+tf.no_gradient("EvennormForward")  # what is saved carries no derivatives
+
+
+@tf.RegisterGradient("EvennormBackward")
+def _second_derivatives(operation: tf.Operation, *upstream: Tensor) -> list[Tensor | None]:
+    """Those of the composed form."""
+    dy, d_mean, d_variance, x, gamma, beta, *saved = operation.inputs
+    attributes = {name: operation.get_attr(name) for name in ("keep_signs", "epsilon", "negative_slope")}
+    epsilon, negative_slope = float(attributes["epsilon"]), float(attributes["negative_slope"])
+    share = None
+    if attributes["keep_signs"]:
+        constants = tf.zeros_like(d_mean), tf.zeros_like(d_variance), *map(tf.stop_gradient, (x, gamma, beta))
+        share = _operations.evennorm_backward(tf.ones_like(dy), *constants, *saved, **attributes).d_residual
+        share.set_shape(dy.shape)
+        negative_slope = 1.0
+    given = [tensor for tensor in (gamma, beta) if tensor.shape != (0,)]
+    inputs = [dy, d_mean, d_variance, x, *given]
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        dz = dy if share is None else dy * share
+        gamma, beta = (None if tensor.shape == (0,) else tensor for tensor in (gamma, beta))
+        g = _composed_backward(dz, d_mean, d_variance, x, gamma, beta, epsilon, negative_slope)
+        outputs = [g.x, g.gamma, g.beta, dz if share is not None else None]
+        wanted = [(value, by) for value, by in zip(outputs, upstream, strict=True) if value is not None]
+    values, directions = zip(*wanted, strict=True)
+    gradients = tape.gradient(values, inputs, output_gradients=directions)
+    if gradients[0] is None:  # all depends on dy: TensorFlow has let the tape see nothing, and would go on with zeros
+        raise NotImplementedError(
+            "batch normalization has forward mode within a tf.function, or without one; received a ForwardAccumulator around "
+            "a tf.function; move it inside, or set EVENNORM_KERNEL=reference"
+        )
+    found = iter(gradients)
+    by_input = [next(found) if tensor.shape != (0,) else None for tensor in operation.inputs[:6]]
+    return by_input + [None] * len(saved)
 
 
 def _or_empty(parameter: Tensor | None, x: Tensor) -> Tensor:

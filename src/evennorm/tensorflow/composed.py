@@ -1,8 +1,7 @@
-"""Views in, y and Moments out, by the formulas of `core` as they stand: for whatever the chunked way does not serve."""
+"""Views in, y and Moments out, by the formulas of `core` as they stand: for whatever the compiled kernels do not serve."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -60,21 +59,3 @@ def train_synchronized(
     if replica is not None and replica.num_replicas_in_sync > 1:
         moments = pool(xp, moments, lambda value: replica.all_reduce(tf.distribute.ReduceOp.SUM, value))
     return reference.inference(xp, x, moments, gamma, beta, residual, epsilon, negative_slope), moments
-
-
-def differentiated_as(
-    composed: Callable[..., list[Tensor]], fast: Callable[..., list[Tensor]]
-) -> Callable[..., list[Tensor]]:
-    """A function with the values of `fast` and the derivatives, of any order, of `composed`, which TensorFlow takes."""
-
-    @tf.custom_gradient
-    def function(*inputs: Tensor) -> Any:
-        def gradient(*upstream: Tensor) -> list[Tensor]:
-            with tf.GradientTape() as tape:
-                tape.watch(inputs)
-                outputs = composed(*inputs)
-            return tape.gradient(outputs, inputs, output_gradients=list(upstream), unconnected_gradients="zero")
-
-        return fast(*map(tf.stop_gradient, inputs)), gradient
-
-    return function

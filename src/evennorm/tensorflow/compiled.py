@@ -198,7 +198,7 @@ def _second_derivatives(operation: tf.Operation, *upstream: Tensor) -> list[Tens
     gradients = tape.gradient(values, inputs, output_gradients=directions)
     if gradients[0] is None:  # all depends on dy: TensorFlow has let the tape see nothing, and would go on with zeros
         raise NotImplementedError(
-            "batch normalization has forward mode within a tf.function, or without one; received a ForwardAccumulator around "
+            "batch normalization has forward mode inside a tf.function or without one; received a ForwardAccumulator around "
             "a tf.function; move it inside, or set EVENNORM_KERNEL=reference"
         )
     found = iter(gradients)

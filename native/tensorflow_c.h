@@ -43,7 +43,6 @@ using TF_Deallocate = void (*)(void* data, size_t bytes, void* argument);
   X(void, TF_RegisterOpDefinition, (TF_OpDefinitionBuilder*, TF_Status*))                                                           \
   X(TF_ShapeHandle*, TF_NewShapeHandle, ())                                                                                         \
   X(void, TF_DeleteShapeHandle, (TF_ShapeHandle*))                                                                                  \
-  X(TF_ShapeHandle*, TF_ShapeInferenceContextVectorFromSize, (TF_ShapeInferenceContext*, size_t))                                   \
   X(void, TF_ShapeInferenceContextGetInput, (TF_ShapeInferenceContext*, int, TF_ShapeHandle*, TF_Status*))                          \
   X(void, TF_ShapeInferenceContextSetOutput, (TF_ShapeInferenceContext*, int, TF_ShapeHandle*, TF_Status*))                         \
   X(void, TF_ShapeInferenceContextSetUnknownShape, (TF_ShapeInferenceContext*, TF_Status*))                                         \
@@ -63,9 +62,7 @@ using TF_Deallocate = void (*)(void* data, size_t bytes, void* argument);
   X(void, TF_GetInput, (TF_OpKernelContext*, int, TF_Tensor**, TF_Status*))                                                         \
   X(void, TF_SetOutput, (TF_OpKernelContext*, int, const TF_Tensor*, TF_Status*))                                                   \
   X(TF_Tensor*, TF_AllocateOutput,                                                                                                  \
-    (TF_OpKernelContext*, int, TF_DataType, const int64_t* sizes, int rank, size_t bytes, TF_Status*))                              \
-  X(TF_Tensor*, TF_ForwardInputOrAllocateOutput,                                                                                    \
-    (TF_OpKernelContext*, const int* candidates, int number, int output, const int64_t* sizes, int rank, int* taken, TF_Status*))
+    (TF_OpKernelContext*, int, TF_DataType, const int64_t* sizes, int rank, size_t bytes, TF_Status*))
 
 namespace evennorm {
 

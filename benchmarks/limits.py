@@ -1,0 +1,194 @@
+"""What stands in the way of more speed: the kernels' stages one by one, with and without caches, beside a copy.
+
+Writes benchmarks/results/limits.json and, from it, docs/limits.md. Each call is repeated by itself, float32 with ReLU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _environment import ROOT, environment, sentence
+
+import evennorm
+from evennorm.core.geometry import Geometry
+from evennorm.kernels import cpu, cpu_halves
+from evennorm.tools.bench.cases import Case, cases
+from evennorm.tools.bench.machine import cores, last_cache
+from evennorm.torch import engine
+from evennorm.torch.cpu import memory
+
+RESULT = ROOT / "benchmarks" / "results" / "limits.json"
+PAGE = ROOT / "docs" / "limits.md"
+SHAPES = (
+    "32x56x56x64,128x48x48x32,16x112x112x64,32x14x14x256,256x1024,32x64x112x112:first,128x32x48x48:first,32x256x14x14:first"
+)
+
+EPSILON = 1e-3
+STAGES = {
+    "copy": "copy of x",
+    "moments": "moments",
+    "normalize": "normalize",
+    "forward": "forward",
+    "backward": "backward",
+}
+"""Of the kernels, on memory that is there: the first leaves all arithmetic out, the next two leave a half of forward out."""
+
+ARRAYS = {"copy": 2, "moments": 1, "normalize": 2, "forward": 3, "backward": 5}
+"""Of x's size, that a stage reads or writes where nothing stays in a cache."""
+
+MEMORIES = {
+    "used": "memory that was used before",
+    "huge": "fresh memory in huge pages",
+    "library": "fresh memory as torch takes it",
+}
+
+
+def stages(case: Case) -> dict[str, Callable[[], Any]]:
+    """Calls of the kernels; what they return is dropped, and comes from memory that was used before."""
+    x, dy, gamma, beta = tensors(case)
+    geometry = Geometry(tuple(x.shape), case.axis)
+    y = torch.empty_like(x)
+    _, saved = cpu.forward(memory, geometry, x, gamma, beta, None, EPSILON, 0.0)
+    flat = [statistic.reshape(-1) for statistic in saved.statistics]
+    return {
+        "copy": lambda: y.copy_(x),
+        "moments": lambda: cpu_halves.moments(memory, geometry, x),
+        "normalize": lambda: cpu.inference(
+            memory, geometry, x, flat[0], flat[2], gamma, beta, None, EPSILON, 0.0, y, flat[1]
+        ),
+        "forward": lambda: cpu.forward(memory, geometry, x, gamma, beta, None, EPSILON, 0.0, out=y),
+        "backward": lambda: cpu.backward(memory, geometry, dy, x, saved, gamma, beta, False, EPSILON, 0.0),
+    }
+
+
+def step(case: Case) -> Callable[[], Any]:
+    """Forward and backward as a user calls them."""
+    x, dy, gamma, beta = tensors(case)
+    leaves = [tensor.requires_grad_() for tensor in (x, gamma, beta)]
+    geometry = Geometry(tuple(x.shape), case.axis)
+
+    def both() -> Any:
+        y, _ = engine.train(geometry, x, gamma, beta, epsilon=EPSILON, negative_slope=0.0)
+        return y, torch.autograd.grad(y, leaves, dy)
+
+    return both
+
+
+def tensors(case: Case) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(size, generator=generator) for size in (case.shape, case.shape, case.channels, case.channels)]
+
+
+def milliseconds(call: Callable[[], Any], seconds: float, between: Callable[[], Any] = lambda: None) -> float:
+    """The median of as many calls as fit, at least 5; `between` is called before each, and is not part of the time."""
+    times: list[float] = []
+    for _ in range(2):
+        call()
+    while len(times) < 5 or sum(times) < seconds:
+        between()
+        begin = perf_counter()
+        call()
+        times.append(perf_counter() - begin)
+    return round(1000 * median(times), 4)
+
+
+def measure(case: Case, seconds: float) -> dict[str, Any]:
+    """Each stage with caches as the call before left them, and full of something else; a step with each kind of memory."""
+    others = torch.zeros(max(4 * (last_cache() or 0), 1 << 20), dtype=torch.uint8)
+    calls, both = stages(case), step(case)
+    found: dict[str, Any] = {"case": case.place, "bytes": case.bytes}
+    found["repeated"] = {name: milliseconds(call, seconds) for name, call in calls.items()}
+    found["caches emptied"] = {name: milliseconds(call, seconds, lambda: others.add_(1)) for name, call in calls.items()}
+    steps, limit, pooled = {"used": milliseconds(both, seconds)}, 256, cpu.HUGE
+    try:
+        evennorm.set_buffer_limit(0)
+        steps["huge"] = milliseconds(both, seconds)
+        cpu.HUGE = sys.maxsize
+        steps["library"] = milliseconds(both, seconds)
+    finally:
+        cpu.HUGE = pooled
+        evennorm.set_buffer_limit(limit)
+    return {**found, "steps": steps}
+
+
+def stage_table(rows: list[dict[str, Any]], caches: str) -> Iterator[str]:
+    """Milliseconds, and GB/s of what has to be read and written where nothing stays in a cache."""
+    yield "| shape | MB | " + " | ".join(STAGES.values()) + " |"
+    yield "| --- | ---: |" + " ---: |" * len(STAGES)
+    for row in rows:
+        cells = [f"{time:.3g} ({ARRAYS[name] * row['bytes'] / time / 1e6:.0f} GB/s)" for name, time in row[caches].items()]
+        yield f"| {row['case']} | {row['bytes'] / 1e6:.3g} | " + " | ".join(cells) + " |"
+
+
+def step_table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    yield "| shape | kernels, caches emptied | " + " | ".join(MEMORIES.values()) + " |"
+    yield "| --- |" + " ---: |" * (len(MEMORIES) + 1)
+    for row in rows:
+        kernels = sum(row["caches emptied"][name] for name in ("forward", "backward"))
+        cells = [f"{row['steps'][name]:.3g}" for name in MEMORIES]
+        yield f"| {row['case']} | {kernels:.3g} | " + " | ".join(cells) + " |"
+
+
+def page(result: dict[str, Any]) -> str:
+    """docs/limits.md."""
+    rows = result["cases"]
+    lines = [
+        "# What stands in the way of more speed",
+        "",
+        "Batch normalization reads x to sum it, reads it again to normalize it, and writes y: three arrays of x's",
+        "size where none stays in a cache, and five in backward. These are the kernels' stages alone, float32 with ReLU,",
+        f"on memory that is there, with {result['threads']} threads: milliseconds, and the bandwidth that they need for it",
+        "if no cache helps. Where a stage reaches the bandwidth of the copy, memory is the limit, and nothing but fewer",
+        "bytes would help. This page is written by `python benchmarks/limits.py`, from `benchmarks/results/limits.json`.",
+        "",
+        "After writing something else four times as large as the last cache, as in a network whose other layers fill it:",
+        "",
+        *stage_table(rows, "caches emptied"),
+        "",
+        "Repeated, so that what fits stays in the caches:",
+        "",
+        *stage_table(rows, "repeated"),
+        "",
+        "A step as a user calls it, forward and backward through torch, repeated; memory for the results is taken anew each",
+        "time and is part of it. Beside it the kernels' share of the first table:",
+        "",
+        *step_table(rows),
+        "",
+        sentence(result),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--page", action="store_true", help="measure nothing: write the page from the file that is there")
+    parser.add_argument("--quick", action="store_true", help="a tiny array; prints the page and writes nothing")
+    arguments = parser.parse_args()
+    if arguments.page:
+        PAGE.write_text(page(json.loads(RESULT.read_text())))
+        return
+    torch.set_num_threads(cores())
+    which, seconds = ("8x4x6x5,8x5x4x6:first", 0.0) if arguments.quick else (SHAPES, 0.5)
+    result = {**environment(), "threads": cores(), "load before": os.getloadavg()[0]}
+    result["cases"] = [measure(case, seconds) for case in cases(which)]
+    if arguments.quick:
+        print(page(result))
+        return
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    PAGE.write_text(page(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""docs/limits.md: what `benchmarks/limits.py` measures, and the page that it writes from the results."""
+
+import itertools
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from evennorm.kernels import choose, cpu
+from evennorm.tools.bench.cases import cases
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def limits() -> ModuleType:
+    """The script as a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+        import limits
+
+        return limits
+
+
+@pytest.mark.skipif(choose("torch", "float32") != "cpu", reason="the kernel is not there, or not wanted")
+def test_every_stage_is_measured_with_and_without_caches_and_nothing_stays_changed(limits: ModuleType) -> None:
+    threshold = cpu.HUGE
+    for case in cases("4x3x2x5,4x5x3x2:first"):
+        found = limits.measure(case, 0.0)
+        assert set(found["repeated"]) == set(found["caches emptied"]) == set(limits.STAGES) == set(limits.ARRAYS)
+        assert set(found["steps"]) == set(limits.MEMORIES)
+    assert threshold == cpu.HUGE
+
+
+def test_the_median_leaves_out_what_comes_between(limits: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.accumulate(itertools.cycle([0.001, 0.002]))
+    monkeypatch.setattr(limits, "perf_counter", lambda: next(clock))
+    assert limits.milliseconds(lambda: None, 0.0, lambda: next(clock)) in (1.0, 2.0)
+
+
+def test_bandwidth_counts_what_is_read_and_written(limits: ModuleType) -> None:
+    """25 MB in 1 ms: a copy moves 50 GB/s, backward, which reads x and dy twice and writes dx, 125."""
+    times = dict.fromkeys(limits.STAGES, 1.0)
+    row = {"case": "here", "bytes": 25_000_000, "repeated": times, "caches emptied": times}
+    row["steps"] = dict.fromkeys(limits.MEMORIES, 2.5)
+    environment = {"device": "a processor", "versions": {"torch": "2"}}
+    text = limits.page({"threads": 2, "cases": [row], **environment})
+    assert "| here | 25 | 1 (50 GB/s) | 1 (25 GB/s) | 1 (50 GB/s) | 1 (75 GB/s) | 1 (125 GB/s) |" in text
+    assert "| here | 2 | 2.5 | 2.5 | 2.5 |" in text

@@ -80,42 +80,27 @@ Pair moment_planes(Span<const S> x, int64_t planes, int64_t n, Compute<S> shift)
       });
 }
 
-// Rows to sum up before the next channels. Where rows lie a multiple of 4096 bytes apart, the elements of one channel share a set of
-// the first cache, which holds eight lines for all arrays.
-template <class S>
-inline int64_t rows_together(int64_t stride, int arrays) {
-  return stride * sizeof(S) % 4096 == 0 ? 8 / arrays : kFlush;
-}
-
 template <class S>
 struct MomentBlock {
   using A = Compute<S>;
   Span<const S> x;
   const A* shift;
 
-  int64_t together() const { return rows_together<S>(x.stride, 1); }
+  int64_t row_bytes() const { return x.stride * static_cast<int64_t>(sizeof(S)); }
 
-  template <int V>
   struct Stream {
     Span<const S> x;
-    Vec<A> k[V];
+    Vec<A> k;
     int64_t left;
 
-    EVENNORM_INLINE Terms<A> operator()(int64_t r, int v) const {
-      const S* p = x.data + r * x.stride + v * kLanes<A>;
-      const Vec<A> d = (left ? load_some(p, left) : load(p)) - k[v];
+    EVENNORM_INLINE Terms<A> operator()(int64_t r) const {
+      const S* const p = x.data + r * x.stride;
+      const Vec<A> d = (left ? load_some(p, left) : load(p)) - k;
       return {d, d * d};
     }
   };
-  template <int V>
-  EVENNORM_INLINE Stream<V> make(int64_t i, int64_t left) const {
-    Stream<V> terms{{x.data + i, x.stride}, {}, left};
-    for (int v = 0; v < V; ++v) terms.k[v] = load(shift + i + v * kLanes<A>);
-    return terms;
-  }
-  template <int V>
-  EVENNORM_INLINE Stream<V> at(int64_t i) const { return make<V>(i, 0); }
-  EVENNORM_INLINE Stream<1> some(int64_t i, int64_t n) const { return make<1>(i, n < kLanes<A> ? n : 0); }
+  EVENNORM_INLINE Stream at(int64_t i) const { return some(i, 0); }
+  EVENNORM_INLINE Stream some(int64_t i, int64_t left) const { return {{x.data + i, x.stride}, load(shift + i), left}; }
 };
 
 template <class S>
@@ -217,34 +202,24 @@ struct GradientBlock {
   Parameters<A, true> parameters;
   A negative_slope;
 
-  int64_t together() const { return rows_together<S>(x.stride, 2); }
+  int64_t row_bytes() const { return x.stride * static_cast<int64_t>(sizeof(S)); }
 
-  template <int V>
   struct Stream {
     const GradientBlock& block;
-    Linear<A> linear[V];
+    Linear<A> linear;
     int64_t i, left;
 
-    EVENNORM_INLINE Terms<A> operator()(int64_t r, int v) const {
-      const int64_t at = i + v * kLanes<A>;
-      const S *pg = block.dy.data + r * block.dy.stride + at, *px = block.x.data + r * block.x.stride + at;
-      const Vec<A> centred = linear[v].centred(left ? load_some(px, left) : load(px));
+    EVENNORM_INLINE Terms<A> operator()(int64_t r) const {
+      const S *const pg = block.dy.data + r * block.dy.stride + i, *const px = block.x.data + r * block.x.stride + i;
+      const Vec<A> centred = linear.centred(left ? load_some(px, left) : load(px));
       const Vec<A> g = left ? load_some(pg, left) : load(pg);
-      const uint8_t* ps = from_signs ? block.signs.data + r * block.signs.stride : nullptr;
-      const Vec<A> dz =
-          gate<A, activation, from_signs>(g, centred, linear[v], ps, at, left ? left : kLanes<A>, block.negative_slope);
+      const uint8_t* const ps = from_signs ? block.signs.data + r * block.signs.stride : nullptr;
+      const Vec<A> dz = gate<A, activation, from_signs>(g, centred, linear, ps, i, left ? left : kLanes<A>, block.negative_slope);
       return {dz, dz * centred};
     }
   };
-  template <int V>
-  EVENNORM_INLINE Stream<V> make(int64_t i, int64_t left) const {
-    Stream<V> terms{*this, {}, i, left};
-    for (int v = 0; v < V; ++v) terms.linear[v] = parameters.linear(i + v * kLanes<A>);
-    return terms;
-  }
-  template <int V>
-  EVENNORM_INLINE Stream<V> at(int64_t i) const { return make<V>(i, 0); }
-  EVENNORM_INLINE Stream<1> some(int64_t i, int64_t n) const { return make<1>(i, n < kLanes<A> ? n : 0); }
+  EVENNORM_INLINE Stream at(int64_t i) const { return some(i, 0); }
+  EVENNORM_INLINE Stream some(int64_t i, int64_t left) const { return {*this, parameters.linear(i), i, left}; }
 };
 
 template <class S, Activation activation, bool from_signs>

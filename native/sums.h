@@ -4,13 +4,14 @@
 // double: 64 leave a systematic bias.
 #pragma once
 
+#include <type_traits>
+
 #include "vector.h"
 
 namespace evennorm::EVENNORM_ISA {
 
 constexpr int kFlush = 16;
 constexpr int kPlaneLanes = 4;                        // independent vectors, to hide the latency of an addition
-constexpr int kRowVectors = kRegisters == 32 ? 4 : 2;  // vectors of channels kept in registers along the rows
 
 struct Pair {
   double first = 0, second = 0;
@@ -127,44 +128,58 @@ struct Terms {
   Vec<A> first, second;
 };
 
-// Two sums per channel over `rows` of n elements, added to `first` and `second`. `block<V>(i, n)` makes the function that gives the
-// terms of row r in vector v of the V vectors from channel i on; the last one may hold fewer than a vector, n.
+// Two sums per channel over `rows` of n elements, added to `first` and `second`. `block.at(i)` makes the function that gives the terms
+// of row r in the vector of channels from i on; `block.some(i, n)` does where only n channels are left.
 //
-// All channels of 16 rows come before the next rows, so that memory is read from front to back.
-template <class A, class Block>
-EVENNORM_INLINE void sum_rows(int64_t rows, int64_t n, double* first, double* second, const Block& block) {
-  constexpr int64_t kWidth = kRowVectors * kLanes<A>;
-  const int64_t together = block.together();
-  for (int64_t begin = 0; begin < rows; begin += together) {
-    const int64_t end = begin + together < rows ? begin + together : rows;
-    int64_t i = 0;
-    for (; i + kWidth <= n; i += kWidth) {
-      const auto terms = block.template at<kRowVectors>(i);
-      Vec<A> a[kRowVectors] = {}, b[kRowVectors] = {};
-      for (int64_t r = begin; r < end; ++r) {
-        for (int v = 0; v < kRowVectors; ++v) {
-          const Terms<A> t = terms(r, v);
-          a[v] += t.first;
-          b[v] += t.second;
+// Memory is read from front to back at two places, the halves of the rows: one alone, or sums that stay in registers along rows and so
+// read strides apart, take half as long again to twice as long where x is not in cache. Short rows are taken `together`.
+template <class A, int together, class Block>
+EVENNORM_INLINE void sum_rows_together(int64_t rows, int64_t n, double* first, double* second, const Block& block) {
+  constexpr int64_t kTile = 8192 / sizeof(A);  // channels, whose sums stay in the first cache
+  constexpr std::integral_constant<int, 1> one;
+  constexpr std::integral_constant<int, 2> two;
+  constexpr std::integral_constant<int, together> some;
+  alignas(kVectorBytes) A a[kTile], b[kTile];
+  const int64_t half = rows / 2 / together * together;
+  for (int64_t tile = 0; tile < n; tile += kTile) {
+    const int64_t width = n - tile < kTile ? n - tile : kTile;
+    const auto add = [&](auto number, auto places, int64_t r, bool fresh) {
+      const auto add_vector = [&](int64_t i, const auto& terms) {
+        Terms<A> sum{};
+        for (int k = 0; k < number * places; ++k) {
+          const Terms<A> t = terms(r + k / places + k % places * half);
+          sum.first = k == 0 ? t.first : sum.first + t.first;
+          sum.second = k == 0 ? t.second : sum.second + t.second;
         }
+        store(a + i, fresh ? sum.first : load(a + i) + sum.first);
+        store(b + i, fresh ? sum.second : load(b + i) + sum.second);
+      };
+      int64_t i = 0;
+      for (; i + kLanes<A> <= width; i += kLanes<A>) add_vector(i, block.at(tile + i));
+      if (i < width) add_vector(i, block.some(tile + i, width - i));
+      asm volatile("" ::: "memory");  // or compilers work on several of these loops at a time, and read strides apart
+    };
+    const auto flush = [&] {
+      for (int64_t i = 0; i < width; i += kLanes<A>) {
+        add_some_to<A>(first + tile + i, load(a + i), width - i);
+        add_some_to<A>(second + tile + i, load(b + i), width - i);
       }
-      for (int v = 0; v < kRowVectors; ++v) {
-        add_to<A>(first + i + v * kLanes<A>, a[v]);
-        add_to<A>(second + i + v * kLanes<A>, b[v]);
-      }
+    };
+    for (int64_t begin = 0; begin < half; begin += kFlush / 2) {
+      for (int64_t r = begin; r < half && r < begin + kFlush / 2; r += together) add(some, two, r, r == begin);
+      flush();
     }
-    for (; i < n; i += kLanes<A>) {
-      const auto terms = block.some(i, n - i);
-      Vec<A> a = {}, b = {};
-      for (int64_t r = begin; r < end; ++r) {
-        const Terms<A> t = terms(r, 0);
-        a += t.first;
-        b += t.second;
-      }
-      add_some_to<A>(first + i, a, n - i);
-      add_some_to<A>(second + i, b, n - i);
+    for (int64_t begin = 2 * half; begin < rows; begin += kFlush) {
+      for (int64_t r = begin; r < rows && r < begin + kFlush; ++r) add(one, one, r, r == begin);
+      flush();
     }
   }
+}
+
+template <class A, class Block>
+EVENNORM_INLINE void sum_rows(int64_t rows, int64_t n, double* first, double* second, const Block& block) {
+  if (block.row_bytes() <= 256) sum_rows_together<A, 2>(rows, n, first, second, block);
+  else sum_rows_together<A, 1>(rows, n, first, second, block);
 }
 
 }  // namespace evennorm::EVENNORM_ISA

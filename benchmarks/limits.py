@@ -35,6 +35,9 @@ SHAPES = (
 )
 
 EPSILON = 1e-3
+LARGE = 16 << 20
+"""Bytes of x from which little of it stays in a cache."""
+
 STAGES = {
     "copy": "copy of x",
     "moments": "moments",
@@ -140,6 +143,46 @@ def step_table(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"| {row['case']} | {kernels:.3g} | " + " | ".join(cells) + " |"
 
 
+def conclusions(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """What the figures say, in sentences."""
+    large = [row for row in rows if row["bytes"] >= LARGE]
+    if large:
+        shares = [
+            bandwidth(row, "caches emptied", stage) / bandwidth(row, "caches emptied", "copy")
+            for row in large
+            for stage in ("forward", "backward")
+        ]
+        huge, library = (
+            [row["steps"][name] / row["steps"]["used"] for row in large if name in row["steps"]]
+            for name in ("huge", "library")
+        )
+        yield (
+            f"- From {LARGE >> 20} MB on, forward and backward move {spread(shares)} times as many bytes per second as the "
+            "copy: memory is the limit."
+        )
+        yield (
+            f"- There a step on fresh memory takes {spread(huge)} times as long where pages are huge, and {spread(library)} "
+            "times as long on what torch takes: the system fills every new page with zeros first."
+        )
+    for row in rows:
+        if row["bytes"] < LARGE:
+            kernels = sum(row["repeated"][stage] for stage in ("forward", "backward"))
+            whole = row["steps"]["used"]
+            yield (
+                f"- {row['case']}: of the {whole:.3g} ms of a repeated step the kernels alone take {kernels:.3g}; the other "
+                f"{whole - kernels:.2g} are calls through Python and autograd, and results that lie in no cache yet."
+            )
+
+
+def bandwidth(row: dict[str, Any], caches: str, stage: str) -> float:
+    """GB/s."""
+    return ARRAYS[stage] * row["bytes"] / row[caches][stage] / 1e6
+
+
+def spread(values: list[float]) -> str:
+    return f"{min(values):.2g} to {max(values):.2g}"
+
+
 def page(result: dict[str, Any]) -> str:
     """docs/limits.md."""
     rows = result["cases"]
@@ -164,6 +207,8 @@ def page(result: dict[str, Any]) -> str:
         "time and is part of it. Beside it the kernels' share of the first table:",
         "",
         *step_table(rows),
+        "",
+        *conclusions(rows),
         "",
         sentence(result),
     ]

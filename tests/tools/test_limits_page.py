@@ -1,6 +1,7 @@
 """docs/limits.md: what `benchmarks/limits.py` measures, and the page that it writes from the results."""
 
 import itertools
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -48,3 +49,15 @@ def test_bandwidth_counts_what_is_read_and_written(limits: ModuleType) -> None:
     text = limits.page({"threads": 2, "cases": [row], **environment})
     assert "| here | 25 | 1 (50 GB/s) | 1 (25 GB/s) | 1 (50 GB/s) | 1 (75 GB/s) | 1 (125 GB/s) |" in text
     assert "| here | 2 | 2.5 | 2.5 | 2.5 |" in text
+    assert "forward and backward move 1.5 to 2.5 times as many bytes per second as the copy" in text
+
+
+def test_a_small_array_says_what_calls_take(limits: ModuleType) -> None:
+    times = dict.fromkeys(limits.STAGES, 1.0)
+    row = {"case": "here", "bytes": 1 << 20, "repeated": times, "steps": {"used": 2.5}}
+    (sentence,) = limits.conclusions([row])
+    assert sentence.startswith("- here: of the 2.5 ms of a repeated step the kernels alone take 2; the other 0.5 are calls")
+
+
+def test_the_page_says_what_the_result_does(limits: ModuleType) -> None:
+    assert limits.PAGE.read_text() == limits.page(json.loads(limits.RESULT.read_text()))

@@ -73,6 +73,28 @@ def page(results: Iterable[Benchmark], pictures: dict[str, str]) -> str:
     return "\n".join([*lines, ""])
 
 
+HEADLINE = {
+    ("torch", "torch eager"): "torch, eager, the better of `relu` and `relu_`",
+    ("torch", "torch.compile"): "torch, `torch.compile`",
+    ("torch", "Keras's layer"): "Keras's layer on torch",
+    ("tensorflow", "Keras's layer"): "Keras's layer on TensorFlow, in a graph",
+    ("jax", "Keras's layer"): "Keras's layer on JAX, jitted",
+}
+"""What README.md names, and how."""
+
+
+def headline(results: Iterable[Benchmark]) -> list[str]:
+    """The table in README.md: forward + backward in turns, float32 with ReLU."""
+    found = {
+        (result.settings.engine, summary.family): summary
+        for result in results
+        for summary in result.summaries()
+        if summary.protocol == IN_TURNS and summary.passes == "both" and not summary.variant
+    }
+    lines = ["| against | mean | worst |", "| --- | ---: | ---: |"]
+    return lines + [f"| {name} | " + " | ".join(mean_and_worst(found[key])) + " |" for key, name in HEADLINE.items()]
+
+
 def introduction(found: Benchmark) -> str:
     """Where it was measured, with which kernel, and how much else the machine had to do."""
     kernels = "; ".join(f"{dtype}: {kernel}" for dtype, kernel in found.kernels.items())

@@ -1,7 +1,8 @@
 """How long a training step of the articles' network takes with Keras's layer, with ours, and without normalization.
 
-Writes benchmarks/results/layer-step.json and, from it, docs/performance.md. One process per engine; in it the three networks
-take their steps in turns, so that whatever else the machine does meets all of them alike.
+Writes benchmarks/results/layer-step.json and, from it, docs/performance.md. Three processes per engine, since memory may lie
+better in one than in another; in each the three networks take their steps in turns, so that whatever else the machine does
+meets all of them alike.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ RESULT = ROOT / "benchmarks" / "results" / "layer-step.json"
 PAGE = ROOT / "docs" / "performance.md"
 
 SIDE, CLASSES, BATCH = 48, 7, 64
-WARM_UP, ROUNDS = 3, 20
+WARM_UP, ROUNDS, PROCESSES = 3, 10, 3
 NETWORKS = {"none": "no normalization", "keras": "Keras's layer", "ours": "evennorm's layer"}
 
 
@@ -80,6 +81,13 @@ def measure(quick: bool) -> dict[str, Any]:
     }
 
 
+def joined(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What several processes measured on one engine, as one."""
+    times = {name: [time for run in runs for time in run["milliseconds"][name]] for name in NETWORKS}
+    loads = [run["load average before"] for run in runs]
+    return {**runs[0], "processes": len(runs), "load average before": loads, "milliseconds": times}
+
+
 def quartiles(values: np.ndarray, form: str) -> str:
     low, middle, high = (form.format(value) for value in np.percentile(values, [25, 50, 75]))
     return f"{middle} ({low} to {high})"
@@ -117,9 +125,9 @@ def page(result: dict[str, Any]) -> str:
         "",
         "One training step (`train_on_batch`) of the articles' network, which has three batch normalizations, as Keras runs",
         f"it by default on each engine: inputs {tuple(some['shape'])}, {some['dtype']}, Adam. Medians of",
-        f"{len(some['milliseconds']['ours'])} steps in milliseconds, with their quartiles; the three networks step in turns",
-        "in one process. Ratios are taken within each round. This page is written by `python benchmarks/layer_step.py`,",
-        "from `benchmarks/results/layer-step.json`.",
+        f"{len(some['milliseconds']['ours'])} steps in milliseconds, with their quartiles, from {some['processes']}",
+        "processes, in each of which the three networks step in turns. Ratios are taken within each round. This page is",
+        "written by `python benchmarks/layer_step.py`, from `benchmarks/results/layer-step.json`.",
         "",
         *(f"- {verdict(engine, found['milliseconds'])}" for engine, found in engines.items()),
         "",
@@ -151,7 +159,9 @@ def main() -> None:
     if arguments.engine:
         print(json.dumps(measure(arguments.quick)))
         return
-    result = {**environment(), "engines": on_each_engine(__file__, *(["--quick"] if arguments.quick else []))}
+    options = ["--quick"] if arguments.quick else []
+    runs = [on_each_engine(__file__, *options) for _ in range(1 if arguments.quick else PROCESSES)]
+    result = {**environment(), "engines": {engine: joined([run[engine] for run in runs]) for engine in ENGINES}}
     if not arguments.quick:
         RESULT.parent.mkdir(exist_ok=True)
         RESULT.write_text(json.dumps(result, indent=1) + "\n")

@@ -16,7 +16,7 @@ SCRIPT = runpy.run_path(str(Path(__file__).resolve().parents[2] / "benchmarks" /
 
 
 def result(none: list[float], theirs: list[float], ours: list[float]) -> dict:
-    found = {"shape": [64, 48, 48, 1], "dtype": "float32", "compiled": True}
+    found = {"shape": [64, 48, 48, 1], "dtype": "float32", "compiled": True, "processes": 1}
     found["milliseconds"] = {"none": none, "keras": theirs, "ours": ours}
     return {"engines": {"jax": found}, "device": "a device", "versions": {"keras": "3"}, "commit": "abc"}
 
@@ -73,8 +73,21 @@ def test_the_page() -> None:
         "| jax (compiled) | 10.0 (10.0 to 15.0) | 20.0 (20.0 to 30.0) | 15.0 (12.5 to 27.5) | 0.75 (0.62 to 0.88) |" in text
     )
     assert "| jax | 100 % (100 % to 100 %) | 50 % (25 % to 75 %) |" in text
-    assert "inputs (64, 48, 48, 1), float32, Adam. Medians of\n3 steps" in text
+    assert (
+        "inputs (64, 48, 48, 1), float32, Adam. Medians of\n3 steps in milliseconds, with their quartiles, from 1\nprocesses"
+        in text
+    )
     assert "Measured on a device, with keras 3." in text
+
+
+def test_processes_are_joined() -> None:
+    def run(load: float, *times: float) -> dict:
+        found = {name: list(times) for name in SCRIPT["NETWORKS"]}
+        return {"compiled": False, "load average before": load, "milliseconds": found}
+
+    both = SCRIPT["joined"]([run(0.1, 1.0, 2.0), run(0.2, 3.0)])
+    assert both["milliseconds"] == {name: [1.0, 2.0, 3.0] for name in ("none", "keras", "ours")}
+    assert (both["processes"], both["load average before"], both["compiled"]) == (2, [0.1, 0.2], False)
 
 
 def test_the_page_says_what_the_result_does() -> None:

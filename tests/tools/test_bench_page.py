@@ -75,3 +75,13 @@ def test_the_page(kernels: ModuleType, tmp_path: Path) -> None:
         "Measured on a machine, with numpy 2.0.",
     ):
         assert line in lines, f"{line}\n{text}"
+
+
+def test_the_pages_say_what_the_results_do(kernels: ModuleType) -> None:
+    """docs/kernels.md, and the table in README.md."""
+    paths = [kernels.RESULTS / f"kernels-{engine}.json" for engine in kernels.ENGINES]
+    results = [kernels.read(path) for path in paths if path.exists()]
+    pictures = {found.settings.engine: f"kernels-{found.settings.engine}.png" for found in results}
+    assert kernels.PAGE.read_text() == kernels.page(results, pictures)
+    assert all((kernels.PAGE.parent / name).exists() for name in pictures.values())
+    assert "\n".join(kernels.headline(results)) in (kernels.ROOT / "README.md").read_text()

@@ -23,6 +23,7 @@ from _environment import ROOT, environment, sentence
 import evennorm
 from evennorm.core.geometry import Geometry
 from evennorm.kernels import cpu, cpu_halves
+from evennorm.tools.bench import bench
 from evennorm.tools.bench.cases import Case, cases
 from evennorm.tools.bench.machine import cores, last_cache
 from evennorm.torch import engine
@@ -49,6 +50,14 @@ STAGES = {
 
 ARRAYS = {"copy": 2, "moments": 1, "normalize": 2, "forward": 3, "backward": 5}
 """Of x's size, that a stage reads or writes where nothing stays in a cache."""
+
+JAX_SHAPES = "32x56x56x64,128x48x48x32,16x112x112x64,32x14x14x256,256x1024"
+JAX_LAYERS = ("evennorm, Keras layer", "Keras's layer")
+FREED: dict[str, dict[str, str]] = {
+    "returned": {},
+    "kept": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000", "MALLOC_TOP_PAD_": "100000000"},
+}
+"""What the C library does with memory that was freed, and what tells it so."""
 
 MEMORIES = {
     "used": "memory that was used before",
@@ -125,6 +134,24 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
     return {**found, "steps": steps}
 
 
+def on_jax(shapes: str, rounds: int | None) -> dict[str, Any]:
+    """Medians of Keras's layer and of ours, forward and backward, jitted, in turns, with each way to treat freed memory."""
+    found = {}
+    for name, variables in FREED.items():
+        os.environ.update(variables)
+        try:
+            rows = bench("jax", shapes, passes=["both"], against=["Keras's layer"], rounds=rounds).rows
+        finally:
+            for variable in variables:
+                del os.environ[variable]
+        layers = [row for row in rows if row.contestant in JAX_LAYERS and row.milliseconds]
+        found[name] = {
+            place: {row.contestant: round(row.median, 4) for row in layers if row.case.place == place}
+            for place in dict.fromkeys(row.case.place for row in layers)
+        }
+    return found
+
+
 def stage_table(rows: list[dict[str, Any]], caches: str) -> Iterator[str]:
     """Milliseconds, and GB/s of what has to be read and written where nothing stays in a cache."""
     yield "| shape | MB | " + " | ".join(STAGES.values()) + " |"
@@ -141,6 +168,32 @@ def step_table(rows: list[dict[str, Any]]) -> Iterator[str]:
         kernels = sum(row["caches emptied"][name] for name in ("forward", "backward"))
         cells = [f"{row['steps'][name]:.3g}" for name in MEMORIES]
         yield f"| {row['case']} | {kernels:.3g} | " + " | ".join(cells) + " |"
+
+
+def jax_table(found: dict[str, Any]) -> Iterator[str]:
+    """Milliseconds, and how many times as fast ours is."""
+    yield "| shape | " + " | ".join(f"evennorm, {name} | Keras's, {name} | ratio" for name in FREED) + " |"
+    yield "| --- |" + " ---: | ---: | ---: |" * len(FREED)
+    for place in found["returned"]:
+        cells = []
+        for name in FREED:
+            ours, theirs = (found[name][place][layer] for layer in JAX_LAYERS)
+            cells += [f"{ours:.3g}", f"{theirs:.3g}", f"{theirs / ours:.2f}"]
+        yield f"| {place} | " + " | ".join(cells) + " |"
+
+
+def jax_conclusion(found: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[str]:
+    """What is left to gain where memory is kept."""
+    shares = [
+        sum(row["caches emptied"][stage] for stage in ("forward", "backward")) / found["kept"][row["case"]][JAX_LAYERS[0]]
+        for row in rows
+        if row["bytes"] >= LARGE and row["case"] in found["kept"]
+    ]
+    if shares:
+        yield (
+            f"From {LARGE >> 20} MB on, the kernels alone, with caches emptied, take {spread(shares)} of a step with memory kept."
+        )
+        yield ""
 
 
 def conclusions(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -179,6 +232,11 @@ def bandwidth(row: dict[str, Any], caches: str, stage: str) -> float:
     return ARRAYS[stage] * row["bytes"] / row[caches][stage] / 1e6
 
 
+def setting() -> str:
+    """How a shell is told to keep memory."""
+    return "`" + " ".join(f"{name}={value}" for name, value in FREED["kept"].items()) + "`"
+
+
 def spread(values: list[float]) -> str:
     return f"{min(values):.2g} to {max(values):.2g}"
 
@@ -210,6 +268,24 @@ def page(result: dict[str, Any]) -> str:
         "",
         *conclusions(rows),
         "",
+        "## A copy",
+        "",
+        "[kernels.md](kernels.md) compares forward with a copy of x into fresh memory. Channels first, a channel is",
+        "normalized while it is in cache: forward reads and writes as much as the copy does. Channels last, all of x has to",
+        "be read before the first value can be written, and read again then: half as many bytes more. Arrays smaller than",
+        "the last cache are copied within it, much faster than memory is; there arithmetic is the limit, and what a call",
+        "costs.",
+        "",
+        "## JAX",
+        "",
+        "XLA takes the memory of each result from the C library and gives it back, which returns large pieces to the",
+        "system; the next call gets new pages, full of zeros that were written for it, whichever kernel then fills them.",
+        "Keras's layer and ours, forward and backward, jitted, in turns, in milliseconds: with memory returned, as the C",
+        f"library does by itself, and with memory kept, by {setting()} (glibc):",
+        "",
+        *jax_table(result["jax"]),
+        "",
+        *jax_conclusion(result["jax"], rows),
         sentence(result),
     ]
     return "\n".join([*lines, ""])
@@ -227,6 +303,7 @@ def main() -> None:
     which, seconds = ("8x4x6x5,8x5x4x6:first", 0.0) if arguments.quick else (SHAPES, 0.5)
     result = {**environment(), "threads": cores(), "load before": os.getloadavg()[0]}
     result["cases"] = [measure(case, seconds) for case in cases(which)]
+    result["jax"] = on_jax(which, 3) if arguments.quick else on_jax(JAX_SHAPES, None)
     if arguments.quick:
         print(page(result))
         return

@@ -46,9 +46,12 @@ def test_bandwidth_counts_what_is_read_and_written(limits: ModuleType) -> None:
     row = {"case": "here", "bytes": 25_000_000, "repeated": times, "caches emptied": times}
     row["steps"] = dict.fromkeys(limits.MEMORIES, 2.5)
     environment = {"device": "a processor", "versions": {"torch": "2"}}
-    text = limits.page({"threads": 2, "cases": [row], **environment})
+    times = {"evennorm, Keras layer": 2.0, "Keras's layer": 5.0}
+    jax = {name: {"there": times} for name in limits.FREED}
+    text = limits.page({"threads": 2, "cases": [row], "jax": jax, **environment})
     assert "| here | 25 | 1 (50 GB/s) | 1 (25 GB/s) | 1 (50 GB/s) | 1 (75 GB/s) | 1 (125 GB/s) |" in text
     assert "| here | 2 | 2.5 | 2.5 | 2.5 |" in text
+    assert "| there | 2 | 5 | 2.50 | 2 | 5 | 2.50 |" in text
     assert "forward and backward move 1.5 to 2.5 times as many bytes per second as the copy" in text
 
 

@@ -191,7 +191,8 @@ def jax_conclusion(found: dict[str, Any], rows: list[dict[str, Any]]) -> Iterato
     ]
     if shares:
         yield (
-            f"From {LARGE >> 20} MB on, the kernels alone, with caches emptied, take {spread(shares)} of a step with memory kept."
+            f"From {LARGE >> 20} MB on, the kernels alone, with caches emptied, take {spread(shares)} of a step with memory "
+            "kept."
         )
         yield ""
 

@@ -40,7 +40,10 @@ class TorchNamespace:
 
     @staticmethod
     def asarray(value: Any, like: Tensor) -> Tensor:
-        return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+        if isinstance(value, Tensor):
+            return value.to(like)
+        # Filled in where it is to be: copied there, a number would make the program wait for the device.
+        return torch.full((), value, dtype=like.dtype, device=like.device)
 
     @staticmethod
     def transpose(x: Tensor, axes: tuple[int, ...]) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from math import prod
+from math import inf, prod
 from typing import Any, NamedTuple
 
 from evennorm.core.geometry import Geometry, Strides
@@ -81,22 +81,27 @@ def forward(
     group_size: int | None = None,
     out: Array | None = None,
     statistic_shape: tuple[int, ...] | None = None,
+    given: Sequence[Array] | None = None,
 ) -> tuple[Array, Saved]:
     """Training: `x` normalized by its own moments. Parameters are dense, in the precision that `x` is computed in.
 
-    Each statistic is (groups, channel), or of another `statistic_shape` with as many values.
+    Each statistic is (groups, channel), or of another `statistic_shape` with as many values. Mean, mean_low and variance
+    that are `given` take the place of the moments.
     """
     y = _fresh_like(memory, x, geometry) if out is None else out
     with_signs = residual is not None and negative_slope != 1
     sizes, (y_strides, x_strides, residual_strides), x, residual = _placed(
         memory, geometry, group_size, y, x, residual, with_signs
     )
-    shape = (sizes[0], sizes[2]) if statistic_shape is None else statistic_shape
-    mean, mean_low, variance = memory.empty(shape, x), memory.empty(shape, x), memory.empty(shape, x)
+    if given is None:
+        shape = (sizes[0], sizes[2]) if statistic_shape is None else statistic_shape
+        mean, mean_low, variance = memory.empty(shape, x), memory.empty(shape, x), memory.empty(shape, x)
+    else:
+        mean, mean_low, variance = given
     signs = memory.empty_bytes(_cpu.sign_bytes(sizes, y_strides)) if with_signs else None
     address = memory.address
     _cpu.forward(
-        _BOTH,
+        _BOTH if given is None else _NORMALIZE,
         memory.dtype(x),
         sizes,
         address(x),
@@ -171,8 +176,9 @@ def backward(
     group_size: int | None = None,
     d_mean: Array | None = None,
     d_variance: Array | None = None,
+    given: bool = False,
 ) -> Gradients:
-    """The derivatives of `forward`."""
+    """The derivatives of `forward`; `given` says that the statistics were, so that x has acted on none."""
     dx = _fresh_like(memory, x, geometry)
     d_residual = _fresh_like(memory, x, geometry) if saved.signs is not None else None
     sizes, (dx_strides, x_strides, dy_strides), x, dy = _placed(
@@ -208,7 +214,7 @@ def backward(
         0 if d_beta is None else address(d_beta),
         epsilon,
         negative_slope,
-        float(outer * inner),
+        inf if given else float(outer * inner),  # behind a mean; of infinitely many values none moves it
     )
     return Gradients(
         dx,
@@ -225,9 +231,22 @@ def follow(memory: Memory, running: tuple[Array, Array, Array], moments: Moments
     """
     address, dtype = memory.address, memory.dtype(moments.mean)
     groups, channel = memory.sizes(moments.mean)
-    mean, mean_low, variance = (address(statistic) for statistic in moments[1:])
-    kept = tuple(address(statistic) for statistic in running)
-    return _cpu.follow(dtype, groups, channel, moments.count, mean, mean_low, variance, unbiased, decay, *kept)
+    count, mean, mean_low, variance = moments
+    running_mean, running_mean_low, running_variance = running
+    return _cpu.follow(
+        dtype,
+        groups,
+        channel,
+        count,
+        address(mean),
+        address(mean_low),
+        address(variance),
+        unbiased,
+        decay,
+        address(running_mean),
+        address(running_mean_low),
+        address(running_variance),
+    )
 
 
 def _fresh_like(memory: Memory, x: Array, geometry: Geometry) -> Array:

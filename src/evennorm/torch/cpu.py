@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from evennorm.core.geometry import Geometry
 from evennorm.core.moments import Moments
@@ -50,6 +52,7 @@ def serves(x: Tensor, *others: Tensor | None) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._get_tracing_state()
+        and forward_ad._current_level < 0
     )
 
 
@@ -68,37 +71,52 @@ class _BatchNorm(torch.autograd.Function):
         negative_slope: float,
         group_size: int | None,
         statistic_shape: tuple[int, ...] | None,
+        given: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
         y, saved = cpu.forward(
-            memory, geometry, x, gamma, beta, residual, epsilon, negative_slope, group_size, statistic_shape=statistic_shape
+            memory,
+            geometry,
+            x,
+            gamma,
+            beta,
+            residual,
+            epsilon,
+            negative_slope,
+            group_size,
+            None,
+            statistic_shape,
+            given,
         )
         mean, _, _ = saved.statistics
-        ctx.mark_non_differentiable(mean)  # a constant: mean_low carries the derivative of both
+        # The mean is a constant: mean_low carries the derivative of both.
+        ctx.mark_non_differentiable(*((mean,) if given is None else given))
         ctx.set_materialize_grads(False)
-        ctx.call = geometry, epsilon, negative_slope, group_size, residual is not None
+        ctx.call = geometry, epsilon, negative_slope, group_size, residual is not None, given is not None
         ctx.save_for_backward(x, gamma, beta, saved.signs, *saved.statistics)
         return y, *saved.statistics
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, _: None, *d_statistics: Tensor | None) -> tuple[Tensor | None, ...]:
         x, gamma, beta, signs, *statistics = ctx.saved_tensors
-        geometry, epsilon, negative_slope, group_size, has_residual = ctx.call
+        geometry, epsilon, negative_slope, group_size, has_residual, frozen = ctx.call
         if dy is None or dy.dtype is not x.dtype:
             dy = torch.zeros_like(x) if dy is None else dy.to(x.dtype)
         d_mean, d_variance = (None if d is None else d.contiguous() for d in d_statistics)
         saved = cpu.Saved(statistics, signs)
         given = x, saved, gamma, beta, has_residual, epsilon, negative_slope, group_size
         if not torch.is_grad_enabled():
-            g = cpu.backward(memory, geometry, dy, *given, d_mean, d_variance)
-            return *g, None, None, None, None, None
+            g = cpu.backward(memory, geometry, dy, *given, d_mean, d_variance, frozen)
+            return *g, None, None, None, None, None, None
         # A second derivative is coming: the composed form, which autograd sees through.
         if signs is not None:
             with torch.no_grad():
-                share = cpu.backward(memory, geometry, torch.ones_like(x), *given).residual
+                share = cpu.backward(memory, geometry, torch.ones_like(x), *given, given=frozen).residual
             dy, negative_slope = torch.where(share == 1, dy, negative_slope * dy), 1.0
         moments = moments_of(x, [statistic.reshape(-1, geometry.channel) for statistic in statistics])
+        if frozen:
+            moments = moments._replace(count=inf)  # as `kernels.cpu.backward` has it
         g = composed_backward(geometry, dy, x, moments, gamma, beta, epsilon, negative_slope, group_size, d_mean, d_variance)
-        return g.x, g.gamma, g.beta, dy if has_residual else None, None, None, None, None, None
+        return g.x, g.gamma, g.beta, dy if has_residual else None, None, None, None, None, None, None
 
 
 # Without the wrapper that looks for functorch's transforms, as `serves` has done: a third of the time on small arrays.
@@ -181,3 +199,25 @@ def infer(
         epsilon,
         negative_slope,
     )
+
+
+def infer_with_gradient(
+    geometry: Geometry,
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    epsilon: float,
+    negative_slope: float,
+) -> Tensor:
+    """`infer`, differentiable in x, gamma, beta and residual."""
+    dtype = wide(x)
+    gamma, beta = dense(gamma, dtype), dense(beta, dtype)
+    residual = None if residual is None else residual.to(x.dtype)
+    # Copies: running statistics may go on before the backward pass.
+    mean, variance = mean.to(dtype, copy=True), variance.to(dtype, copy=True)
+    given = mean, torch.zeros_like(mean), variance
+    y, *_ = _apply(x, gamma, beta, residual, geometry, epsilon, negative_slope, None, None, given)
+    return y

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from evennorm.core.engine import Engine
 from evennorm.core.geometry import Geometry
@@ -64,6 +65,9 @@ def _train(
     epsilon: float,
     negative_slope: float,
 ) -> tuple[Tensor, Moments]:
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        # Torch differentiates the formulas themselves, in either direction.
+        return reference.forward(xp, x, gamma, beta, residual, mask, epsilon, negative_slope)
     y, *statistics = _BatchNorm.apply(x, gamma, beta, residual, mask, epsilon, negative_slope)
     return y, Moments(count_of(xp, reference.wide(xp, x), mask), *statistics)
 
@@ -87,7 +91,8 @@ class _TorchEngine(Engine):
     ) -> tuple[Tensor, Moments]:
         serve = self._served_by(x, gamma, beta, residual) if mask is None and geometry.permutation is None else None
         if serve is not None:
-            self._check_residual(residual, tuple(x.shape))
+            if residual is not None:
+                self._check_residual(residual, tuple(x.shape))
             gamma, beta = self._flat(gamma, geometry), self._flat(beta, geometry)
             shape = geometry.parameter_shape if not grouped and virtual_batch_size is None else None
             y, moments = serve.train(geometry, x, gamma, beta, residual, epsilon, negative_slope, virtual_batch_size, shape)
@@ -121,11 +126,15 @@ class _TorchEngine(Engine):
     ) -> Tensor:
         given = (x, mean, variance, gamma, beta, residual)
         wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-        if geometry.permutation is None and not wants_gradient and self._served_by(*given) is cpu:
-            self._check_residual(residual, tuple(x.shape))
+        constants = not (mean.requires_grad or variance.requires_grad)
+        if geometry.permutation is None and (constants or not wants_gradient) and self._served_by(*given) is cpu:
+            if residual is not None:
+                self._check_residual(residual, tuple(x.shape))
             mean, variance = self._flat(mean, geometry), self._flat(variance, geometry)
             gamma, beta = self._flat(gamma, geometry), self._flat(beta, geometry)
-            return cpu.infer(geometry, x, mean, variance, gamma, beta, residual, epsilon, negative_slope)
+            infer = cpu.infer_with_gradient if wants_gradient else cpu.infer
+            return infer(geometry, x, mean, variance, gamma, beta, residual, epsilon, negative_slope)
+        mean, variance = mean.to(cpu.wide(x)), variance.to(cpu.wide(x))
         return super().infer(
             geometry, x, mean, variance, gamma, beta, epsilon=epsilon, negative_slope=negative_slope, residual=residual
         )
@@ -133,14 +142,23 @@ class _TorchEngine(Engine):
     def follow(
         self, running: tuple[Tensor, Tensor, Tensor], moments: Moments, decay: float, unbiased: bool = False
     ) -> bool | None:
-        dtype = moments.mean.dtype
-        given = (*running, *moments[1:])
-        dense = all(t.dtype is dtype and t.is_contiguous() for t in given)
-        if torch.compiler.is_compiling() or not (dense and isinstance(moments.count, int) and cpu.serves(*given)):
+        count, *statistics = moments
+        if torch.compiler.is_compiling() or not isinstance(count, int) or not cpu.serves(*running, *statistics):
             return None
+        dtype, channel = moments.mean.dtype, moments.mean.shape[-1]
+        for tensor in (*running, *statistics):
+            if tensor.dtype is not dtype or not tensor.is_contiguous():
+                return None
+        for tensor in running:
+            if tensor.numel() != channel:
+                return None
         accepted = kernel.follow(cpu.memory, running, moments, decay, unbiased)
         torch.autograd.graph.increment_version(running)
         return accepted
+
+    def _flat(self, parameter: Tensor | None, geometry: Geometry) -> Any:
+        fits = parameter is None or (parameter.shape == geometry.parameter_shape and len(geometry.axis) == 1)
+        return parameter if fits else super()._flat(parameter, geometry)
 
     @staticmethod
     def _served_by(x: Tensor, *others: Tensor | None) -> Any:

@@ -1,0 +1,45 @@
+"""A normalized view before its activation and the variance go in; the gradient of `normalize` comes out, without its input.
+
+x - mean = (z - beta) / gamma * sqrt(variance + epsilon)
+
+Rota Bulo, Porzi & Kontschieder 2018, "In-place activated BatchNorm", arXiv 1712.02616, section 3. Views and parameters are
+those of `core.normalize`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from evennorm.core.moments import Moments, per_channel
+from evennorm.core.namespace import Array, Namespace
+from evennorm.core.normalize import Gradients, gradients
+
+
+def gradients_from_output(
+    xp: Namespace,
+    dz: Array,
+    z: Array,
+    count: Any,
+    variance: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    epsilon: float,
+    mask: Array | None = None,
+    d_variance: Array | None = None,
+) -> Gradients:
+    """`core.normalize.gradients` where z is at hand and x is not; gamma must not be 0."""
+    deviation = xp.sqrt(variance + epsilon)
+    scale = deviation if gamma is None else deviation / gamma
+    xhat = z if beta is None else z - per_channel(xp, xp.reshape(beta, (1, -1)))
+    moments = Moments(count, None, 0 * variance, variance)
+    return gradients(xp, dz, xhat * per_channel(xp, scale), moments, gamma, beta, epsilon, mask=mask, d_variance=d_variance)
+
+
+def least_gamma(xp: Namespace, gamma: Array, beta: Array | None, unit: float, smallest: float) -> Array:
+    """|gamma| of each channel from which on half of the digits of xhat can be recovered.
+
+    z is kept with a relative error of `unit`, so that xhat = (z - beta) / gamma, of size 1, is found with an error of about
+    |beta / gamma| * unit; it is to stay below sqrt(unit). Values under `smallest` are kept with an absolute error instead.
+    """
+    size = 0 * gamma if beta is None else xp.maximum(beta, -beta)
+    return xp.maximum(size, smallest) * unit**0.5

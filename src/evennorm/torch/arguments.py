@@ -1,0 +1,174 @@
+"""Arguments and shapes of a module go in; what its call computes comes out, or an error of torch's type that explains."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evennorm.core.geometry import Geometry
+from evennorm.errors import ArgumentError, ShapeError
+from evennorm.torch.errors import TensorError, UnsupportedError
+
+ACTIVATIONS = (None, "relu", "leaky_relu", "elu")
+INVERTIBLE = (None, "leaky_relu", "elu")
+MEMORY = ("save", "inplace")
+
+
+def checked_activation(name: str | None, negative_slope: float, alpha: float, memory: str) -> str | None:
+    """The activation's name, None for "identity" too.
+
+    Raises:
+        ArgumentError: a name that is not known, or one that `memory="inplace"` cannot invert.
+    """
+    name = None if name == "identity" else name
+    if memory not in MEMORY:
+        raise ArgumentError(f"memory is one of {_listed(MEMORY)}; received memory={memory!r}")
+    if name not in ACTIVATIONS:
+        raise ArgumentError(
+            f"activation is one of {_listed(ACTIVATIONS)}; received {name!r}; apply any other one to the result"
+        )
+    if memory == "inplace":
+        if name not in INVERTIBLE:
+            raise ArgumentError(
+                f'memory="inplace" finds the input again from the output, and {name} has forgotten what was below zero; '
+                f'choose activation among {_listed(INVERTIBLE)}, or memory="save"'
+            )
+        for parameter, value, used in (("negative_slope", negative_slope, "leaky_relu"), ("alpha", alpha, "elu")):
+            if name == used and not value > 0:
+                raise ArgumentError(
+                    f'memory="inplace" inverts {used}, whose {parameter} must be above 0; received {parameter}={value}'
+                )
+    return name
+
+
+def checked_momentum(momentum: float | None) -> float | None:
+    """`momentum`, the weight of the new batch in the running statistics; None for the plain average."""
+    if momentum is not None and not 0 <= momentum <= 1:
+        raise ArgumentError(
+            "momentum is the weight of the new batch, from 0 to 1, or None for the average of all batches (Keras's momentum "
+            f"is 1 minus it); received momentum={momentum}"
+        )
+    return momentum
+
+
+def checked_virtual_batch_size(value: int | None) -> int | None:
+    """Samples per ghost batch."""
+    if value is not None and (isinstance(value, bool) or int(value) != value or value < 1):
+        raise ArgumentError(
+            f"virtual_batch_size counts the samples of a ghost batch, 1 or more; received virtual_batch_size={value!r}"
+        )
+    return None if value is None else int(value)
+
+
+def plan(
+    shape: torch.Size,
+    dtype: torch.dtype,
+    parameter_shape: torch.Size | None,
+    parameter_dtype: torch.dtype | None,
+    ranks: tuple[int, ...],
+    by_batch: bool,
+    eps: float,
+    momentum: float | None,
+    activation: str | None,
+    negative_slope: float,
+    alpha: float,
+    virtual_batch_size: int | None,
+    memory: str,
+) -> tuple[Geometry, float]:
+    """The geometry of an input of this shape and dtype, and the slope below zero that the kernel is to fuse.
+
+    `parameter_shape` and `parameter_dtype` are those of a running statistic, or of the weight; None where the module has
+    neither. `by_batch` says whether the input is normalized by its own statistics.
+
+    Raises:
+        ShapeError: wrong rank, or one value per channel to normalize by.
+        ArgumentError: eps, momentum or activation, which programs set on modules that they did not make.
+        TensorError: another number of channels than the module's, or dtypes that do not go together.
+        UnsupportedError: an input that is not of floating point.
+    """
+    if len(shape) not in ranks:
+        expected = " or ".join(f"{rank}D" for rank in ranks)
+        raise ShapeError(
+            f"expected {expected} input (got {len(shape)}D input), with channels on axis 1; received shape {tuple(shape)}"
+        )
+    if by_batch:
+        _check_values(shape, virtual_batch_size)
+        checked_momentum(momentum)
+    if eps < 0 or (by_batch and eps == 0):
+        rule = "positive during training" if by_batch else "non-negative"
+        raise ArgumentError(
+            f"batch_norm eps must be {rule}: it keeps a constant channel from dividing by 0; received eps={eps}"
+        )
+    if parameter_shape is not None:
+        _check_parameter(shape, dtype, parameter_shape, parameter_dtype)
+    if not dtype.is_floating_point:
+        raise UnsupportedError(
+            f"batch normalization takes a mean, which whole numbers need not have; input is of a floating dtype; received "
+            f"{dtype}; call input.float() first"
+        )
+    known = [size if isinstance(size, int) else None for size in shape]
+    if parameter_shape is not None:
+        known[1] = parameter_shape[0]  # which may be a symbol in the input
+    geometry = Geometry(known, 1)
+    activation = checked_activation(activation, negative_slope, alpha, memory)
+    return geometry, {"relu": 0.0, "leaky_relu": negative_slope}.get(activation or "", 1.0)
+
+
+# Small tensors are normalized faster than they are checked.
+cached_plan = lru_cache(maxsize=4096)(plan)
+
+
+def check_residual(input: Tensor, residual: Tensor, memory: str) -> None:
+    """That `residual` can be added to `input` once this is normalized.
+
+    Raises:
+        TensorError: another shape, dtype or device.
+        ArgumentError: the sum is to be inverted.
+    """
+    if memory == "inplace":
+        raise ArgumentError(
+            'memory="inplace" finds its input again from the output alone, which a residual is not a part of; received a '
+            'residual; add it to the result, or choose memory="save"'
+        )
+    for what in ("shape", "dtype", "device"):
+        expected, received = getattr(input, what), getattr(residual, what)
+        if expected != received:
+            expected, received = (tuple(v) if what == "shape" else v for v in (expected, received))
+            raise TensorError(
+                f"residual is added to the normalized input and has its shape, dtype and device: {what} {expected}; "
+                f"received {what} {received}"
+            )
+
+
+def _check_values(shape: torch.Size, virtual_batch_size: int | None) -> None:
+    values = prod(shape[2:], start=shape[0] if virtual_batch_size is None else virtual_batch_size)
+    if values == 1:
+        batch = "" if virtual_batch_size is None else f" and virtual_batch_size={virtual_batch_size}"
+        raise ShapeError(
+            "Expected more than 1 value per channel when training: one value alone has no variance, and is normalized to 0; "
+            f"received shape {tuple(shape)}{batch}; use larger batches, or eval() to normalize by the running statistics"
+        )
+
+
+def _check_parameter(
+    shape: torch.Size, dtype: torch.dtype, expected: torch.Size, parameter_dtype: torch.dtype | None
+) -> None:
+    if shape[1] != expected[0]:
+        raise TensorError(
+            f"the module was made for {expected[0]} channels, which torch keeps on axis 1; received {shape[1]} channels in "
+            f"an input of shape {tuple(shape)}; give num_features={shape[1]}, or permute a channels-last input"
+        )
+    half = dtype in (torch.float16, torch.bfloat16)
+    if parameter_dtype is not dtype and dtype.is_floating_point and not (half and parameter_dtype is torch.float32):
+        raise TensorError(
+            "parameters and running statistics have the dtype of the input, or float32 beside a half precision one; "
+            f"received an input of {dtype} and parameters of {parameter_dtype}; convert one, by input.to or module.to"
+        )
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(map(repr, values))

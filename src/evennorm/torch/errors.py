@@ -1,0 +1,11 @@
+"""Errors of evennorm that torch code catches: each is also of the type that torch's own operation raises."""
+
+from evennorm.errors import ArgumentError, ShapeError
+
+
+class TensorError(ShapeError, RuntimeError):
+    """Tensors whose channels, dtypes or devices do not fit each other."""
+
+
+class UnsupportedError(ArgumentError, NotImplementedError):
+    """A dtype that has no mean, or a compiler that cannot take the module."""

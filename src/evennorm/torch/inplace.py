@@ -1,0 +1,158 @@
+"""Batch normalization that writes its output over its input; the backward pass finds the input again from the output.
+
+Rota Bulo, Porzi & Kontschieder 2018, "In-place activated BatchNorm", arXiv 1712.02616. One tensor is kept for normalization
+and activation together, and it is the one that the next layer keeps anyway. `core.inversion` has the formulas.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import elu
+
+from evennorm.core.geometry import Geometry
+from evennorm.core.inversion import gradients_from_output, least_gamma
+from evennorm.core.moments import Moments, count_of
+from evennorm.core.normalize import activate
+from evennorm.errors import ArgumentError
+from evennorm.kernels import reference
+from evennorm.torch.cpu import wide
+from evennorm.torch.errors import TensorError
+from evennorm.torch.functional import engine
+from evennorm.torch.namespace import xp
+
+
+class Activation(NamedTuple):
+    """What follows normalization: nothing, leaky relu, or elu where `alpha` is not None."""
+
+    negative_slope: float = 1.0
+    alpha: float | None = None
+
+    def inverted(self, y: Tensor, dy: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """z with y = activation(z), and the derivative of the loss by it; `dtype` is the one that y was kept in."""
+        if self.alpha is None:
+            return activate(xp, y, 1 / self.negative_slope), torch.where(y <= 0, self.negative_slope * dy, dy)
+        # Where rounding has made y -alpha, the number beside it stands for z, which would be infinite.
+        below = torch.log1p(torch.clamp(y / self.alpha, min=-1 + torch.finfo(dtype).eps / 2))
+        return torch.where(y <= 0, below, y), torch.where(y <= 0, (y + self.alpha) * dy, dy)
+
+    @property
+    def least_slope(self) -> float:
+        """The derivative near zero, from below."""
+        return self.negative_slope if self.alpha is None else min(1.0, self.alpha)
+
+
+class _InPlace(torch.autograd.Function):
+    """Saves y and the variance, which are outputs, so that a second derivative passes through them."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        mask: Tensor | None,
+        count: Any,
+        geometry: Geometry,
+        epsilon: float,
+        activation: Activation,
+        group_size: int | None,
+    ) -> tuple[Tensor, ...]:
+        slope, alpha = activation
+        y, moments = engine.train(
+            geometry, x, gamma, beta, epsilon=epsilon, mask=mask, negative_slope=slope, virtual_batch_size=group_size
+        )
+        x.copy_(y if alpha is None else elu(y, alpha, inplace=True))
+        return x, moments.mean, moments.mean_low, moments.variance
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, gamma, beta, mask, count, *ctx.call = inputs
+        y, mean, mean_low, variance = output
+        ctx.mark_dirty(x)
+        ctx.mark_non_differentiable(mean, mean_low)
+        ctx.count = None if isinstance(count, Tensor) else count
+        ctx.save_for_backward(y, variance, gamma, beta, mask, count if ctx.count is None else None)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, _: Tensor, __: Tensor, d_variance: Tensor) -> tuple[Tensor | None, ...]:
+        y, variance, gamma, beta, mask, count = ctx.saved_tensors
+        geometry, epsilon, activation, group_size = ctx.call
+        sizes = xp.shape(y)
+        z, dz = (reference.wide(xp, geometry.view(xp, tensor, group_size)) for tensor in (y, dy))
+        z, dz = activation.inverted(z, dz, y.dtype)
+        if mask is not None:
+            mask = geometry.mask_view(xp, mask, sizes, group_size)
+        count = count if ctx.count is None else ctx.count
+        g = gradients_from_output(xp, dz, z, count, variance, gamma, beta, epsilon, mask, d_variance)
+        dx = geometry.restore(xp, g.x, sizes).to(y.dtype)
+        return dx, g.gamma, g.beta, None, None, None, None, None, None
+
+
+def train(
+    geometry: Geometry,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    *,
+    epsilon: float,
+    activation: Activation,
+    mask: Tensor | None = None,
+    virtual_batch_size: int | None = None,
+) -> tuple[Tensor, Moments]:
+    """`Engine.train`, in x's own memory.
+
+    Raises:
+        TensorError: x is a leaf that requires a gradient, or a view of another tensor.
+        ArgumentError: |gamma| is too small to divide by.
+    """
+    _check_input(x, gamma, beta)
+    if gamma is not None:
+        _check_gamma(gamma.detach(), None if beta is None else beta.detach(), x.dtype, activation)
+    mask = None if mask is None else xp.boolean(mask)
+    count = _count(geometry, x, mask, virtual_batch_size)
+    y, *statistics = _InPlace.apply(x, gamma, beta, mask, count, geometry, epsilon, activation, virtual_batch_size)
+    return y, Moments(count, *statistics)
+
+
+def _count(geometry: Geometry, x: Tensor, mask: Tensor | None, group_size: int | None) -> Any:
+    if mask is None:
+        return prod(x.shape[2:], start=x.shape[0] if group_size is None else group_size)
+    like = torch.empty((), dtype=wide(x), device=x.device)
+    return count_of(xp, like, geometry.mask_view(xp, mask, xp.shape(x), group_size))
+
+
+def _check_input(x: Tensor, *parameters: Tensor | None) -> None:
+    """Before anything is overwritten, which torch itself would only find out afterwards."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return
+    if x.requires_grad and x.is_leaf:
+        raise TensorError(
+            'a leaf Variable that requires grad is being used in an in-place operation: memory="inplace" overwrites its '
+            'input; put an operation before it, or choose memory="save"'
+        )
+    if x._is_view() and any(t is not None and t.requires_grad for t in (x, *parameters)):
+        raise TensorError(
+            'memory="inplace" overwrites its input, which is a view of another tensor here, sliced or transposed, '
+            'say, and torch has no gradient for that; clone the input, or choose memory="save"'
+        )
+
+
+def _check_gamma(gamma: Tensor, beta: Tensor | None, dtype: torch.dtype, activation: Activation) -> None:
+    """Before anything is overwritten. Reads one number from the device, unless a program is recorded there."""
+    info = torch.finfo(dtype)
+    unit, smallest = info.eps / 2, info.tiny / activation.least_slope
+    refused = gamma.abs() <= least_gamma(xp, gamma, beta, unit, smallest)
+    rule = f"|gamma| has to be above {unit**0.5:.2g} times |beta| and above {smallest * unit**0.5:.2g} in {dtype}"
+    if torch.compiler.is_compiling() or (gamma.is_cuda and torch.cuda.is_current_stream_capturing()):
+        torch._assert_async(~refused.any(), f"memory=inplace divides by gamma: {rule}")
+    elif not gamma.is_meta and refused.any():
+        worst = int(torch.where(refused, gamma.abs(), torch.inf).argmin())
+        offset = "" if beta is None else f" and beta = {float(beta[worst]):.3g}"
+        raise ArgumentError(
+            f'memory="inplace" finds its input again by dividing by gamma, so that {rule}; received {int(refused.sum())} of '
+            f"{gamma.numel()} channels that are not: channel {worst} has gamma = {float(gamma[worst]):.3g}{offset}; keep "
+            'gamma away from 0, or choose memory="save"'
+        )

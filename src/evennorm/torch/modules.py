@@ -1,0 +1,282 @@
+"""Modules with the names, arguments, state and numbers of torch.nn's BatchNorm1d, 2d and 3d, and more than they do."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NoReturn
+
+import torch
+from torch import Tensor
+from torch.fx import Proxy
+from torch.nn.functional import elu
+from torch.nn.modules import batchnorm
+from torch.nn.parameter import UninitializedBuffer, is_lazy
+
+from evennorm.core.geometry import Geometry
+from evennorm.kernels import choose
+from evennorm.torch import arguments, inplace, running, standard
+from evennorm.torch.errors import TensorError, UnsupportedError
+from evennorm.torch.functional import engine
+
+
+class _BatchNorm(batchnorm._BatchNorm):
+    """What the three have in common: everything but the ranks of their inputs."""
+
+    ranks: ClassVar[tuple[int, ...]]
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+        alpha: float = 1.0,
+        virtual_batch_size: int | None = None,
+        memory: str = "save",
+    ):
+        without_bias = {} if bias else {"bias": False}  # an argument that torch has since 2.12
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **without_bias)
+        self._configure(activation, negative_slope, alpha, virtual_batch_size, memory)
+
+    def _configure(
+        self, activation: str | None, negative_slope: float, alpha: float, virtual_batch_size: int | None, memory: str
+    ) -> None:
+        """What torch's modules do not have."""
+        arguments.checked_momentum(self.momentum)
+        self.activation = arguments.checked_activation(activation, negative_slope, alpha, memory)
+        self.negative_slope = negative_slope
+        self.alpha = alpha
+        self.virtual_batch_size = arguments.checked_virtual_batch_size(virtual_batch_size)
+        self.memory = memory
+        self._register_bookkeeping()
+
+    # Computation
+
+    def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        if isinstance(input, Proxy):
+            return standard.one_node(self, input, residual, mask)
+        mean, variance = self.running_mean, self.running_var
+        follows = self.training and self.track_running_stats
+        by_batch = self.training or (mean is None and variance is None)
+        if by_batch and not follows:
+            mean = variance = None
+        if not by_batch and standard.asked_for():
+            return standard.normalize(self, input, residual)
+        geometry, slope = self._plan(input, by_batch, mean, variance)
+        if residual is not None:
+            arguments.check_residual(input, residual, self.memory)
+        if by_batch:
+            y, moments = self._by_batch(geometry, slope, input, residual, mask)
+            if follows:
+                running.follow(self, mean, variance, moments)
+            return y
+        return self._by_running_statistics(geometry, slope, input, residual, mean, variance)
+
+    def _plan(self, input: Tensor, by_batch: bool, mean: Tensor | None, variance: Tensor | None) -> tuple[Geometry, float]:
+        if (mean is None) != (variance is None):
+            raise TensorError("running_mean and running_var must either both be None or neither be None; received one")
+        parameter = self.weight if mean is None else mean
+        given = (
+            input.shape,
+            input.dtype,
+            None if parameter is None else parameter.shape,
+            None if parameter is None else parameter.dtype,
+            self.ranks,
+            by_batch,
+            self.eps,
+            self.momentum,
+            self.activation,
+            self.negative_slope,
+            self.alpha,
+            self.virtual_batch_size,
+            self.memory,
+        )
+        if torch.compiler.is_compiling():
+            return arguments.plan(*given)
+        try:
+            return arguments.cached_plan(*given)
+        except TypeError:  # sizes that are symbols have no hash
+            return arguments.plan(*given)
+
+    def _by_batch(
+        self, geometry: Geometry, slope: float, input: Tensor, residual: Tensor | None, mask: Tensor | None
+    ) -> Any:
+        gamma, beta = self.weight, self.bias
+        options = {"epsilon": self.eps, "mask": mask, "virtual_batch_size": self.virtual_batch_size}
+        alpha = self.alpha if self.activation == "elu" else None
+        if self.memory == "inplace":
+            return inplace.train(geometry, input, gamma, beta, activation=inplace.Activation(slope, alpha), **options)
+        y, moments = engine.train(geometry, input, gamma, beta, residual=residual, negative_slope=slope, **options)
+        return y if alpha is None else elu(y, alpha, inplace=True), moments
+
+    def _by_running_statistics(
+        self, geometry: Geometry, slope: float, input: Tensor, residual: Tensor | None, mean: Tensor, variance: Tensor
+    ) -> Tensor:
+        y = engine.infer(
+            geometry,
+            input,
+            mean,
+            variance,
+            self.weight,
+            self.bias,
+            epsilon=self.eps,
+            negative_slope=slope,
+            residual=residual,
+        )
+        if self.activation == "elu":
+            y = elu(y, self.alpha, inplace=True)
+        # Overwritten as in training, so that a program which reads the input again gets the same in both modes.
+        return input.copy_(y) if self.memory == "inplace" else y
+
+    # State
+
+    def _register_bookkeeping(self) -> None:
+        """Two buffers that torch's modules do not have, and that no state_dict shows."""
+        mean = self.running_mean
+        low = refused = None
+        if mean is not None:
+            like = {"device": mean.device, "dtype": mean.dtype}
+            low = UninitializedBuffer(**like) if is_lazy(mean) else torch.zeros(mean.shape, **like)
+            refused = torch.zeros((), dtype=torch.long, device=mean.device)
+        self.register_buffer("running_mean_low", low, persistent=False)
+        self.register_buffer("refused_batches", refused, persistent=False)
+
+    def _reset_bookkeeping(self) -> None:
+        """After the running statistics were set from outside, which may have given them another device too."""
+        mean, low = self.running_mean, self._buffers.get("running_mean_low")
+        if mean is None or low is None or is_lazy(mean):
+            return
+        if is_lazy(low) or low.device != mean.device or low.shape != mean.shape:
+            self._register_bookkeeping()
+        else:
+            low.zero_()
+            self.refused_batches.zero_()
+
+    def reset_running_stats(self) -> None:
+        super().reset_running_stats()
+        self._reset_bookkeeping()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if f"{prefix}running_mean" in state_dict:
+            self._reset_bookkeeping()
+
+    # Words
+
+    def extra_repr(self) -> str:
+        own = {
+            "activation": (self.activation, None),
+            "negative_slope": (self.negative_slope, 0.01),
+            "alpha": (self.alpha, 1.0),
+            "virtual_batch_size": (self.virtual_batch_size, None),
+            "memory": (self.memory, "save"),
+        }
+        words = [f"{name}={value}" for name, (value, default) in own.items() if value != default]
+        return ", ".join([super().extra_repr(), *words, f"kernel={self._kernel()}"])
+
+    def _kernel(self) -> str:
+        """For inputs of the dtype and on the device of the module."""
+        parameter = self.weight if self.weight is not None else self.running_mean
+        dtype = torch.get_default_dtype() if parameter is None else parameter.dtype
+        device = "cpu" if parameter is None else parameter.device.type
+        kernel = choose("torch", str(dtype).removeprefix("torch."), device=device)
+        return kernel if self.memory == "save" or kernel == "reference" else f"{kernel}, backward reference"
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise UnsupportedError(
+            f"torch.jit.script cannot read {type(self).__name__}; export the model by torch.export.export or "
+            "torch.onnx.export, or trace it in eval mode by torch.jit.trace"
+        )
+
+
+class BatchNorm1d(_BatchNorm, batchnorm.BatchNorm1d):
+    """Batch normalization of (N, C) or (N, C, L): torch.nn.BatchNorm1d, and more.
+
+    Arguments, errors and everything else as in `BatchNorm2d`; a mask has shape (N,) or (N, L).
+
+    Example:
+        >>> import torch
+        >>> from evennorm.torch import BatchNorm1d
+        >>> lengths = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]], dtype=torch.bool)
+        >>> module = BatchNorm1d(3, activation="relu")
+        >>> module(torch.rand(2, 3, 4), mask=lengths).shape
+        torch.Size([2, 3, 4])
+    """
+
+    ranks = (2, 3)
+
+
+class BatchNorm2d(_BatchNorm, batchnorm.BatchNorm2d):
+    """Batch normalization of (N, C, H, W): torch.nn.BatchNorm2d, and more.
+
+        y = activation(weight * (x - mean) / sqrt(variance + eps) + bias [+ residual])
+
+    In training mean and variance are those of the batch, and `running = (1 - momentum) * running + momentum * batch`, with
+    the unbiased variance; after `eval()` they are the running ones. Arguments, state_dict and results of torch's module are
+    the same here. Kept for the backward pass are the input and, behind a residual, one bit per element.
+
+    Args:
+        num_features: C, the number of channels.
+        eps: added to the variance; above 0.
+        momentum: weight of the new batch, 0 to 1; None for the plain average of all batches.
+        affine: whether there are weight and bias.
+        track_running_stats: whether there are running statistics; without them the batch's own serve after `eval()` too.
+        device, dtype: of parameters and statistics; float32 serves half precision inputs as well.
+        bias: whether there is a bias beside the weight.
+        activation: None, "relu", "leaky_relu" (of `negative_slope`) or "elu" (of `alpha`), applied last.
+        virtual_batch_size: samples per ghost batch, each normalized by its own statistics (Hoffer et al. 2017).
+        memory: "save" keeps the input for the backward pass; "inplace" overwrites it by the output, from which the backward
+            pass finds it again (Rota Bulo et al. 2018). That needs an activation other than relu, |weight| well above 0
+            beside |bias|, and no residual; GPUs are asked once per call whether the weight is.
+
+    Call arguments:
+        input: of 16, 32 or 64 bits floating point, in any memory format, which the output has too.
+        residual: a tensor like the input, added before the activation.
+        mask: true where a value counts, one per position (N, H, W), or to broadcast against the input. Masked values are
+            normalized, but act on no statistic.
+
+    A batch that would poison the running statistics (NaN or infinity in any channel, no values, everything masked) leaves
+    them as they were; the buffer `refused_batches` counts such batches. A forward pass that activation checkpointing takes
+    again updates nothing. `refused_batches` and `running_mean_low`, which keeps what rounding took from the running mean,
+    stand in no state_dict.
+
+    Raises:
+        ValueError: a rank, an argument, a mask or a ghost batch that does not fit; one value per channel in training.
+        RuntimeError: channels, dtypes or devices that do not fit each other.
+        NotImplementedError: an input that is not of floating point; torch.jit.script.
+
+    Source: Ioffe & Szegedy 2015, arXiv 1502.03167; arguments and conventions after torch.nn.
+
+    Example:
+        >>> import torch
+        >>> from evennorm.torch import BatchNorm2d
+        >>> module = BatchNorm2d(3, activation="relu")
+        >>> x = torch.randn(8, 3, 5, 5)
+        >>> y = module(x, residual=x)
+        >>> bool((y >= 0).all()), int(module.num_batches_tracked), int(module.refused_batches)
+        (True, 1, 0)
+        >>> _ = torch.nn.BatchNorm2d(3).load_state_dict(module.state_dict())
+    """
+
+    ranks = (4,)
+
+
+class BatchNorm3d(_BatchNorm, batchnorm.BatchNorm3d):
+    """Batch normalization of (N, C, D, H, W): torch.nn.BatchNorm3d, and more.
+
+    Arguments, errors and everything else as in `BatchNorm2d`; a mask has shape (N, D, H, W).
+
+    Example:
+        >>> import torch
+        >>> from evennorm.torch import BatchNorm3d
+        >>> BatchNorm3d(3, virtual_batch_size=2)(torch.rand(4, 3, 2, 5, 5)).shape
+        torch.Size([4, 3, 2, 5, 5])
+    """
+
+    ranks = (5,)

@@ -1,0 +1,82 @@
+"""A module and the moments of a batch go in; its running statistics follow them.
+
+The formulas are those of `core.running`. Nothing here waits for a device or asks a tensor for its value, so that the same
+lines serve compilers, exporters and CUDA graphs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from evennorm.core import running
+from evennorm.core.moments import Moments
+from evennorm.torch.errors import TensorError
+from evennorm.torch.functional import engine
+from evennorm.torch.namespace import xp
+
+if TYPE_CHECKING:
+    from evennorm.torch.modules import _BatchNorm
+
+
+def follow(module: _BatchNorm, mean: Tensor | None, variance: Tensor | None, moments: Moments) -> None:
+    """Lets `mean` and `variance`, the running ones where there are any, follow one batch, and counts it."""
+    if _recomputed():
+        return
+    if mean is not None and variance is not None:
+        if module.running_mean_low is None or module.running_mean_low.shape != mean.shape:
+            module._register_bookkeeping()  # a program has given the module other statistics, of fewer channels say
+        if variance.shape != mean.shape:
+            raise TensorError(
+                f"running_mean and running_var have one value per channel each; received shapes {tuple(mean.shape)} and "
+                f"{tuple(variance.shape)}"
+            )
+        low, momentum = module.running_mean_low, module.momentum
+        accepted: Any = None if momentum is None else engine.follow((mean, low, variance), moments, 1.0 - momentum, True)
+        if accepted is None:
+            decay = _cumulative_decay(module, moments.mean.dtype) if momentum is None else 1.0 - momentum
+            accepted = _assign(mean, low, variance, moments, decay)
+        if isinstance(accepted, Tensor):
+            module.refused_batches.add_(~accepted)
+        elif not accepted:
+            module.refused_batches.add_(1)
+    batches = module.num_batches_tracked
+    if batches is not None:
+        batches.add_(1)
+
+
+def _recomputed() -> bool:
+    """Whether a backward pass is running, so that this is activation checkpointing taking a forward pass once more.
+
+    torch.utils.checkpoint calls the function again from the hook that unpacks a saved tensor (`use_reentrant=False`) or from
+    its own backward (True): both run under the autograd engine, which numbers its tasks per thread. Reversible networks
+    repeat their forward pass there too. Compilers record the graph of the first pass alone.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _cumulative_decay(module: _BatchNorm, dtype: torch.dtype) -> Any:
+    """The decay with which all batches that were accepted weigh the same; without a count nothing moves, as in torch."""
+    if module.num_batches_tracked is None:
+        return 1.0
+    return running.cumulative_decay(xp, (module.num_batches_tracked - module.refused_batches).to(dtype))
+
+
+def _assign(mean: Tensor, low: Tensor, variance: Tensor, moments: Moments, decay: Any) -> Tensor:
+    """By tensor arithmetic; whether the batch was accepted, as a tensor."""
+    if mean.device != moments.mean.device:
+        raise TensorError(
+            f"running statistics are on the device of the input: {moments.mean.device}; received a module on {mean.device}; "
+            "move one of them, by input.to or module.to"
+        )
+    moments = Moments(moments.count, *(statistic.detach() for statistic in moments[1:]))
+    batch = running.summary(xp, moments, unbiased=True)
+    dtype = batch.mean.dtype
+    new = running.updated_mean(xp, running.RunningMean(mean.to(dtype), low.to(dtype)), batch, decay)
+    new_variance = running.updated(xp, variance.to(dtype), batch.variance, decay, batch.has_variance)
+    mean.copy_(new.mean)
+    low.copy_(new.low)
+    variance.copy_(new_variance)
+    return batch.accepted

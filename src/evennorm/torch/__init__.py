@@ -9,5 +9,18 @@ except ImportError as error:
 
 from evennorm.core.moments import Moments
 from evennorm.torch.functional import batch_norm, engine, normalize
+from evennorm.torch.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
+from evennorm.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
-__all__ = ["Moments", "batch_norm", "engine", "normalize"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "Moments",
+    "batch_norm",
+    "engine",
+    "normalize",
+]

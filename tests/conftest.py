@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+from contextlib import suppress
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -16,6 +17,10 @@ settings.register_profile("evennorm", deadline=None, derandomize=True, max_examp
 settings.load_profile("evennorm")
 
 pytest_plugins = ["pytester"]
+
+# Triton's LLVM aborts the process where TensorFlow has loaded its own before; the other way round both live together.
+with suppress(ImportError):
+    import triton._C.libtriton  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

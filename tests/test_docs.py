@@ -36,7 +36,7 @@ def test_docstring_examples(name: str) -> None:
 
 def test_public_names_have_an_example() -> None:
     """Of those that a user calls first."""
-    from evennorm import Geometry
+    from evennorm import Geometry, torch
     from evennorm.keras import BatchNormalization, convert, legacy, place, revert
     from evennorm.numpy import batch_norm, batch_norm_gradient, merge, moments, normalize
     from evennorm.tools.explain import explain
@@ -54,6 +54,7 @@ def test_public_names_have_an_example() -> None:
         moments,
         merge,
         explain,
+        *(getattr(torch, f"{lazy}BatchNorm{d}d") for lazy in ("", "Lazy") for d in (1, 2, 3)),
     ):
         assert ">>> " in (public.__doc__ or ""), public
 

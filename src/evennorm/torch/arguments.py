@@ -45,6 +45,22 @@ def checked_activation(name: str | None, negative_slope: float, alpha: float, me
     return name
 
 
+def activation_of_call(activation: str | None, negative_slope: float, slope: float | None) -> tuple[str | None, float]:
+    """The module's activation and its slope, or those that a call brings.
+
+    Raises:
+        ArgumentError: there are both.
+    """
+    if slope is None:
+        return activation, negative_slope
+    if activation is not None:
+        raise ArgumentError(
+            f"slope is that of an activation for one call of a module that has none; received slope={slope} and a module "
+            f"with activation={activation!r}; leave one of them out"
+        )
+    return "leaky_relu", slope
+
+
 def checked_momentum(momentum: float | None) -> float | None:
     """`momentum`, the weight of the new batch in the running statistics; None for the plain average."""
     if momentum is not None and not 0 <= momentum <= 1:

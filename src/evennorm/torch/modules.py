@@ -58,7 +58,9 @@ class _BatchNorm(batchnorm._BatchNorm):
 
     # Computation
 
-    def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None, slope: float | None = None
+    ) -> Tensor:
         if isinstance(input, Proxy):
             return standard.one_node(self, input, residual, mask)
         mean, variance = self.running_mean, self.running_var
@@ -67,8 +69,8 @@ class _BatchNorm(batchnorm._BatchNorm):
         if by_batch and not follows:
             mean = variance = None
         if not by_batch and standard.asked_for():
-            return standard.normalize(self, input, residual)
-        geometry, slope = self._plan(input, by_batch, mean, variance)
+            return standard.normalize(self, input, residual, slope)
+        geometry, slope = self._plan(input, by_batch, mean, variance, slope)
         if residual is not None:
             arguments.check_residual(input, residual, self.memory)
         if by_batch:
@@ -78,7 +80,9 @@ class _BatchNorm(batchnorm._BatchNorm):
             return y
         return self._by_running_statistics(geometry, slope, input, residual, mean, variance)
 
-    def _plan(self, input: Tensor, by_batch: bool, mean: Tensor | None, variance: Tensor | None) -> tuple[Geometry, float]:
+    def _plan(
+        self, input: Tensor, by_batch: bool, mean: Tensor | None, variance: Tensor | None, slope: float | None
+    ) -> tuple[Geometry, float]:
         if (mean is None) != (variance is None):
             raise TensorError("running_mean and running_var must either both be None or neither be None; received one")
         parameter = self.weight if mean is None else mean
@@ -91,8 +95,7 @@ class _BatchNorm(batchnorm._BatchNorm):
             by_batch,
             self.eps,
             self.momentum,
-            self.activation,
-            self.negative_slope,
+            *arguments.activation_of_call(self.activation, self.negative_slope, slope),
             self.alpha,
             self.virtual_batch_size,
             self.memory,
@@ -240,6 +243,7 @@ class BatchNorm2d(_BatchNorm, batchnorm.BatchNorm2d):
         residual: a tensor like the input, added before the activation.
         mask: true where a value counts, one per position (N, H, W), or to broadcast against the input. Masked values are
             normalized, but act on no statistic.
+        slope: for a module without an activation, the slope below zero of one that this call applies: 0 for relu.
 
     A batch that would poison the running statistics (NaN or infinity in any channel, no values, everything masked) leaves
     them as they were; the buffer `refused_batches` counts such batches. A forward pass that activation checkpointing takes

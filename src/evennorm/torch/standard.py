@@ -19,11 +19,13 @@ def asked_for() -> bool:
     return torch._C._is_tracing()
 
 
-def normalize(module: _BatchNorm, input: Tensor, residual: Tensor | None) -> Tensor:
-    """`module` at inference."""
+def normalize(module: _BatchNorm, input: Tensor, residual: Tensor | None, slope: float | None) -> Tensor:
+    """`module` at inference; arguments as in its call."""
     module._check_input_dim(input)
     y = F.batch_norm(input, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps)
     y = y if residual is None else y + residual
+    if slope is not None:
+        return F.leaky_relu(y, slope) if slope else F.relu(y)
     match module.activation:
         case "relu":
             return F.relu(y)

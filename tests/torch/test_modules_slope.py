@@ -1,0 +1,61 @@
+"""An activation that one call brings."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from evennorm.errors import ArgumentError
+from evennorm.torch import BatchNorm2d
+
+X = torch.linspace(-3, 3, 2 * 3 * 4 * 4, dtype=torch.float64).sin().reshape(2, 3, 4, 4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("residual", [None, X.cos()])
+@pytest.mark.parametrize("slope", [0.0, 0.3, 1.0])
+def test_it_is_applied_last(slope: float, residual: torch.Tensor | None, training: bool) -> None:
+    ours, theirs = (
+        BatchNorm2d(3, dtype=torch.float64).train(training),
+        nn.BatchNorm2d(3, dtype=torch.float64).train(training),
+    )
+    inputs = [X.clone().requires_grad_() for _ in range(2)]
+    y = ours(inputs[0], residual, slope=slope)
+    expected = theirs(inputs[1]) if residual is None else theirs(inputs[1]) + residual
+    expected = F.leaky_relu(expected, slope)
+    for each in (y, expected):
+        each.square().sum().backward()
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.3])
+def test_it_is_exported(slope: float) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = BatchNorm2d(3, dtype=torch.float64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(x, x, slope=slope)
+
+    model = Model().eval()
+    expected = F.leaky_relu(nn.BatchNorm2d(3, dtype=torch.float64).eval()(X) + X, slope)
+    torch.testing.assert_close(torch.export.export(model, (X,)).module()(X), expected)
+
+
+def test_a_module_that_has_an_activation_takes_no_other() -> None:
+    with pytest.raises(ArgumentError) as caught:
+        BatchNorm2d(3, activation="elu")(X.float(), slope=0.0)
+    assert str(caught.value) == (
+        "slope is that of an activation for one call of a module that has none; received slope=0.0 and a module with "
+        "activation='elu'; leave one of them out"
+    )
+
+
+def test_what_cannot_be_inverted_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"negative_slope must be above 0; received negative_slope=0.0"):
+        BatchNorm2d(3, memory="inplace")(X.float(), slope=0.0)

@@ -8,6 +8,7 @@ except ImportError as error:
     raise MissingExtra("evennorm.torch", "torch") from error
 
 from evennorm.core.moments import Moments
+from evennorm.torch.conversion import convert, report, revert
 from evennorm.torch.functional import batch_norm, engine, normalize
 from evennorm.torch.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from evennorm.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
@@ -21,6 +22,9 @@ __all__ = [
     "LazyBatchNorm3d",
     "Moments",
     "batch_norm",
+    "convert",
     "engine",
     "normalize",
+    "report",
+    "revert",
 ]

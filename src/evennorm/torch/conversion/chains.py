@@ -1,0 +1,66 @@
+"""An nn.Sequential goes in; it runs each batch normalization together with the activation behind it.
+
+Which modules stand behind each other is looked up at every call: a Sequential may be indexed, sliced, extended and refilled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from evennorm.torch.conversion.steps import is_watched, normalized, slope_of, takes_more
+from evennorm.torch.conversion.swap import Swapped, made_of, swap_back
+
+
+class FusedSequential(Swapped):
+    """What stands in front of nn.Sequential, and of classes derived from it that run like it."""
+
+    def forward(self, input: Any) -> Any:
+        return chain(self._modules.values(), input)
+
+
+def unfuse(module: nn.Module) -> None:
+    """Gives a module its own code back."""
+    if made_of(type(module))[:1] == (FusedSequential,):
+        swap_back(module)
+
+
+def chain(modules: Iterable[Any], x: Any) -> Any:
+    """The modules one after the other."""
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop(0)
+        if waiting and slope_of(waiting[0]) is not None and takes_more(last_of(module)):
+            x = normalized(*unnormalized(module, x), activation=waiting.pop(0))
+        else:
+            x = module(x)
+    return x
+
+
+def unnormalized(module: nn.Module, x: Any) -> tuple[nn.Module | None, Any]:
+    """The batch normalization that ends a module, and its input; else None and the module's output."""
+    if takes_more(module):
+        return module, x
+    if is_chain(module) and takes_more(last_of(module)) and not is_watched(module):
+        *first, last = module._modules.values()
+        return unnormalized(last, chain(first, x))
+    return None, module(x)
+
+
+def last_of(module: nn.Module | None) -> nn.Module | None:
+    """The module whose output is the output of this one: itself, or the end of a chain."""
+    while module is not None and is_chain(module) and len(module._modules) > 0:
+        module = list(module._modules.values())[-1]
+    return module
+
+
+def is_chain(module: nn.Module) -> bool:
+    """Whether a module hands its input from one submodule to the next, and does nothing else."""
+    kind = type(module)
+    return (
+        isinstance(module, nn.Sequential)
+        and kind.forward in (nn.Sequential.forward, FusedSequential.forward)
+        and kind.__iter__ is nn.Sequential.__iter__
+    )

@@ -1,0 +1,49 @@
+"""The graph of a forward and the sites in it go in; a function comes out that does in one step what was several."""
+
+from __future__ import annotations
+
+import functools
+import linecache
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import fx
+
+from evennorm.torch.conversion.chains import unnormalized
+from evennorm.torch.conversion.sites import Site
+from evennorm.torch.conversion.steps import normalized
+
+
+def rewritten(graph: fx.Graph, sites: Sequence[Site]) -> Callable[..., Any]:
+    """A function of the module and its inputs. The graph is changed."""
+    for site in sites:
+        if site.is_fused:
+            _rewrite(graph, site)
+    code = graph.python_code("self")
+    return _function(code.src, tuple(code.globals.items()))
+
+
+def _rewrite(graph: fx.Graph, site: Site) -> None:
+    with graph.inserting_before(site.node):
+        norm, x = graph.get_attr(site.unit), site.node.args[0]
+        if site.ends_chain:  # all but its last module stays where it was, and does not wait for the addition
+            parts = graph.call_function(unnormalized, (norm, x))
+            norm, x = (graph.call_function(operator.getitem, (parts, place)) for place in (0, 1))
+    with graph.inserting_before(site.addition or site.node):
+        activation = graph.get_attr(site.slope) if isinstance(site.slope, str) else site.slope
+        through = {"through": [graph.get_attr(str(node.target)) for node in site.through]} if site.through else {}
+        step = graph.call_function(normalized, (norm, x, site.residual, activation, site.adds_in_place), through)
+    site.nodes[-1].replace_all_uses_with(step)
+    for node in reversed(site.nodes):
+        graph.erase_node(node)
+
+
+@functools.lru_cache(maxsize=1024)
+def _function(source: str, names: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    """The function `forward` of a source text; blocks of the same code share it, so that a compiler compiles it once."""
+    file = f"<evennorm fused forward {hash(source):x}>"
+    linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file  # so that tracebacks show it
+    space = dict(names)
+    exec(compile(source, file, "exec"), space)
+    return space["forward"]

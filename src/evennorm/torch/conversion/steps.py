@@ -1,0 +1,98 @@
+"""A batch normalization, its input and what comes behind it go in; the result comes out, in one step where that is the same.
+
+Whether it is the same is asked at every call: since the conversion modules may have been exchanged, or hooks put on them
+that are to see the values in between, and a residual may need broadcasting or promotion.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules import module as module_calls
+
+from evennorm.torch import standard
+from evennorm.torch.conversion.synchronized import SyncBatchNorm
+from evennorm.torch.modules import _BatchNorm
+
+Activation: TypeAlias = nn.Module | float
+"""A module, or the slope below zero of a function."""
+
+
+def normalized(
+    norm: nn.Module | None,
+    x: Any,
+    residual: Any = None,
+    activation: Activation | None = None,
+    inplace: bool = False,
+    through: Sequence[nn.Module] = (),
+) -> Any:
+    """activation(norm(x) + residual), or += with `inplace`; without `norm`, x is already normalized.
+
+    `through` are modules that stand directly behind the normalization and did nothing when the model was converted.
+    """
+    if norm is not None and _in_one_step(norm, x, residual, activation) and all(does_nothing(each) for each in through):
+        return norm(x, residual, slope=slope_of(activation))
+    y = x if norm is None else norm(x)
+    for each in through:
+        y = each(y)
+    if residual is not None:
+        y = operator.iadd(y, residual) if inplace else y + residual
+    if activation is None:
+        return y
+    if isinstance(activation, nn.Module):
+        return activation(y)
+    return functional.leaky_relu(y, activation) if activation else functional.relu(y)
+
+
+def _in_one_step(norm: nn.Module, x: Any, residual: Any, activation: Activation | None) -> bool:
+    if not takes_more(norm) or is_watched(norm) or not isinstance(x, Tensor) or standard.asked_for():
+        return False
+    if isinstance(norm, SyncBatchNorm) and norm.synchronizes():
+        return False
+    slope = slope_of(activation)
+    if activation is not None and (slope is None or is_watched(activation)):
+        return False
+    if norm.memory == "inplace" and (residual is not None or slope == 0):  # what it could not invert
+        return False
+    return residual is None or (
+        isinstance(residual, Tensor)
+        and residual.shape == x.shape
+        and residual.dtype is x.dtype
+        and residual.device == x.device
+    )
+
+
+def slope_of(activation: Any) -> float | None:
+    """The slope below zero, or None for what no kernel fuses."""
+    if type(activation) is nn.ReLU:
+        return 0.0
+    if type(activation) is nn.LeakyReLU:
+        return float(activation.negative_slope)
+    return activation if isinstance(activation, float) else None
+
+
+def does_nothing(module: Any) -> bool:
+    return type(module) is nn.Identity and not is_watched(module)
+
+
+def takes_more(module: Any) -> bool:
+    """Whether this is a batch normalization of ours that takes a residual and an activation in the call."""
+    forwards = (_BatchNorm.forward, SyncBatchNorm.forward)
+    return isinstance(module, _BatchNorm) and type(module).forward in forwards and module.activation is None
+
+
+def is_watched(module: Any) -> bool:
+    """Whether somebody sees what goes in and out of a module, or has it called otherwise than its class says."""
+    return isinstance(module, nn.Module) and bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module_calls._has_any_global_hook()
+        or "forward" in module.__dict__
+        or module._compiled_call_impl is not None
+    )

@@ -182,11 +182,12 @@ class Engine:
 
     def follow(
         self, running: tuple[Array, Array, Array], moments: Moments, decay: float, unbiased: bool = False
-    ) -> bool | None:
+    ) -> bool | Array | None:
         """Writes running mean, its low part and running variance in place, as `core.running` has it.
 
         Returns:
-            Whether the batch was accepted; None where the engine writes nothing in place, or not now.
+            Whether the batch was accepted, a scalar on its device where asking would mean to wait; None where the engine
+            writes nothing in place, or not now.
         """
         return None
 

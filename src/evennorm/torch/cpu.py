@@ -45,14 +45,23 @@ _PLAIN = frozenset((Tensor, torch.nn.Parameter))
 def serves(x: Tensor, *others: Tensor | None) -> bool:
     """Whether all are plain tensors in CPU memory, and nobody transforms what is computed. Not for compilers' eyes."""
     for tensor in (x, *others):
-        if tensor is not None and not (type(tensor) in _PLAIN and tensor.is_cpu and tensor.layout is torch.strided):
+        if tensor is not None and not (plain(tensor) and tensor.is_cpu):
             return False
-    return (
-        x.dtype in SERVED
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._get_tracing_state()
-        and forward_ad._current_level < 0
+    return x.dtype in SERVED and untransformed()
+
+
+def plain(tensor: Tensor) -> bool:
+    """Whether it is an array in memory, and no subclass that stands for something else."""
+    return type(tensor) in _PLAIN and tensor.layout is torch.strided
+
+
+def untransformed() -> bool:
+    """Whether operations are computed as they are called: nobody vectorizes, traces, records or pushes tangents through them."""
+    return not (
+        torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state()
+        or forward_ad._current_level >= 0
     )
 
 

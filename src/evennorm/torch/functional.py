@@ -15,7 +15,7 @@ from evennorm.core.geometry import Geometry
 from evennorm.core.moments import Moments, count_of
 from evennorm.kernels import cpu as kernel
 from evennorm.kernels import reference
-from evennorm.torch import cpu, op
+from evennorm.torch import cpu, gpu, op
 from evennorm.torch.namespace import xp
 
 __all__ = ["batch_norm", "engine", "normalize"]
@@ -73,7 +73,7 @@ def _train(
 
 
 class _TorchEngine(Engine):
-    """Takes tensors in CPU memory to the compiled kernels as they lie, without a view of one fixed order."""
+    """Takes tensors to the kernels of their device as they lie in memory, without a view of one fixed order."""
 
     def train(
         self,
@@ -93,11 +93,15 @@ class _TorchEngine(Engine):
         if serve is not None:
             if residual is not None:
                 self._check_residual(residual, tuple(x.shape))
-            gamma, beta = self._flat(gamma, geometry), self._flat(beta, geometry)
+            flat_gamma, flat_beta = self._flat(gamma, geometry), self._flat(beta, geometry)
             shape = geometry.parameter_shape if not grouped and virtual_batch_size is None else None
-            y, moments = serve.train(geometry, x, gamma, beta, residual, epsilon, negative_slope, virtual_batch_size, shape)
-            ready = grouped or shape is not None
-            return y, moments if ready else self._of_parameter_shape(moments, geometry, virtual_batch_size)
+            found = serve.train(
+                geometry, x, flat_gamma, flat_beta, residual, epsilon, negative_slope, virtual_batch_size, shape
+            )
+            if found is not None:
+                y, moments = found
+                ready = grouped or shape is not None
+                return y, moments if ready else self._of_parameter_shape(moments, geometry, virtual_batch_size)
         return super().train(
             geometry,
             x,
@@ -127,13 +131,15 @@ class _TorchEngine(Engine):
         given = (x, mean, variance, gamma, beta, residual)
         wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
         constants = not (mean.requires_grad or variance.requires_grad)
-        if geometry.permutation is None and (constants or not wants_gradient) and self._served_by(*given) is cpu:
+        serve = self._served_by(*given) if geometry.permutation is None and (constants or not wants_gradient) else None
+        if serve is cpu or (serve is gpu and not wants_gradient):
             if residual is not None:
                 self._check_residual(residual, tuple(x.shape))
-            mean, variance = self._flat(mean, geometry), self._flat(variance, geometry)
-            gamma, beta = self._flat(gamma, geometry), self._flat(beta, geometry)
-            infer = cpu.infer_with_gradient if wants_gradient else cpu.infer
-            return infer(geometry, x, mean, variance, gamma, beta, residual, epsilon, negative_slope)
+            rows = [self._flat(row, geometry) for row in (mean, variance, gamma, beta)]
+            infer = serve.infer_with_gradient if wants_gradient else serve.infer
+            y = infer(geometry, x, *rows, residual, epsilon, negative_slope)
+            if y is not None:
+                return y
         mean, variance = mean.to(cpu.wide(x)), variance.to(cpu.wide(x))
         return super().infer(
             geometry, x, mean, variance, gamma, beta, epsilon=epsilon, negative_slope=negative_slope, residual=residual
@@ -141,9 +147,9 @@ class _TorchEngine(Engine):
 
     def follow(
         self, running: tuple[Tensor, Tensor, Tensor], moments: Moments, decay: float, unbiased: bool = False
-    ) -> bool | None:
+    ) -> bool | Tensor | None:
         count, *statistics = moments
-        if torch.compiler.is_compiling() or not isinstance(count, int) or not cpu.serves(*running, *statistics):
+        if torch.compiler.is_compiling() or not isinstance(count, int):
             return None
         dtype, channel = moments.mean.dtype, moments.mean.shape[-1]
         for tensor in (*running, *statistics):
@@ -152,8 +158,13 @@ class _TorchEngine(Engine):
         for tensor in running:
             if tensor.numel() != channel:
                 return None
-        accepted = kernel.follow(cpu.memory, running, moments, decay, unbiased)
-        torch.autograd.graph.increment_version(running)
+        accepted: bool | Tensor | None = None
+        if cpu.serves(*running, *statistics):
+            accepted = kernel.follow(cpu.memory, running, moments, decay, unbiased)
+        elif gpu.serves(*running, *statistics):
+            accepted = gpu.follow(running, moments, decay, unbiased)
+        if accepted is not None:
+            torch.autograd.graph.increment_version(running)
         return accepted
 
     def _flat(self, parameter: Tensor | None, geometry: Geometry) -> Any:
@@ -164,14 +175,18 @@ class _TorchEngine(Engine):
     def _served_by(x: Tensor, *others: Tensor | None) -> Any:
         """The module whose `train` takes the kernels to these tensors, or None."""
         if torch.compiler.is_compiling():
-            return op if x.dtype in cpu.SERVED and x.device.type == "cpu" else None
-        return cpu if cpu.serves(x, *others) else None
+            return op if x.dtype in _COMPILED.get(x.device.type, ()) else None
+        if cpu.serves(x, *others):
+            return cpu
+        return gpu if gpu.serves(x, *others) else None
 
     def _geometry(self, x: Tensor, axis: int | Iterable[int]) -> Geometry:
         if torch.compiler.is_compiling() or type(axis) is not int:
             return super()._geometry(x, axis)
         return _geometry(tuple(x.shape), axis)
 
+
+_COMPILED = {"cpu": cpu.SERVED, "cuda": gpu.COMPILED}
 
 # Small tensors are normalized faster than their geometry is worked out.
 _geometry = lru_cache(maxsize=1024)(Geometry)

@@ -1,6 +1,6 @@
-"""The compiled CPU kernels as operators that torch's compilers and exporters know: evennorm::batch_norm and its gradient.
+"""The kernels as operators that torch's compilers and exporters know: evennorm::batch_norm and its gradient.
 
-In eager mode `evennorm.torch.cpu` serves, at half the cost per call.
+In eager mode `evennorm.torch.cpu` and `gpu` serve, at half the cost per call.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from evennorm.core.geometry import Geometry
 from evennorm.core.moments import Moments
 from evennorm.core.normalize import activate
 from evennorm.kernels import cpu
+from evennorm.torch import gpu
 from evennorm.torch.cpu import composed_backward, dense, memory, moments_of, wide
 from evennorm.torch.namespace import xp
 
@@ -53,6 +54,22 @@ def _(
     groups = 1 if group_size is None else x.shape[0] // group_size
     mean, mean_low, variance = (x.new_empty((groups, channel), dtype=wide(x)) for _ in range(3))
     return torch.empty_like(x), mean, mean_low, variance
+
+
+@batch_norm.register_kernel("cuda")
+def _(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    axis: list[int],
+    epsilon: float,
+    negative_slope: float,
+    group_size: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    geometry = Geometry(x.shape, axis)
+    y, *statistics = gpu.operated(geometry, x, gamma, beta, residual, epsilon, negative_slope, group_size)
+    return _lying_like(y, x), *statistics
 
 
 @torch.library.custom_op("evennorm::batch_norm_backward", mutates_args=(), device_types="cpu")
@@ -101,6 +118,38 @@ def _(
     group_size: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), *(x.new_empty((mean.shape[-1],), dtype=wide(x)) for _ in range(2))
+
+
+@batch_norm_backward.register_kernel("cuda")
+def _(
+    dy: Tensor,
+    d_mean: Tensor | None,
+    d_variance: Tensor | None,
+    x: Tensor,
+    mean: Tensor,
+    mean_low: Tensor,
+    variance: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    axis: list[int],
+    epsilon: float,
+    negative_slope: float,
+    group_size: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    geometry = Geometry(x.shape, axis)
+    shape = (geometry.channel,)
+    gamma = x.new_ones(shape, dtype=wide(x)) if gamma is None else dense(gamma, wide(x))
+    beta = x.new_zeros(shape, dtype=wide(x)) if beta is None else dense(beta, wide(x))
+    statistics = [statistic.contiguous() for statistic in (mean, mean_low, variance)]
+    given = geometry, dy, x, statistics, gamma, beta, epsilon, negative_slope, group_size, d_mean, d_variance
+    dx, d_gamma, d_beta = gpu.operated_backward(*given)
+    return _lying_like(dx, x), d_gamma, d_beta
+
+
+def _lying_like(result: Tensor, x: Tensor) -> Tensor:
+    """`result` as a compiler was promised it: with the strides of `torch.empty_like(x)`."""
+    promised = torch.empty_like(x)
+    return result if result.stride() == promised.stride() else promised.copy_(result)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -20,12 +20,10 @@ def missing() -> str | None:
     TensorFlow and Triton each bring an LLVM. Triton after TensorFlow ends the process ("inconsistency in registered
     CommandLine options", Triton 3.9 with TensorFlow 2.21); the other order works.
     """
-    if "triton" in sys.modules:
-        return None if sys.modules["triton"] is not None else "Triton cannot be imported"
-    if find_spec("triton") is None:
-        return "Triton is not installed: pip install 'evennorm[gpu]'"
-    if "tensorflow" in sys.modules:
-        return "Triton cannot be loaded after TensorFlow: import triton before tensorflow"
+    if not _installed():
+        return "Triton is not installed; pip install 'evennorm[gpu]'"
+    if "tensorflow" in sys.modules and "triton" not in sys.modules:
+        return "Triton cannot be loaded after TensorFlow; import triton before tensorflow"
     return None
 
 
@@ -34,5 +32,11 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-AVAILABLE = sys.modules.get("triton") is not None or ("triton" not in sys.modules and find_spec("triton") is not None)
+def _installed() -> bool:
+    if "triton" in sys.modules:
+        return sys.modules["triton"] is not None
+    return find_spec("triton") is not None
+
+
+AVAILABLE = _installed()
 """Whether Triton is installed."""

@@ -1,0 +1,147 @@
+"""The GPU kernels through `evennorm.torch` give the textbook's values, moments and gradients over the case table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.contract.on_triton import LAST_PLACE, ROUNDING, numpy, parameters_of, served, tensor  # isort: skip, may skip all
+
+import torch
+
+from evennorm.core.geometry import Geometry
+from evennorm.torch import batch_norm, gpu, gpu_memory, normalize
+from tests.cases import CASES, Case
+from tests.contract import textbook
+
+__all__ = ["served"]
+
+PLAIN = [case for case in CASES if case.mask is None and case.name != "variance below the smallest float32"]
+"""Masks take the composed form; the variance of one case is 0 in float32."""
+
+LAYOUTS = [
+    # shapes whose tails are no powers of two, on the chip and streamed
+    Case("rows, streamed", (5_003, 70), mean=3.0),
+    Case("rows, few channels", (20_001, 3), mean=1e4),
+    Case("rows, on the chip", (300, 33)),
+    Case("images, channels last in memory", (6, 40, 21, 23), 1, mean=100.0),
+    Case("images, small planes on the chip", (9, 11, 7, 7), 1),
+    Case("images, planes streamed", (5, 3, 71, 73), 1, mean=1e5),
+    Case("images, planes of one line", (130, 2, 14, 14), 1),
+    Case("volumes, channels last in memory", (3, 6, 5, 9, 8), 1),
+    Case("volumes", (3, 6, 5, 9, 8), 1),
+    Case("ghost batches, streamed", (60, 3, 40, 41), 1, group=20),
+]
+
+
+def inputs(case: Case, dtype: str, residual: bool = False) -> tuple[dict, dict]:
+    """Tensors, and the same numbers as float64 arrays, after rounding to `dtype`."""
+    arrays = case.make()
+    layout = "channels last" if "channels last in memory" in case.name else "as it is"
+    kinds = {"gamma": parameters_of(dtype), "beta": parameters_of(dtype)}
+    if not residual:
+        del arrays["residual"]
+    tensors = {name: tensor(values, kinds.get(name, dtype), layout) for name, values in arrays.items() if values is not None}
+    return tensors, {name: numpy(values) for name, values in tensors.items()}
+
+
+def check(case: Case, dtype: str, activation: str | None = None, residual: bool = False) -> None:
+    tensors, exact = inputs(case, dtype, residual)
+    dy, exact_dy = tensors.pop("dy"), exact.pop("dy")
+    z = textbook.forward(case, **exact)
+    exact_dy = np.where(np.abs(z) > 1e-5, exact_dy, 0.0)  # at the kink the side is a matter of rounding
+    dy = tensor(exact_dy, dtype)
+    leaves = [leaf.requires_grad_() for leaf in tensors.values()]
+    options = {"axis": case.axis, "epsilon": case.epsilon, "virtual_batch_size": case.group, "activation": activation}
+
+    y, moments = batch_norm(**tensors, **options)
+    expected = textbook.forward(case, **exact, activation=activation)
+    largest = max(1.0, np.abs(expected).max(initial=0.0) / 2)
+    assert y.shape == case.shape
+    assert y.dtype is tensors["x"].dtype
+    np.testing.assert_allclose(numpy(y), expected, rtol=LAST_PLACE[dtype], atol=ROUNDING[dtype] * largest)
+    if case.group is None:
+        check_moments(case, exact["x"], moments, dtype)
+
+    gradients = torch.autograd.grad(y, leaves, dy)
+    wanted = textbook.backward(case, exact_dy, **exact, activation=activation)
+    bound = 1e-9 if dtype == "float64" else 1e-5
+    for name, found, b in zip(tensors, gradients, wanted, strict=False):
+        largest = max(1.0, np.abs(b).max(initial=0.0))
+        place = LAST_PLACE[dtype] if name in ("x", "residual") else 0
+        np.testing.assert_allclose(numpy(found), b.reshape(found.shape), rtol=place, atol=bound * largest, err_msg=name)
+        assert found.dtype is tensors[name].dtype
+
+
+def check_moments(case: Case, x: np.ndarray, moments, dtype: str) -> None:
+    count, mean, variance = textbook.statistics(case, x, None)
+    rounding = 1e-12 if dtype == "float64" else 5e-7
+    assert moments.count == (count.flat[0] if count.size else moments.count)
+    found_mean, low = numpy(moments.mean), numpy(moments.mean_low)
+    deviation = np.sqrt(variance).reshape(case.parameter_shape)
+    # float64 itself holds a mean of 1e5 to 1e-11.
+    room = rounding * (deviation + np.abs(low)) + 1e-30 + (2e-11 * abs(case.mean) / 1e5 if dtype == "float64" else 0)
+    assert (np.abs((found_mean + low) - mean.reshape(case.parameter_shape)) <= room).all()
+    np.testing.assert_allclose(numpy(moments.variance), variance.reshape(case.parameter_shape), rtol=10 * rounding, atol=1e-30)
+
+
+@pytest.mark.parametrize("case", PLAIN, ids=str)
+def test_values_moments_and_gradients(case: Case) -> None:
+    check(case, "float32")
+
+
+@pytest.mark.parametrize("case", [case for case in PLAIN if "long" not in case.name], ids=str)
+def test_in_double_precision(case: Case) -> None:
+    check(case, "float64", "leaky_relu", residual=True)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("case", LAYOUTS, ids=str)
+def test_layouts_through_residual_and_activation(case: Case, activation: str) -> None:
+    check(case, "float32", activation, residual=activation == "relu")
+
+
+HALF = ["rows, few channels", "images, small planes on the chip", "images, channels last in memory", "images, planes streamed"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("case", [case for case in LAYOUTS if case.name in HALF], ids=str)
+def test_half_precision_is_read_and_written_as_it_is(case: Case, dtype: str) -> None:
+    near = Case(case.name, case.shape, case.axis, mean=1.0)
+    check(near, dtype, "relu", residual=dtype == "bfloat16")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(40, 6), (5_001, 40), (3, 4, 50, 51)])
+@pytest.mark.parametrize("parameters", ["float32", "bfloat16", None])
+def test_inference(shape: tuple[int, ...], parameters: str | None, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    axis = 1
+    kind = parameters or "float32"
+    x, residual = (tensor(rng.standard_normal(shape) + m, dtype) for m in (1e3 if dtype == "float32" else 1, 0))
+    mean = rng.normal(1e3 if dtype == "float32" else 1, 1, shape[axis])
+    statistics = [tensor(a, kind) for a in (mean, rng.uniform(0.5, 2, shape[axis]))]
+    affine = [None if parameters is None else tensor(rng.uniform(0.5, 1, shape[axis]), kind) for _ in range(2)]
+    assert gpu.serves(x, *statistics, *affine, residual)
+    with torch.no_grad():
+        y = normalize(x, *statistics, *affine, axis=axis, epsilon=1e-3, activation="relu", residual=residual)
+    m, v, g, b = (
+        np.reshape(default if s is None else numpy(s), (-1, *(1,) * (len(shape) - 2)))
+        for s, default in zip((*statistics, *affine), (0, 1, 1.0, 0.0), strict=True)
+    )
+    expected = np.maximum((numpy(x) - m) / np.sqrt(v + 1e-3) * g + b + numpy(residual), 0)
+    bound = ROUNDING[dtype] * max(1.0, np.abs(expected).max())
+    np.testing.assert_allclose(numpy(y), expected, rtol=LAST_PLACE[dtype], atol=bound)
+
+
+def test_what_is_kept_between_the_passes() -> None:
+    """x, three numbers per channel and, behind a residual alone, one bit per element."""
+    x, residual = torch.randn(2, 800, 64, device=gpu.DEVICE)
+    for with_residual in (False, True):
+        y, saved = gpu_memory.forward(
+            Geometry((800, 64)), x, None, None, residual if with_residual else None, 1e-3, 0.0, None, None
+        )
+        assert [statistic.numel() for statistic in saved.statistics] == [64] * 3
+        assert (saved.signs is not None) == with_residual
+    assert saved.signs.numel() * 8 == x.numel()
+    assert y.shape == x.shape

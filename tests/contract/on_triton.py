@@ -1,10 +1,10 @@
 """Where tests of the GPU kernels run: in Triton's interpreter on CPU tensors, or on a GPU; and what they are compared with.
 
-Triton reads TRITON_INTERPRET when it is imported, and cannot be imported after TensorFlow: these tests have a process of their
-own, `make test-triton`, or `make test-gpu` on a machine that has a GPU. They need torch, Triton, NumPy and pytest only.
+Triton reads TRITON_INTERPRET when it is imported, and cannot be imported after TensorFlow: these tests have a process of
+their own, `make test-triton`, or `make test-gpu` where there is a GPU. They need torch, Triton, NumPy and pytest only.
 
-The interpreter computes in NumPy. It differs from a GPU in that it rounds to bfloat16 by cutting off, in the order in which it
-adds within a tile, and in that it does not pass Python floats as float32.
+The interpreter computes in NumPy. It differs from a GPU in that it rounds to bfloat16 by cutting off, in the order in which
+it adds within a tile, and in that it does not pass Python floats as float32.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def tensor(values: np.ndarray | None, dtype: str, layout: str = "as it is") -> t
         return None
     found = torch.tensor(values, dtype=getattr(torch, dtype), device=DEVICE)
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return found.contiguous(memory_format=formats[found.ndim]) if layout == "channels last" and found.ndim in formats else found
+    return (
+        found.contiguous(memory_format=formats[found.ndim]) if layout == "channels last" and found.ndim in formats else found
+    )
 
 
 def numpy(value: torch.Tensor) -> np.ndarray:

@@ -82,7 +82,9 @@ def check_moments(case: Case, x: np.ndarray, moments, dtype: str) -> None:
     # float64 itself holds a mean of 1e5 to 1e-11.
     room = rounding * (deviation + np.abs(low)) + 1e-30 + (2e-11 * abs(case.mean) / 1e5 if dtype == "float64" else 0)
     assert (np.abs((found_mean + low) - mean.reshape(case.parameter_shape)) <= room).all()
-    np.testing.assert_allclose(numpy(moments.variance), variance.reshape(case.parameter_shape), rtol=10 * rounding, atol=1e-30)
+    np.testing.assert_allclose(
+        numpy(moments.variance), variance.reshape(case.parameter_shape), rtol=10 * rounding, atol=1e-30
+    )
 
 
 @pytest.mark.parametrize("case", PLAIN, ids=str)
@@ -101,7 +103,12 @@ def test_layouts_through_residual_and_activation(case: Case, activation: str) ->
     check(case, "float32", activation, residual=activation == "relu")
 
 
-HALF = ["rows, few channels", "images, small planes on the chip", "images, channels last in memory", "images, planes streamed"]
+HALF = [
+    "rows, few channels",
+    "images, small planes on the chip",
+    "images, channels last in memory",
+    "images, planes streamed",
+]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -31,7 +31,7 @@ def memory() -> Any:
         dtype=lambda x: x.dtype,
         device=lambda x: x.device.index,
         processors=lambda x: processors(x.device),
-        may_time=may_time,
+        timing=timing,
         empty_like=torch.empty_like,
         empty=lambda shape, x: torch.empty(shape, dtype=wide(x), device=x.device),
         empty_bytes=lambda size, x: torch.empty(size, dtype=torch.uint8, device=x.device),
@@ -47,13 +47,15 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-def may_time(x: Tensor) -> bool:
-    """Whether kernels may be run to see which choice is fastest.
+def timing(x: Tensor) -> str:
+    """Whether kernels may be run to see which choice is fastest: "now", or they were "before", or "never".
 
-    Not while a CUDA graph is recorded. Nor under `torch.use_deterministic_algorithms`: another choice adds in another order,
-    which may show in the last bit.
+    Not while a CUDA graph is recorded. Under `torch.use_deterministic_algorithms` never: another choice adds in another
+    order, which may show in the last bit.
     """
-    return x.is_cuda and not torch.are_deterministic_algorithms_enabled() and not torch.cuda.is_current_stream_capturing()
+    if not x.is_cuda or torch.are_deterministic_algorithms_enabled():
+        return "never"
+    return "before" if torch.cuda.is_current_stream_capturing() else "now"
 
 
 def on_device_of(x: Tensor) -> AbstractContextManager[Any]:

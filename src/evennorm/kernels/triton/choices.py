@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from functools import cache
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import triton
 from triton.runtime.errors import OutOfResources
@@ -58,6 +58,11 @@ SETTINGS = {"enable_fp_fusion": False}
 _chosen: dict[Hashable, dict[str, Any]] = {}
 
 
+Timing = Literal["now", "before", "never"]
+"""Whether candidates may be timed now; or what was timed before may be used, while a CUDA graph is recorded; or neither,
+where bits must not depend on time."""
+
+
 class Stream(NamedTuple):
     """Arrays of one view on one device, to launch kernels on that go through them tile by tile."""
 
@@ -66,8 +71,7 @@ class Stream(NamedTuple):
     """Bytes of an element."""
     device: Hashable
     processors: int
-    may_time: bool
-    """Whether candidates may be timed now; not while a CUDA graph is recorded, nor where bits must not depend on time."""
+    timing: Timing
 
     def launch(self, kernel: Any, names: Hashable, arguments: tuple[Any, ...], constants: dict[str, Any]) -> int:
         """Runs a kernel once, on a grid of blocks and splits, and tells the number of splits.
@@ -79,12 +83,13 @@ class Stream(NamedTuple):
         def run(configured: Any, **settings: Any) -> None:
             configured[self.grid](*arguments, **constants, **SETTINGS, **settings)
 
-        key = (kernel, self.device, self.item, self.how.planes, self.how.lanes, self.how.unit, size_class(self.how))
-        key = (*key, constants.get("ACTIVATION"), names)
-        found = _chosen.get(key)
+        how = self.how
+        arrays = how.planes, how.lanes, how.unit, size_class(how), self.item, self.device
+        key = kernel, constants.get("ACTIVATION"), names, arrays
+        found = None if self.timing == "never" else _chosen.get(key)
         if found is not None:
             run(kernel, **found)
-        elif self.may_time and self.how.view.elements * self.item >= WORTH_TIMING:
+        elif self.timing == "now" and self.how.view.elements * self.item >= WORTH_TIMING:
             tuner = _tuner(kernel, self.how.planes, self.how.lanes, self.item)
             run(tuner)
             found = _chosen[key] = tuner.best_config.all_kwargs()

@@ -41,16 +41,18 @@ def follow(
     """One program for all channels, since one that is not finite refuses the batch for all of them."""
     A: tl.constexpr = mean.dtype.element_ty
     wide_decay = double(decay, decay_low)
-    values = count.to(A)
-    correction = tl.where((unbiased != 0) & (count > 1), values / tl.where(count > 1, values - 1, 1), 1.0).to(A)
+    several = tl.zeros([LANES], tl.int32) + count > 1  # of one value there is no variance
+    values = tl.maximum(count, 2).to(A)
+    correction = tl.where((unbiased != 0) & several, values / (values - 1), 1.0).to(A)
     broken = tl.zeros([LANES], tl.int32)
     for begin in range(0, channels, LANES):
         channel = begin + tl.arange(0, LANES)
         base, beside, average = batch_of(mean, mean_low, variance, groups, channel, channels, correction, A)
-        known = (base + beside) * 0.0 + tl.where(count > 1, average, 0.0) * 0.0  # of one value there is no variance
+        known = (base + beside) * 0.0 + tl.where(several, average, 0.0) * 0.0
         broken = broken | (known != known).to(tl.int32)
-    sound = tl.max(broken, 0) == 0
-    tl.store(accepted, sound)
+    refused = tl.max(broken, 0)
+    tl.store(accepted, refused == 0)
+    sound = tl.zeros([LANES], tl.int32) + refused == 0
     part, old_part = (1.0 - wide_decay).to(A), wide_decay.to(A)
     for begin in range(0, channels, LANES):
         channel = begin + tl.arange(0, LANES)
@@ -68,4 +70,4 @@ def follow(
         was = tl.load(running_variance + channel, mask=there, other=0.0)
         # From the nearer end: with decay 0, 1 + (1e-6 - 1) * 1 would have lost most of the new 1e-6.
         nearer = tl.where(wide_decay < 0.5, average + (was - average) * old_part, was + (average - was) * part)
-        tl.store(running_variance + channel, nearer, mask=there & (count > 1))
+        tl.store(running_variance + channel, nearer, mask=there & several)

@@ -1,8 +1,8 @@
 """The kernels of the forward pass: sums of an array, and the array normalized by them; or both at once, on the chip.
 
-Sums are taken about a shift that each lane of each slot moves after every 8 values to the mean of those it saw last. So a
-float32 sum holds 8 small differences, whatever the mean, and wherever it jumps to: what the distance of a shift costs in
-rounding is far below what it adds to the variance. They are added in double, about the first value of the channel.
+Sums are taken about a shift that each lane of each slot moves after every 8 values to their mean; it starts with that of the
+first 8. So a float32 sum holds 8 small differences, whatever the mean, and wherever it jumps to: what the distance of a
+shift costs in rounding is far below what it adds to the variance. They are added in double, about the channel's first value.
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ def moment_sums(
     x += group_start(group, outer, channels, inner, WIDE)
     reference = first_values(x, channel, channels, inner, A)
 
-    line = (split * SLOTS + tl.arange(0, SLOTS))[:, None] * DEPTH
-    if WIDE:
-        line = line.to(tl.int64)
+    line = lines_of(split, SLOTS, WIDE)
     offset, there = places(line, channel, outer, channels, inner, segments, LANES, PLANES, SEGMENTED)
-    shift = tl.load(x + offset, mask=there & (line < lines), other=0.0).to(A)
+    there = there & (line < lines)
+    known = tl.sum(by_slot(there).to(tl.float32), 0)
+    shift = tl.sum(fetched(x, offset, there, True, A), 0) / tl.where(known > 0, known, 1.0).to(A)
     first = tl.zeros([SLOTS, LANES], tl.float64)
     second = tl.zeros([SLOTS, LANES], tl.float64)
     whole = lines // (DEPTH * SLOTS)

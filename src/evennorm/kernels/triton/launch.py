@@ -17,7 +17,7 @@ from evennorm.core.namespace import Array
 from evennorm.core.normalize import Gradients
 from evennorm.kernels.triton import backward as gradient_kernels
 from evennorm.kernels.triton import forward as kernels
-from evennorm.kernels.triton.choices import SETTINGS, Stream, size_class
+from evennorm.kernels.triton.choices import SETTINGS, Stream, Timing, size_class
 from evennorm.kernels.triton.following import follow as follow_kernel
 from evennorm.kernels.triton.layout import DEPTH, Cut, cut, dense_view, power_of_two
 
@@ -33,8 +33,7 @@ class Memory(NamedTuple):
     device: Callable[[Array], Hashable]
     processors: Callable[[Array], int]
     """Multiprocessors of the array's device."""
-    may_time: Callable[[Array], bool]
-    """Whether choices may be timed now."""
+    timing: Callable[[Array], Timing]
     empty_like: Callable[[Array], Array]
     """Of the strides of a dense array."""
     empty: Callable[[tuple[int, ...], Array], Array]
@@ -202,7 +201,7 @@ def activation_of(negative_slope: float) -> str:
         >>> activation_of(1.0), activation_of(0.0), activation_of(0.01)
         ('none', 'relu', 'leaky_relu')
     """
-    return {1: "none", 0: "relu"}.get(negative_slope, "leaky_relu")
+    return {1.0: "none", 0.0: "relu"}.get(negative_slope, "leaky_relu")
 
 
 @lru_cache(maxsize=256)
@@ -261,7 +260,7 @@ def _backward_on_chip(
 
 
 def _stream(memory: Memory, how: Cut, x: Array) -> Stream:
-    return Stream(how, memory.item_bytes(x), memory.device(x), memory.processors(x), memory.may_time(x))
+    return Stream(how, memory.item_bytes(x), memory.device(x), memory.processors(x), memory.timing(x))
 
 
 def _room(memory: Memory, stream: Stream, x: Array) -> Array:

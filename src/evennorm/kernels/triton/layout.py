@@ -51,11 +51,6 @@ class View(NamedTuple):
     inner: int
 
     @property
-    def count(self) -> int:
-        """Values behind each mean."""
-        return self.outer * self.inner
-
-    @property
     def elements(self) -> int:
         return self.groups * self.outer * self.channel * self.inner
 

@@ -1,0 +1,72 @@
+"""Derivatives through the GPU kernels, first and second, and those that reach the moments on another way."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.contract.on_triton import DEVICE, served  # isort: skip, may skip all
+
+import torch
+
+from evennorm.torch import batch_norm
+
+__all__ = ["served"]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("group", [None, 3])
+@pytest.mark.parametrize("activation", [None, "leaky_relu"])
+def test_derivatives_that_reach_the_moments(activation, group, streamed) -> None:
+    """Of statistics that a loss looks at, and of the gradient itself, as the composed form has them."""
+    shape = (6, 2, 60, 61) if streamed else (6, 4, 5)
+    x, residual = (torch.randn(shape, dtype=torch.float64, device=DEVICE).requires_grad_() for _ in range(2))
+    gamma, beta = (torch.rand(shape[1], dtype=torch.float64, device=DEVICE).requires_grad_() for _ in range(2))
+    weight, direction = torch.randn(2, *shape, dtype=torch.float64, device=DEVICE)
+    leaves = x, gamma, beta, residual
+
+    def ours(x, gamma, beta, residual):
+        y, m = batch_norm(
+            x, gamma, beta, axis=1, epsilon=1e-3, residual=residual, activation=activation, virtual_batch_size=group
+        )
+        return y, m.mean + m.mean_low, m.variance
+
+    def formula(x, gamma, beta, residual):
+        parts, means, variances = [], [], []
+        row = (1, -1, *(1,) * (x.ndim - 2))
+        axes = [a for a in range(x.ndim) if a != 1]
+        for part in x.split(group or len(x)):
+            mean, variance = part.mean(axes), part.var(axes, correction=0)
+            parts.append(
+                (part - mean.reshape(row)) / (variance.reshape(row) + 1e-3).sqrt() * gamma.reshape(row) + beta.reshape(row)
+            )
+            means.append(mean)
+            variances.append(variance)
+        z = torch.cat(parts) + residual
+        slope = 1.0 if activation is None else 0.01
+        return torch.where(z > 0, z, slope * z), torch.stack(means), torch.stack(variances)
+
+    def derivatives(compute):
+        y, mean, variance = compute(*leaves)
+        loss = (y * weight).sum() + variance.sin().sum() + (3 * mean).sin().sum()
+        first = torch.autograd.grad(loss, leaves, retain_graph=True)
+        (dx,) = torch.autograd.grad(loss, x, create_graph=True)
+        return *first, *torch.autograd.grad((dx * direction).sum(), leaves, allow_unused=True)
+
+    for found, wanted in zip(derivatives(ours), derivatives(formula), strict=True):
+        found = torch.zeros_like(wanted) if found is None and wanted is not None else found
+        wanted = torch.zeros_like(found) if wanted is None and found is not None else wanted
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_torch_checks_the_derivatives() -> None:
+    """By numerical differentiation, once and twice."""
+    torch.manual_seed(5)
+    double = {"dtype": torch.float64, "device": DEVICE, "requires_grad": True}
+    leaves = torch.randn(3, 2, 2, **double), torch.rand(2, **double), torch.rand(2, **double), torch.randn(3, 2, 2, **double)
+
+    def compute(x, gamma, beta, residual):
+        y, m = batch_norm(x, gamma, beta, axis=1, epsilon=1e-3, activation="leaky_relu", residual=residual)
+        return y, m.mean + m.mean_low, m.variance
+
+    assert torch.autograd.gradcheck(compute, leaves, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda *a: compute(*a)[0], leaves, fast_mode=True)

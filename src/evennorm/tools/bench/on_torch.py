@@ -70,7 +70,8 @@ def _ours(case: Case, data: Data) -> Calls:
     return _calls(case, y, data)
 
 
-def _formula(case: Case, in_place: bool, x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None) -> Tensor:
+def formula(case: Case, in_place: bool, x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None) -> Tensor:
+    """What torch itself has for a case."""
     y = F.batch_norm(x, None, None, gamma, beta, training=True, eps=EPSILON)
     if residual is not None:
         y = y.add_(residual) if in_place else y + residual
@@ -82,7 +83,7 @@ def _formula(case: Case, in_place: bool, x: Tensor, gamma: Tensor, beta: Tensor,
 def _eager(case: Case, data: Data, in_place: bool) -> Calls:
     if in_place and not (case.relu or case.residual):
         raise NotServed("with neither activation nor residual it is the same as the one above")
-    return _calls(case, lambda: _formula(case, in_place, data.x, data.gamma, data.beta, data.residual), data)
+    return _calls(case, lambda: formula(case, in_place, data.x, data.gamma, data.beta, data.residual), data)
 
 
 def _layer(case: Case, data: Data) -> Calls:
@@ -107,7 +108,7 @@ def _layer(case: Case, data: Data) -> Calls:
 
 def _compiled(case: Case, data: Data) -> Calls:
     torch.compiler.reset()  # its limit of recompilations is for one program, not for a list of cases
-    compiled = torch.compile(partial(_formula, case, False), dynamic=False)
+    compiled = torch.compile(partial(formula, case, False), dynamic=False)
     return _calls(case, lambda: compiled(data.x, data.gamma, data.beta, data.residual), data)
 
 
@@ -117,7 +118,7 @@ def _onednn(case: Case, data: Data) -> Calls:
         raise NotServed("torch trains in oneDNN's format on float32 images with channels first only")
     x, dy, residual = (None if a is None else a.detach().to_mkldnn() for a in (data.x, data.dy, data.residual))
     leaves = Data(_leaf(x), dy, data.gamma, data.beta, _leaf(residual))
-    return _calls(case, lambda: _formula(case, False, leaves.x, leaves.gamma, leaves.beta, leaves.residual), leaves)
+    return _calls(case, lambda: formula(case, False, leaves.x, leaves.gamma, leaves.beta, leaves.residual), leaves)
 
 
 def _keras(case: Case, data: Data, build: Callable[[Case, Data], keras_layers.Built]) -> Calls:

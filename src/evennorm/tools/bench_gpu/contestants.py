@@ -1,0 +1,133 @@
+"""Who is measured on a GPU: ours; F.batch_norm, eagerly with and without cuDNN, and compiled; modules; a copy, the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from evennorm.tools.bench.cases import Case
+from evennorm.tools.bench.contestants import COPY, EPSILON, LIMIT, OURS, Data, NotServed
+from evennorm.tools.bench.on_torch import formula
+
+EAGER, COMPILED, OUR_MODULE, THEIR_MODULE = "torch eager", "torch.compile", "evennorm, module", "torch modules"
+
+Both = tuple[Callable[[], Any], Callable[[], Any] | None]
+"""What gives y, and what gives y and all gradients."""
+
+
+class Contestant(NamedTuple):
+    """One way to normalize, as `evennorm.tools.bench.contestants` has them."""
+
+    name: str
+    family: str
+    ours: str | None
+    prepare: Callable[[Case, Sequence[Data]], list[Both]]
+    """For several sets of arrays of one case. Raises NotServed, or what the framework raises for a case it does not take."""
+
+
+def place(case: Case, seed: int, device: str = "cuda") -> Data:
+    """Random tensors on the device: channels on axis 1, and in memory where the layout has them."""
+    generator = torch.Generator(device).manual_seed(seed)
+    dtype, wide = getattr(torch, case.dtype), torch.float64 if case.dtype == "float64" else torch.float32
+
+    def images(scale: float = 1.0, mean: float = 0.0) -> Tensor:
+        values = torch.empty(case.shape, dtype=dtype, device=device).normal_(mean, scale, generator=generator)
+        return values.movedim(-1, 1) if case.layout == "last" else values
+
+    def row(scale: float, mean: float) -> Tensor:
+        values = torch.empty(case.channels, dtype=wide, device=device).normal_(mean, scale, generator=generator)
+        return values.requires_grad_()
+
+    residual = images().requires_grad_() if case.residual else None
+    return Data(images(2.0, 1.0).requires_grad_(), images(), row(0.2, 1.0), row(0.2, 0.0), residual)
+
+
+def contestants() -> list[Contestant]:
+    """In the order of tables."""
+    return [
+        Contestant(OURS, OURS, None, _ours),
+        Contestant("F.batch_norm, relu", EAGER, OURS, partial(_eager, in_place=False, cudnn=True)),
+        Contestant("F.batch_norm, relu_", EAGER, OURS, partial(_eager, in_place=True, cudnn=True)),
+        Contestant("F.batch_norm, relu_, no cuDNN", EAGER, OURS, partial(_eager, in_place=True, cudnn=False)),
+        Contestant("torch.compile", COMPILED, OURS, _compiled),
+        Contestant(OUR_MODULE, OUR_MODULE, None, _our_module),
+        Contestant("nn.BatchNorm2d, nn.ReLU", THEIR_MODULE, OUR_MODULE, _their_modules),
+        Contestant(COPY, LIMIT, None, _copy),
+    ]
+
+
+def _ours(case: Case, sets: Sequence[Data]) -> list[Both]:
+    from evennorm.torch import batch_norm
+
+    activation = "relu" if case.relu else None
+
+    def y(data: Data) -> Tensor:
+        return batch_norm(
+            data.x, data.gamma, data.beta, axis=1, epsilon=EPSILON, activation=activation, residual=data.residual
+        )[0]
+
+    return [_both(y, data) for data in sets]
+
+
+def _eager(case: Case, sets: Sequence[Data], in_place: bool, cudnn: bool) -> list[Both]:
+    if in_place and not (case.relu or case.residual):
+        if cudnn:
+            raise NotServed("with neither activation nor residual it is the same as the one above")
+        in_place = False
+
+    def y(data: Data) -> Tensor:
+        with torch.backends.cudnn.flags(enabled=cudnn):
+            return formula(case, in_place, data.x, data.gamma, data.beta, data.residual)
+
+    return [_both(y, data) for data in sets]
+
+
+def _compiled(case: Case, sets: Sequence[Data]) -> list[Both]:
+    torch.compiler.reset()  # its limit of recompilations is for one program, not for a list of cases
+    compiled = torch.compile(partial(formula, case, False), dynamic=False)
+    return [_both(lambda data: compiled(data.x, data.gamma, data.beta, data.residual), data) for data in sets]
+
+
+def _our_module(case: Case, sets: Sequence[Data]) -> list[Both]:
+    import evennorm.torch
+
+    kind = getattr(evennorm.torch, "BatchNorm2d", None)
+    if kind is None:
+        raise NotServed("evennorm.torch has no BatchNorm2d")
+    layer = kind(case.channels, eps=EPSILON, activation="relu" if case.relu else None).to(sets[0].x.device)
+    leaves = {"gamma": layer.weight, "beta": layer.bias}
+    return [_both(lambda data: layer(data.x, data.residual), data._replace(**leaves)) for data in sets]
+
+
+def _their_modules(case: Case, sets: Sequence[Data]) -> list[Both]:
+    layer = torch.nn.BatchNorm2d(case.channels, eps=EPSILON).to(sets[0].x.device)
+    relu = torch.nn.ReLU(inplace=True)
+
+    def y(data: Data) -> Tensor:
+        found = layer(data.x)
+        if data.residual is not None:
+            found = found.add_(data.residual)
+        return relu(found) if case.relu else found
+
+    leaves = {"gamma": layer.weight, "beta": layer.bias}
+    return [_both(y, data._replace(**leaves)) for data in sets]
+
+
+def _copy(case: Case, sets: Sequence[Data]) -> list[Both]:
+    sources = [data.x.detach() for data in sets]
+    targets = [torch.empty_like(x) for x in sources]
+    return [(partial(y.copy_, x), None) for x, y in zip(sources, targets, strict=True)]
+
+
+def _both(y: Callable[[Data], Tensor], data: Data) -> Both:
+    leaves = [leaf for leaf in (data.x, data.gamma, data.beta, data.residual) if leaf is not None]
+
+    def both() -> tuple[Tensor, ...]:
+        found = y(data)
+        return found, *torch.autograd.grad(found, leaves, data.dy)
+
+    return partial(y, data), both

@@ -77,6 +77,12 @@ def test_which_kernel_serves_is_a_pure_function() -> None:
     assert choose("tensorflow", "float64", training=False) == "reference"
     assert choose("tensorflow", "float32", training=False, epsilon=1e-6) == "reference"
     assert choose("jax", "float32", training=False) == "reference"
+    for dtype in ("float32", "float64", "bfloat16", "float16"):
+        assert choose("torch", dtype, device="cuda", compiled=True, forced=None) == "triton"
+    assert choose("torch", "float32", device="cuda", compiled=False, forced=None) == "reference"
+    assert choose("torch", "float32", device="cuda", compiled=True, forced="reference") == "reference"
+    assert choose("torch", "int32", device="cuda", compiled=True, forced=None) == "reference"
+    assert choose("jax", "float32", device="cuda", compiled=True, forced=None) == "reference"
 
 
 def test_slopes_of_activations() -> None:

@@ -8,7 +8,7 @@ PYTEST := TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # pip installs into one .venv
-.PHONY: help install demo test test-native lint format bench clean compiler
+.PHONY: help install demo test test-triton test-gpu test-native lint format bench bench-gpu clean compiler
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,7 +26,23 @@ test: $(VENV)/.installed ## Run all tests, on every engine.
 	run "Keras on torch" KERAS_BACKEND=torch $(PYTEST) tests/keras tests/upstream; \
 	run "Keras on tensorflow" KERAS_BACKEND=tensorflow $(PYTEST) tests/keras tests/upstream; \
 	run "Keras on numpy" KERAS_BACKEND=numpy $(PYTEST) tests/keras; \
+	run "the GPU kernels, in Triton's interpreter" $(MAKE) --no-print-directory test-triton; \
 	exit $$failed
+
+# Triton cannot be loaded after TensorFlow, and torch's compiler loads it wherever it finds it: it lies in a folder of its own.
+TRITON := $(VENV)/triton
+TRITON_VERSION := $(shell grep -o 'triton==[0-9.]*' constraints.txt)
+GPU_TESTS := -m pytest --noconftest $(wildcard tests/contract/test_triton*.py)
+
+test-triton: $(VENV)/.installed ## Run the tests of the GPU kernels without a GPU.
+	@if [ -d $(TRITON) ]; then PYTHONPATH=$(TRITON) TRITON_INTERPRET=1 $(BIN)/python $(GPU_TESTS); \
+	else echo "SKIPPED: the tests of the GPU kernels need Triton, which is not installed here: it is there for Linux on x86-64"; fi
+
+# On the GPU's own machine, with the Python that has its torch: no .venv, nothing built. Needs torch, triton, numpy and pytest.
+test-gpu: ## Run the tests of the GPU kernels on this machine's GPU, with PYTHON.
+	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || \
+		{ echo "test-gpu runs on a CUDA device, and torch sees none here; run it on a machine that has one, or make test-triton"; exit 2; }
+	PYTHONPATH=src EVENNORM_TEST_DEVICE=cuda $(PYTHON) $(GPU_TESTS) -p no:cacheprovider -W default -W "error:evennorm takes" $(ARGS)
 
 # With cmake and ninja of the .venv. AddressSanitizer also looks for undefined behaviour; what is never given back is still reachable.
 test-native: $(VENV)/.installed ## Run the kernels' own tests under sanitizers.
@@ -49,7 +65,10 @@ format: $(VENV)/.installed ## Put the code in the house's style.
 	$(BIN)/ruff format
 
 bench: $(VENV)/.installed ## Measure accuracy and speed; rewrites benchmarks/results and the pages made from them.
-	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+bench-gpu: ## Measure speed and memory on this machine's GPU, with PYTHON; rewrites benchmarks/results/gpu-*.json.
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py $(BENCH)
 
 clean: ## Remove .venv, builds and caches.
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -78,4 +97,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python com
 	$(PIP) torch
 	$(PIP) $(BUILD)
 	$(PIP) --no-build-isolation --editable '.[dev]'
+	@rm -rf $(TRITON)
+	-@test "$$(uname -sm)" != "Linux x86_64" || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(TRITON) $(TRITON_VERSION)
 	@touch $@ $(VENV)/.demo

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-HEAVY = ("numpy", "jax", "torch", "tensorflow", "keras", "optuna", "click", "rich", "matplotlib", "sklearn", "PIL")
+HEAVY = ("numpy", "jax", "torch", "triton", "tensorflow", "keras", "optuna", "click", "rich", "matplotlib", "sklearn", "PIL")
 
 
 def loaded_by(statement: str, *, without: tuple[str, ...] = ()) -> list[str]:

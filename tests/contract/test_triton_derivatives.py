@@ -8,9 +8,13 @@ from tests.contract.on_triton import DEVICE, served  # isort: skip, may skip all
 
 import torch
 
-from evennorm.torch import batch_norm
+from evennorm.torch import batch_norm, gpu_memory, normalize
 
 __all__ = ["served"]
+
+
+def failing(*_: object) -> None:
+    raise RuntimeError("no such architecture")
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -70,3 +74,50 @@ def test_torch_checks_the_derivatives() -> None:
 
     assert torch.autograd.gradcheck(compute, leaves, fast_mode=True)
     assert torch.autograd.gradgradcheck(lambda *a: compute(*a)[0], leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
+@pytest.mark.parametrize("has_residual", [False, True])
+def test_derivatives_by_given_statistics(activation, has_residual, layout, streamed, fails, monkeypatch) -> None:
+    """A frozen layer: no value acts on mean and variance."""
+    shape = (3, 2, 61, 60) if streamed else (3, 4, 5, 6)
+    x, residual = (torch.randn(shape, dtype=torch.float64, device=DEVICE).contiguous(memory_format=layout) for _ in range(2))
+    mean, variance, gamma, beta = (torch.rand(shape[1], dtype=torch.float64, device=DEVICE) + 0.5 for _ in range(4))
+    weight, direction = torch.randn(2, *shape, dtype=torch.float64, device=DEVICE)
+    leaves = [leaf.requires_grad_() for leaf in (x, gamma, beta, *([residual] if has_residual else []))]
+    slope = {None: 1.0, "relu": 0.0, "leaky_relu": 0.01}[activation]
+
+    def ours():
+        given = {"epsilon": 1e-3, "activation": activation, "residual": residual if has_residual else None}
+        return normalize(x, mean, variance, gamma, beta, axis=1, **given)
+
+    def formula():
+        m, v, g, b = (row.reshape(1, -1, 1, 1) for row in (mean, variance, gamma, beta))
+        z = (x - m) / (v + 1e-3).sqrt() * g + b
+        z = z + residual if has_residual else z
+        return torch.where(z > 0, z, slope * z)
+
+    def derivatives(compute):
+        y = compute()
+        with torch.no_grad():  # running statistics go on before the backward pass
+            mean.add_(1)
+        (dx,) = torch.autograd.grad((y * weight).sum(), x, create_graph=True)
+        found = y, *torch.autograd.grad((y * weight).sum(), leaves, retain_graph=True), second(dx)
+        with torch.no_grad():
+            mean.sub_(1)
+        return found
+
+    def second(dx):
+        return torch.autograd.grad((dx * direction).sum(), gamma)[0]
+
+    if fails:
+        monkeypatch.setattr(gpu_memory, "backward", failing)
+        with pytest.warns(UserWarning, match="a kernel failed"):
+            found = derivatives(ours)
+    else:
+        found = derivatives(ours)
+    for got, wanted in zip(found, derivatives(formula), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)

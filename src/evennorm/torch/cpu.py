@@ -56,7 +56,7 @@ def plain(tensor: Tensor) -> bool:
 
 
 def untransformed() -> bool:
-    """Whether operations are computed as they are called: nobody vectorizes, traces, records or pushes tangents through them."""
+    """Whether operations are computed as they are called: nobody vectorizes, traces or records them, or takes tangents."""
     return not (
         torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()

@@ -132,7 +132,7 @@ class _TorchEngine(Engine):
         wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
         constants = not (mean.requires_grad or variance.requires_grad)
         serve = self._served_by(*given) if geometry.permutation is None and (constants or not wants_gradient) else None
-        if serve is cpu or (serve is gpu and not wants_gradient):
+        if serve in (cpu, gpu):
             if residual is not None:
                 self._check_residual(residual, tuple(x.shape))
             rows = [self._flat(row, geometry) for row in (mean, variance, gamma, beta)]

@@ -5,6 +5,7 @@ Triton is loaded by the first tensor on a GPU. Where it cannot be, or a kernel f
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from evennorm.core.geometry import Geometry
 from evennorm.core.moments import Moments
 from evennorm.kernels import choose, reference, triton
 from evennorm.torch import gpu_memory
-from evennorm.torch.cpu import composed_backward, moments_of, plain, untransformed
+from evennorm.torch.cpu import composed_backward, moments_of, plain, untransformed, wide
 from evennorm.torch.namespace import xp
 from evennorm.torch.refusal import refuse_after, refused
 from evennorm.torch.signs import opened
@@ -60,21 +61,23 @@ class _BatchNorm(torch.autograd.Function):
         negative_slope: float,
         group_size: int | None,
         statistic_shape: tuple[int, ...] | None,
-    ) -> tuple[Tensor, ...]:
+        given: tuple[Tensor, None, Tensor] | None = None,
+    ) -> tuple[Tensor | None, ...]:
         y, saved = gpu_memory.forward(
-            geometry, x, gamma, beta, residual, epsilon, negative_slope, group_size, statistic_shape
+            geometry, x, gamma, beta, residual, epsilon, negative_slope, group_size, statistic_shape, given
         )
-        mean, _, _ = saved.statistics
-        ctx.mark_non_differentiable(mean)  # a constant: mean_low carries the derivative of both
+        mean, _, variance = saved.statistics
+        # The mean is a constant: mean_low carries the derivative of both.
+        ctx.mark_non_differentiable(*((mean,) if given is None else (mean, variance)))
         ctx.set_materialize_grads(False)
-        ctx.call = geometry, epsilon, negative_slope, group_size, residual is not None
+        ctx.call = geometry, epsilon, negative_slope, group_size, residual is not None, given is not None
         ctx.save_for_backward(x, gamma, beta, saved.signs, *saved.statistics)
         return y, *saved.statistics
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, _: None, *d_statistics: Tensor | None) -> tuple[Tensor | None, ...]:
         x, gamma, beta, signs, *statistics = ctx.saved_tensors
-        geometry, epsilon, negative_slope, group_size, has_residual = ctx.call
+        geometry, epsilon, negative_slope, group_size, has_residual, frozen = ctx.call
         dy = torch.zeros_like(x) if dy is None else dy.to(x.dtype)
         d_mean, d_variance = (None if d is None else d.contiguous() for d in d_statistics)
         if not torch.is_grad_enabled() and not refused(x.dtype):
@@ -93,16 +96,21 @@ class _BatchNorm(torch.autograd.Function):
                     group_size,
                     d_mean,
                     d_variance,
+                    frozen,
                 )
-                return *g, None, None, None, None, None
+                return *g, None, None, None, None, None, None
             except Exception as error:
                 refuse_after(error, x.dtype)
         # A second derivative is coming, or a kernel failed: the composed form, which autograd sees through.
         if signs is not None:
             dy, negative_slope = torch.where(opened(geometry, x, signs, group_size), dy, negative_slope * dy), 1.0
+        mean, mean_low, variance = statistics
+        statistics = [mean, torch.zeros_like(mean) if mean_low is None else mean_low, variance]
         moments = moments_of(x, [statistic.reshape(-1, geometry.channel) for statistic in statistics])
+        if frozen:
+            moments = moments._replace(count=inf)  # as the kernels have it
         g = composed_backward(geometry, dy, x, moments, gamma, beta, epsilon, negative_slope, group_size, d_mean, d_variance)
-        return g.x, g.gamma, g.beta, dy if has_residual else None, None, None, None, None, None
+        return g.x, g.gamma, g.beta, dy if has_residual else None, None, None, None, None, None, None
 
 
 # Without the wrapper that looks for functorch's transforms, as `serves` has done: a third of the time on small arrays.
@@ -148,6 +156,31 @@ def infer(
     rows = (contiguous(row) for row in (mean, variance, gamma, beta))
     try:
         return gpu_memory.inference(geometry, x, *rows, residual, epsilon, negative_slope)
+    except Exception as error:
+        refuse_after(error, x.dtype)
+        return None
+
+
+def infer_with_gradient(
+    geometry: Geometry,
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    epsilon: float,
+    negative_slope: float,
+) -> Tensor | None:
+    """`infer`, differentiable in x, gamma, beta and residual."""
+    x = gpu_memory.dense(x, geometry, None)
+    gamma, beta = contiguous(gamma), contiguous(beta)
+    residual = None if residual is None else residual.to(x.dtype)
+    # Copies: running statistics may go on before the backward pass.
+    mean, variance = (row.to(wide(x), copy=True).contiguous() for row in (mean, variance))
+    given = mean, None, variance
+    try:
+        return _apply(x, gamma, beta, residual, geometry, epsilon, negative_slope, None, None, given)[0]
     except Exception as error:
         refuse_after(error, x.dtype)
         return None

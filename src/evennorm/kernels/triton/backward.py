@@ -123,6 +123,12 @@ def gradient_sums(
 
 
 @triton.jit
+def count_of(outer, inner, frozen):
+    """Values behind a mean. Given statistics are as those of infinitely many, none of which moves a mean."""
+    return tl.where(frozen != 0, float("inf"), outer.to(tl.float64) * inner.to(tl.float64))
+
+
+@triton.jit
 def gradient_tile(
     dz, centred, offset, there, dx, d_residual, scale, slope_of, offset_of, MASKED: tl.constexpr
 ):  # fmt: skip
@@ -175,7 +181,8 @@ def parameter_gradients(
 @kernel
 def input_gradient(
     dy, x, signs, gamma, beta, mean_in, mean_low_in, variance_in, dx, d_residual, d_gamma, d_beta, d_mean, d_variance,
-    partials, groups, outer, channels, inner, segments, lines, splits, epsilon, epsilon_low, slope, slope_low, size_class,
+    partials, groups, outer, channels, inner, segments, lines, splits, frozen, epsilon, epsilon_low, slope, slope_low,
+    size_class,
     PLANES: tl.constexpr, LANES: tl.constexpr, SPAN: tl.constexpr, PROGRAMS: tl.constexpr, STAGES: tl.constexpr,
     SEGMENTED: tl.constexpr, UNEVEN: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr, MERGE: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -216,7 +223,7 @@ def input_gradient(
         mean_low, variance, factor, wide_epsilon, first, centred_sum(first, second, mean_low),
         statistic(d_mean, group, channel, channels).to(tl.float64),
         statistic(d_variance, group, channel, channels).to(tl.float64),
-        outer.to(tl.float64) * inner.to(tl.float64), A,
+        count_of(outer, inner, frozen), A,
     )  # fmt: skip
     share_below = double(slope, slope_low).to(A)
 
@@ -240,7 +247,7 @@ def input_gradient(
 @kernel
 def backward_on_chip(
     dy, x, signs, gamma, beta, mean_in, mean_low_in, variance_in, dx, d_residual, d_gamma, d_beta, d_mean, d_variance,
-    partials, groups, outer, channels, inner, segments, lines, epsilon, epsilon_low, slope, slope_low,
+    partials, groups, outer, channels, inner, segments, lines, frozen, epsilon, epsilon_low, slope, slope_low,
     PLANES: tl.constexpr, LANES: tl.constexpr, SLOTS: tl.constexpr, SEGMENTED: tl.constexpr, UNIT: tl.constexpr,
     WIDE: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
@@ -284,7 +291,7 @@ def backward_on_chip(
         mean_low, variance, factor, wide_epsilon, first, sum_dz_centred,
         statistic(d_mean, group, channel, channels).to(tl.float64),
         statistic(d_variance, group, channel, channels).to(tl.float64),
-        outer.to(tl.float64) * inner.to(tl.float64), A,
+        count_of(outer, inner, frozen), A,
     )  # fmt: skip
     gradient_tile(dz, centred, offset, there, dx, d_residual, scale, slope_of, offset_of, True)
     if partials is not None:

@@ -17,7 +17,9 @@ from evennorm.kernels.triton import layout
 
 DEPTH = tl.constexpr(layout.DEPTH)
 
-NUMBERS = ["groups", "outer", "channels", "inner", "segments", "lines", "splits", "size_class", "count", "unbiased"]
+NUMBERS = [
+    "groups", "outer", "channels", "inner", "segments", "lines", "splits", "frozen", "size_class", "count", "unbiased",
+]  # fmt: skip
 """Arguments for whose values nothing is compiled anew; `aligned` tells what is known of them."""
 
 

@@ -49,8 +49,8 @@ class Memory(NamedTuple):
 class Saved(NamedTuple):
     """What the backward pass needs beside x."""
 
-    statistics: Sequence[Array]
-    """mean, mean_low and variance, groups * channel values each."""
+    statistics: Sequence[Array | None]
+    """mean, mean_low and variance, groups * channel values each; given ones have no mean_low."""
     signs: Array | None
     """A bit per element, where an activation follows a residual: `layout` says in which order."""
 
@@ -66,19 +66,24 @@ def forward(
     negative_slope: float,
     group_size: int | None = None,
     statistic_shape: tuple[int, ...] | None = None,
+    given: tuple[Array, None, Array] | None = None,
 ) -> tuple[Array, Saved]:
     """Training: `x` normalized by its own moments. Parameters are contiguous, of any float dtype.
 
-    Each statistic is (groups, channel), or of another `statistic_shape` with as many values.
+    Each statistic is (groups, channel), or of another `statistic_shape` with as many values. Statistics that are `given`
+    take the place of the moments, without groups.
     """
     how = cut_of(memory, geometry, x, group_size)
     residual = None if residual is None else _lying_like(memory, residual, x)
     shape = (how.view.groups, how.view.channel) if statistic_shape is None else statistic_shape
-    y, statistics = memory.empty_like(x), tuple(memory.empty(shape, x) for _ in range(3))
+    y, statistics = memory.empty_like(x), given or tuple(memory.empty(shape, x) for _ in range(3))
     signs = memory.empty_bytes(how.sign_bytes, x) if residual is not None and negative_slope != 1 else None
     if how.view.elements == 0:
-        return y, Saved([memory.cleared(statistic) for statistic in statistics], signs)
-    numbers = epsilon, negative_slope
+        return y, Saved(given or [memory.cleared(statistic) for statistic in statistics], signs)
+    numbers, parameters = (epsilon, negative_slope), (gamma, beta)
+    if given is not None:
+        _normalize(memory, _stream(memory, how, x), x, residual, y, signs, parameters, None, given, 1, numbers)
+        return y, Saved(given, signs)
     if how.slots:
         kernels.forward_on_chip[_programs(how)](
             *(x, residual, y, signs, gamma, beta, *statistics),
@@ -93,7 +98,7 @@ def forward(
     splits = stream.launch(
         kernels.moment_sums, memory.dtype(x), (x, partials, *_sizes(how), size_class(how)), _streamed(how)
     )
-    _normalize(memory, stream, x, residual, y, signs, (gamma, beta), partials, statistics, splits, numbers)
+    _normalize(memory, stream, x, residual, y, signs, parameters, partials, statistics, splits, numbers)
     return y, Saved(statistics, signs)
 
 
@@ -134,8 +139,12 @@ def backward(
     group_size: int | None = None,
     d_mean: Array | None = None,
     d_variance: Array | None = None,
+    frozen: bool = False,
 ) -> Gradients:
-    """The derivatives of `forward`; `d_mean` and `d_variance` are those that reach the moments on another way."""
+    """The derivatives of `forward`; `d_mean` and `d_variance` are those that reach the moments on another way.
+
+    `frozen` says that the statistics were given, so that x has acted on none.
+    """
     how = cut_of(memory, geometry, x, group_size, with_dy=True)
     dy = _lying_like(memory, dy, x)
     dx, d_gamma, d_beta = memory.empty_like(x), *(None if p is None else memory.empty_like(p) for p in (gamma, beta))
@@ -150,7 +159,7 @@ def backward(
     to = dx, d_residual, d_gamma, d_beta, d_mean, d_variance
     numbers, activation = _halves(epsilon, negative_slope), activation_of(negative_slope)
     if how.slots:
-        _backward_on_chip(memory, how, given, to, numbers, activation)
+        _backward_on_chip(memory, how, given, to, frozen, numbers, activation)
         return gradients
     stream, constants = _stream(memory, how, x), {**_streamed(how), "ACTIVATION": activation}
     names = memory.dtype(x), saved.signs is not None
@@ -161,7 +170,7 @@ def backward(
     stream.launch(
         gradient_kernels.input_gradient,
         names,
-        (*given, *to, partials, how.view.groups, *_sizes(how), splits, *numbers, size_class(how)),
+        (*given, *to, partials, how.view.groups, *_sizes(how), splits, int(frozen), *numbers, size_class(how)),
         {**constants, "MERGE": power_of_two(splits)},
     )
     return gradients
@@ -242,6 +251,7 @@ def _backward_on_chip(
     how: Cut,
     given: tuple[Array | None, ...],
     to: tuple[Array | None, ...],
+    frozen: bool,
     numbers: tuple[float, ...],
     activation: str,
 ) -> None:
@@ -250,7 +260,10 @@ def _backward_on_chip(
     groups, channels = how.view.groups, how.view.channel
     partials = memory.empty_doubles(groups * 2 * channels, x) if groups > 1 else None
     gradient_kernels.backward_on_chip[_programs(how)](
-        *(*given, *to, partials), *(groups, *_sizes(how), *numbers), **_on_chip(how), ACTIVATION=activation
+        *(*given, *to, partials),
+        *(groups, *_sizes(how), int(frozen), *numbers),
+        **_on_chip(how),
+        ACTIVATION=activation,
     )
     if partials is not None and not (d_gamma is None and d_beta is None):
         lanes = min(128, power_of_two(channels))

@@ -8,7 +8,7 @@ from tests.contract.on_triton import DEVICE, served  # isort: skip, may skip all
 
 import torch
 
-from evennorm.torch import batch_norm, gpu_memory, normalize
+from evennorm.torch import batch_norm, gpu_memory, normalize, recompute_outputs
 
 __all__ = ["served"]
 
@@ -121,3 +121,22 @@ def test_derivatives_by_given_statistics(activation, has_residual, layout, strea
         found = derivatives(ours)
     for got, wanted in zip(found, derivatives(formula), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("group", [None, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_outputs_are_computed_again_to_the_same_bits(dtype, group, streamed) -> None:
+    x, residual = (torch.randn((6, 2, 60, 61) if streamed else (6, 4, 5), device=DEVICE).to(dtype) for _ in range(2))
+    gamma, beta = (torch.rand(x.shape[1], device=DEVICE).requires_grad_() for _ in range(2))
+
+    def gradients():
+        factor = torch.ones_like(x).requires_grad_()
+        options = {"residual": residual, "activation": "relu", "virtual_batch_size": group}
+        product = batch_norm(x, gamma, beta, axis=1, **options)[0] * factor  # keeps the output
+        return torch.autograd.grad(product.sum(), (factor, gamma, beta))
+
+    expected = gradients()
+    with recompute_outputs():
+        found = gradients()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -12,6 +12,7 @@ from evennorm.torch.conversion import convert, report, revert
 from evennorm.torch.functional import batch_norm, engine, normalize
 from evennorm.torch.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from evennorm.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from evennorm.torch.recompute import recompute_outputs
 
 __all__ = [
     "BatchNorm1d",
@@ -25,6 +26,7 @@ __all__ = [
     "convert",
     "engine",
     "normalize",
+    "recompute_outputs",
     "report",
     "revert",
 ]

@@ -182,6 +182,26 @@ def dense(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return parameter.to(dtype).contiguous()
 
 
+def again(
+    geometry: Geometry,
+    x: Tensor,
+    moments: Moments,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    epsilon: float,
+    negative_slope: float,
+    group_size: int | None,
+) -> Tensor:
+    """The output of `train` once more, from its moments."""
+    dtype = wide(x)
+    given = [dense(statistic.detach(), dtype) for statistic in moments[1:]]
+    gamma, beta = dense(gamma, dtype), dense(beta, dtype)
+    residual = None if residual is None else residual.to(x.dtype)
+    y, _ = cpu.forward(memory, geometry, x, gamma, beta, residual, epsilon, negative_slope, group_size, given=given)
+    return y
+
+
 def infer(
     geometry: Geometry,
     x: Tensor,

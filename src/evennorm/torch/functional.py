@@ -17,6 +17,7 @@ from evennorm.kernels import cpu as kernel
 from evennorm.kernels import reference
 from evennorm.torch import cpu, gpu, op
 from evennorm.torch.namespace import xp
+from evennorm.torch.recompute import recomputing, remember
 
 __all__ = ["batch_norm", "engine", "normalize"]
 
@@ -100,6 +101,13 @@ class _TorchEngine(Engine):
             )
             if found is not None:
                 y, moments = found
+                if serve is not op and recomputing():
+
+                    def again(x: Tensor, residual: Tensor | None) -> Tensor:
+                        given = moments, flat_gamma, flat_beta, residual, epsilon, negative_slope, virtual_batch_size
+                        return serve.again(geometry, x, *given)
+
+                    remember(y, x, residual, (flat_gamma, flat_beta), again)
                 ready = grouped or shape is not None
                 return y, moments if ready else self._of_parameter_shape(moments, geometry, virtual_batch_size)
         return super().train(

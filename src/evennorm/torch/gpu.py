@@ -140,6 +140,27 @@ def train(
     return y, moments_of(x, statistics)
 
 
+def again(
+    geometry: Geometry,
+    x: Tensor,
+    moments: Moments,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    epsilon: float,
+    negative_slope: float,
+    group_size: int | None,
+) -> Tensor:
+    """The output of `train` once more, from its moments."""
+    x = gpu_memory.dense(x, geometry, group_size)
+    mean, mean_low, variance = (statistic.detach().contiguous() for statistic in moments[1:])
+    given = mean, mean_low, variance
+    gamma, beta = contiguous(gamma), contiguous(beta)
+    residual = None if residual is None else residual.to(x.dtype)
+    y, _ = gpu_memory.forward(geometry, x, gamma, beta, residual, epsilon, negative_slope, group_size, None, given)
+    return y
+
+
 def infer(
     geometry: Geometry,
     x: Tensor,

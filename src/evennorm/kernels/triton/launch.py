@@ -66,12 +66,12 @@ def forward(
     negative_slope: float,
     group_size: int | None = None,
     statistic_shape: tuple[int, ...] | None = None,
-    given: tuple[Array, None, Array] | None = None,
+    given: tuple[Array, Array | None, Array] | None = None,
 ) -> tuple[Array, Saved]:
     """Training: `x` normalized by its own moments. Parameters are contiguous, of any float dtype.
 
     Each statistic is (groups, channel), or of another `statistic_shape` with as many values. Statistics that are `given`
-    take the place of the moments, without groups.
+    take the place of the moments.
     """
     how = cut_of(memory, geometry, x, group_size)
     residual = None if residual is None else _lying_like(memory, residual, x)

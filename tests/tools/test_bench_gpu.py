@@ -176,7 +176,7 @@ def benchmark() -> GpuBenchmark:
     where = {"versions": {"torch": "2.13.0"}, "gpu": gpu}
     steps = tuple(
         network.Step(name, "ResNet-50", 128, (40.0, 41.0, 42.0), peak)
-        for name, peak in (("torch eager", 10_000_000_000), ("evennorm, converted", 7_500_000_000))
+        for name, peak in ((network.EAGER, 10_000_000_000), (network.CONVERTED, 7_500_000_000))
     )
     steps += (network.Step("torch.compile", "ResNet-50", 128, reason="no compiler"),)
     settings = Settings("torch", (large, small), ("forward", "both"))
@@ -240,14 +240,12 @@ def test_a_network_trains_and_what_fails_is_told(monkeypatch: pytest.MonkeyPatch
 
     assert network.resnet50()[1] in ("torchvision", "timm", "evennorm.tools.bench_gpu.network")
     monkeypatch.setattr(network, "resnet50", small)
-    ways = {
-        "torch eager": lambda model: model,
-        "evennorm, converted": lambda model: (_ for _ in ()).throw(NotServed("not here")),
-    }
+    ways = {name: change for name, change in network.WAYS.items() if "compile" not in name}
+    ways["another"] = lambda model: (_ for _ in ()).throw(NotServed("not here"))
     found = network.steps(2, 32, 1, "cpu", ways, ticking)
     assert [(step.contestant, len(step.milliseconds), step.peak, step.reason) for step in found] == [
-        ("torch eager", 1, None, None),
-        ("evennorm, converted", 0, None, "not here"),
+        *((name, 1, None, None) for name in list(ways)[:-1]),
+        ("another", 0, None, "not here"),
     ]
     assert found[0].network.startswith("ResNet-50 of us, 32x32")
     assert found[0].median == 2.0 / network.STEPS

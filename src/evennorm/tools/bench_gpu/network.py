@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evennorm.tools.bench.contestants import NotServed
 from evennorm.tools.bench_gpu import clock as clocks
 from evennorm.tools.bench_gpu.clock import Clock
+from evennorm.torch import convert, recompute_outputs, report
 
 STEPS = 5
 """Training steps in a turn."""
@@ -115,29 +115,58 @@ def resnet50() -> tuple[nn.Module, str]:
         return ResNet50(), "evennorm.tools.bench_gpu.network"
 
 
-def converted(model: nn.Module, **options: Any) -> nn.Module:
-    """By `evennorm.torch.convert`.
+def leaky(model: nn.Module) -> nn.Module:
+    """With LeakyReLU in place of each ReLU, since ReLU has no inverse."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.LeakyReLU(inplace=True))
+    return model
 
-    Raises:
-        NotServed: this version has none.
-    """
-    import evennorm.torch
 
-    convert = getattr(evennorm.torch, "convert", None)
-    if convert is None:
-        raise NotServed("evennorm.torch has no convert")
-    found = convert(model, **options)
-    return found if isinstance(found, nn.Module) else getattr(found, "model", model)
+def in_place(model: nn.Module) -> nn.Module:
+    """Converted, and the output written over the input where an activation follows that has an inverse, and no sum."""
+    model = convert(leaky(model))
+    for layer in report(model).layers:
+        if layer.steps == ("leaky_relu",):
+            model.get_submodule(layer.name).memory = "inplace"
+    return model
 
+
+class Recomputing(nn.Module):
+    """A model whose forward pass is inside `recompute_outputs`."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        with recompute_outputs():
+            return self.model(x)
+
+
+EAGER, CONVERTED, RECOMPUTED = "torch eager", "evennorm", "evennorm, recompute_outputs"
+COMPILED, BOTH = "torch.compile", "evennorm, torch.compile"
+LEAKY_EAGER, LEAKY_CONVERTED, LEAKY_IN_PLACE = (
+    "LeakyReLU: torch eager",
+    "LeakyReLU: evennorm",
+    "LeakyReLU: evennorm, in place",
+)
 
 WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "torch eager": lambda model: model,
-    "evennorm, converted": converted,
-    "evennorm, converted, in place": lambda model: converted(model, memory="inplace"),
-    "torch.compile": lambda model: torch.compile(model),
-    "evennorm, converted, torch.compile": lambda model: torch.compile(converted(model)),
+    EAGER: lambda model: model,
+    CONVERTED: convert,
+    RECOMPUTED: lambda model: Recomputing(convert(model)),
+    COMPILED: lambda model: torch.compile(model),
+    BOTH: lambda model: torch.compile(convert(model)),
+    LEAKY_EAGER: leaky,
+    LEAKY_CONVERTED: lambda model: convert(leaky(model)),
+    LEAKY_IN_PLACE: in_place,
 }
 """How the model is changed before it trains."""
+
+SAVED = ((EAGER, CONVERTED, 0.2), (EAGER, RECOMPUTED, 0.2), (LEAKY_EAGER, LEAKY_IN_PLACE, 0.3))
+"""A way, one that needs less memory, and what part of it less that has to be."""
 
 
 def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
@@ -146,12 +175,21 @@ def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=False)
-        with torch.autocast(images.device.type, torch.bfloat16):
-            loss = nn.functional.cross_entropy(model(images), labels)
-        loss.backward()
+        loss_of(model, images, labels).backward()
         optimizer.step()
 
     return step
+
+
+def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    with torch.autocast(images.device.type, torch.bfloat16):
+        return nn.functional.cross_entropy(model(images), labels)
+
+
+def data_of(batch: int, side: int, device: Any) -> tuple[Tensor, Tensor]:
+    """Images, channels last in memory, and labels."""
+    images = torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+    return images, torch.randint(1000, (batch,), device=device)
 
 
 def steps(
@@ -184,13 +222,13 @@ def steps(
 
 def _measured(empty: Step, model: nn.Module, side: int, rounds: int, clock: Clock) -> Step:
     device = next(model.parameters()).device
-    images = torch.randn(empty.batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
-    step = training_step(model, images, torch.randint(1000, (empty.batch,), device=device))
+    step = training_step(model, *data_of(empty.batch, side, device))
     for _ in range(3):
         step()
     peak = peak_of(step, device.type)
     times = clocks.in_turns({empty.contestant: clocks.queued([step], STEPS)}, rounds, clock)
-    return replace(empty, milliseconds=tuple(round(ms, 4) for ms in times[empty.contestant]), peak=peak)
+    milliseconds = tuple(round(ms, 4) for ms in times[empty.contestant])
+    return replace(empty, milliseconds=milliseconds, peak=peak)
 
 
 def peak_of(step: Callable[[], None], device: str) -> int | None:

@@ -1,0 +1,119 @@
+"""What the forward pass of ResNet-50 keeps for backward, with torch's batch normalization and with evennorm's.
+
+Writes benchmarks/results/memory.json and, from it, docs/memory.md. Bytes are counted, not timed: what torch's allocator has
+given out and not taken back while the loss is alive. They are the same on any device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _environment import ROOT, environment, sentence
+
+RESULT = ROOT / "benchmarks" / "results" / "memory.json"
+PAGE = ROOT / "docs" / "memory.md"
+SIDE = 224
+
+
+def held(forward: Callable[[], Any]) -> int:
+    """Bytes that are allocated by `forward`, and still are while its result is alive."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        result = forward()
+    total = sum(event.self_cpu_memory_usage for event in recorded.events())
+    del result
+    return total
+
+
+def measure(side: int = SIDE) -> dict[str, Any]:
+    """Bytes of each way, with one image and with two."""
+    import torch
+
+    from evennorm.tools.bench_gpu import network
+
+    found = {}
+    for name, change in network.WAYS.items():
+        if "compile" in name:  # whose memory the profiler does not see
+            continue
+        torch.manual_seed(0)
+        model = change(network.ResNet50().to(memory_format=torch.channels_last).train())
+        one, two = (network.data_of(batch, side, "cpu") for batch in (1, 2))
+        network.loss_of(model, *two)
+        found[name] = [held(partial(network.loss_of, model, *data)) for data in (one, two)]
+    return {"side": side, "bytes": found, "environment": environment()}
+
+
+def page(result: dict[str, Any]) -> str:
+    return "\n".join(_page(result))
+
+
+def _page(result: dict[str, Any]) -> Iterator[str]:
+    from evennorm.tools.bench_gpu.network import CONVERTED, EAGER, LEAKY_CONVERTED, LEAKY_EAGER, LEAKY_IN_PLACE, RECOMPUTED
+
+    words = {
+        EAGER: "ReLU: torch",
+        CONVERTED: "ReLU: `convert`",
+        RECOMPUTED: "ReLU: `convert` and `recompute_outputs`",
+        LEAKY_EAGER: "LeakyReLU: torch",
+        LEAKY_CONVERTED: "LeakyReLU: `convert`",
+        LEAKY_IN_PLACE: 'LeakyReLU: `convert`, `memory="inplace"` where no sum follows',
+    }
+    per_image = {name: two - one for name, (one, two) in result["bytes"].items()}
+    fixed = {name: 2 * one - two for name, (one, two) in result["bytes"].items()}
+    side = result["side"]
+    yield f"""# What a network keeps for its backward pass
+
+ResNet-50 with in-place activations, {side}x{side} images, bfloat16 by autocast: megabytes that the forward pass leaves
+behind for each image.
+
+| | MB per image | less than torch |
+| --- | ---: | ---: |"""
+    for name, word in words.items():
+        before = per_image[LEAKY_EAGER if name.startswith("Leaky") else EAGER]
+        yield f"| {word} | {per_image[name] / 1e6:.1f} | {100 * (1 - per_image[name] / before):.0f} % |"
+    yield f"""
+Beside that, {fixed[EAGER] / 1e6:.0f} MB of weights in bfloat16, whatever the batch.
+
+- **Fusing alone saves nothing here.** torch keeps x for its normalization and y for the convolution behind it; ReLU in
+  place shares y. evennorm keeps the same two, and one bit per element where a residual is added: what is saved is time.
+- **`recompute_outputs`** drops y wherever evennorm computed it, and computes it again when the backward pass asks for it,
+  to the same bits, by a pass that costs about a copy.
+- **`memory="inplace"`** drops x, which is found from y. In a residual network that is possible at two of three
+  normalizations, and only with an activation that has an inverse.
+
+```python
+import torch
+from torch import nn
+from evennorm.torch import convert, recompute_outputs
+
+model = convert(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)))
+with recompute_outputs():
+    loss = model(torch.randn(4, 3, 16, 16)).square().mean()
+loss.backward()
+```
+
+Counted by `python benchmarks/memory.py`: bytes that are the same on any device. The time that recomputing takes on a GPU
+has not been measured yet; `make bench-gpu` does it.
+
+{sentence(result["environment"])}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--page", action="store_true", help="write the page from the results that are there")
+    if not parser.parse_args().page:
+        RESULT.write_text(json.dumps(measure(), indent=1) + "\n")
+    PAGE.write_text(page(json.loads(RESULT.read_text())))
+
+
+if __name__ == "__main__":
+    main()

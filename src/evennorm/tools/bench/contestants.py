@@ -61,7 +61,7 @@ class Contestant:
     """Raises NotServed, or what the framework raises for a case that it does not take."""
 
 
-OURS, OUR_LAYER = "evennorm", "evennorm, Keras layer"
+OURS, OUR_LAYER, OUR_MODULE = "evennorm", "evennorm, Keras layer", "evennorm, module"
 KERAS = "Keras's layer"
 COPY, CHEAP_COPY = "copy", "copy, cheap pages"
 LIMIT = "limit"

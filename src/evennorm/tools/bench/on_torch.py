@@ -21,6 +21,7 @@ from evennorm.tools.bench.contestants import (
     KERAS,
     LIMIT,
     OUR_LAYER,
+    OUR_MODULE,
     OURS,
     Calls,
     Contestant,
@@ -47,7 +48,8 @@ def contestants() -> list[Contestant]:
         Contestant(OURS, OURS, None, _ours),
         Contestant("F.batch_norm, relu", "torch eager", OURS, partial(_eager, in_place=False)),
         Contestant("F.batch_norm, relu_", "torch eager", OURS, partial(_eager, in_place=True)),
-        Contestant("nn.BatchNorm, nn.ReLU", "torch layer", OURS, _layer),
+        Contestant(OUR_MODULE, OUR_MODULE, None, partial(_layer, build=_our_module)),
+        Contestant("nn.BatchNorm, nn.ReLU", "torch layer", OUR_MODULE, partial(_layer, build=_their_module)),
         Contestant("torch.compile", "torch.compile", OURS, _compiled),
         Contestant("oneDNN", "oneDNN", OURS, _onednn),
         Contestant(OUR_LAYER, OUR_LAYER, None, partial(_keras, build=keras_layers.ours)),
@@ -86,24 +88,40 @@ def _eager(case: Case, data: Data, in_place: bool) -> Calls:
     return _calls(case, lambda: formula(case, in_place, data.x, data.gamma, data.beta, data.residual), data)
 
 
-def _layer(case: Case, data: Data) -> Calls:
+Step = Callable[[Tensor, Tensor | None], Tensor]
+"""x and residual -> y."""
+
+
+def _layer(case: Case, data: Data, build: Callable[[Case, str, Data], tuple[Step, torch.nn.Module]]) -> Calls:
     """The modules, which follow the batches with running averages, too."""
-    kinds = {2: torch.nn.BatchNorm1d, 3: torch.nn.BatchNorm1d, 4: torch.nn.BatchNorm2d, 5: torch.nn.BatchNorm3d}
+    kinds = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}
     if len(case.shape) not in kinds:
         raise NotServed("torch has batch normalization layers for two to five axes")
-    layer = kinds[len(case.shape)](case.channels, eps=EPSILON, dtype=data.gamma.dtype)
-    relu = torch.nn.ReLU()
+    step, layer = build(case, kinds[len(case.shape)], data)
     with torch.no_grad():
         layer.weight.copy_(data.gamma)
         layer.bias.copy_(data.beta)
+    return _calls(case, lambda: step(data.x, data.residual), data._replace(gamma=layer.weight, beta=layer.bias))
 
-    def y() -> Tensor:
-        found = layer(data.x)
-        if data.residual is not None:
-            found = found + data.residual
-        return relu(found) if case.relu else found
 
-    return _calls(case, y, data._replace(gamma=layer.weight, beta=layer.bias))
+def _our_module(case: Case, kind: str, data: Data) -> tuple[Step, torch.nn.Module]:
+    import evennorm.torch
+
+    activation = "relu" if case.relu else None
+    layer = getattr(evennorm.torch, kind)(case.channels, eps=EPSILON, dtype=data.gamma.dtype, activation=activation)
+    return layer, layer
+
+
+def _their_module(case: Case, kind: str, data: Data) -> tuple[Step, torch.nn.Module]:
+    layer = getattr(torch.nn, kind)(case.channels, eps=EPSILON, dtype=data.gamma.dtype)
+    relu = torch.nn.ReLU()
+
+    def step(x: Tensor, residual: Tensor | None) -> Tensor:
+        y = layer(x)
+        y = y if residual is None else y + residual
+        return relu(y) if case.relu else y
+
+    return step, layer
 
 
 def _compiled(case: Case, data: Data) -> Calls:

@@ -14,12 +14,12 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from evennorm.errors import InputError
 from evennorm.tools.bench.cases import PASSES, Case
-from evennorm.tools.bench.contestants import LIMIT, OUR_LAYER, OURS
+from evennorm.tools.bench.contestants import LIMIT, OUR_LAYER, OUR_MODULE, OURS
 from evennorm.tools.bench.report import Benchmark
 from evennorm.tools.bench.rows import ALONE, IN_TURNS
 
-OUR_STYLES = {OURS: ("#0072B2", "o"), OUR_LAYER: ("#56B4E9", "s")}
-"""Okabe and Ito's colours, which differ for colour-blind eyes too; markers tell them apart in grey."""
+OUR_STYLES = {OURS: ("#0072B2", "o"), OUR_LAYER: ("#56B4E9", "s"), OUR_MODULE: ("#332288", "h")}
+"""Colours that differ for colour-blind eyes too; markers tell them apart in grey."""
 
 RIVAL_STYLES = (("#D55E00", "^"), ("#E69F00", "v"), ("#009E73", "D"), ("#CC79A7", "P"), ("#999999", "X"))
 WIDTH = 0.72

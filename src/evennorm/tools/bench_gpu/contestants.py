@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from evennorm.tools.bench.cases import Case
-from evennorm.tools.bench.contestants import COPY, EPSILON, LIMIT, OURS, Data, NotServed
+from evennorm.tools.bench.contestants import COPY, EPSILON, LIMIT, OUR_MODULE, OURS, Data, NotServed
 from evennorm.tools.bench.on_torch import formula
 
-EAGER, COMPILED, OUR_MODULE, THEIR_MODULE = "torch eager", "torch.compile", "evennorm, module", "torch modules"
+EAGER, COMPILED, THEIR_MODULE = "torch eager", "torch.compile", "torch modules"
 
 Both = tuple[Callable[[], Any], Callable[[], Any] | None]
 """What gives y, and what gives y and all gradients."""
@@ -95,10 +95,8 @@ def _compiled(case: Case, sets: Sequence[Data]) -> list[Both]:
 def _our_module(case: Case, sets: Sequence[Data]) -> list[Both]:
     import evennorm.torch
 
-    kind = getattr(evennorm.torch, "BatchNorm2d", None)
-    if kind is None:
-        raise NotServed("evennorm.torch has no BatchNorm2d")
-    layer = kind(case.channels, eps=EPSILON, activation="relu" if case.relu else None).to(sets[0].x.device)
+    layer = evennorm.torch.BatchNorm2d(case.channels, eps=EPSILON, activation="relu" if case.relu else None)
+    layer = layer.to(sets[0].x.device)
     leaves = {"gamma": layer.weight, "beta": layer.bias}
     return [_both(lambda data: layer(data.x, data.residual), data._replace(**leaves)) for data in sets]
 

@@ -1,13 +1,57 @@
-"""A path and text go in; a file that is either complete or untouched comes out."""
+"""A path goes in, with text or with what writes a file; a file that is either complete or untouched comes out."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 
 from evennorm.errors import InputError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a fresh path beside `path`, of the same suffix, and moves what was written there to `path` at the end.
+
+    Where the body raises, what was at `path` is as it was and nothing is left beside it.
+
+    Raises:
+        InputError: the file cannot be written, or the body wrote none.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> target = pathlib.Path(tempfile.mkdtemp(), "model.bin")
+        >>> with replacing(target) as partial:
+        ...     _ = partial.write_bytes(b"whole")
+        >>> target.read_bytes(), [p.name for p in target.parent.iterdir()]
+        (b'whole', ['model.bin'])
+    """
+    target = Path(path)
+    partial = None
+    try:
+        real = target.resolve()
+        if real.is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+        if not real.parent.is_dir():
+            raise FileNotFoundError(0, f"there is no folder {real.parent}")
+        partial = real.with_name(f".{token_hex(8)}.part{real.suffix}")
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(real)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"cannot write {os.fspath(path)!r}: {reason}; choose a file in a folder that takes new files"
+        ) from None
+    finally:
+        if partial is not None:
+            with suppress(OSError):
+                partial.unlink()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -23,23 +67,5 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         >>> target.read_text(), [p.name for p in target.parent.iterdir()]
         ('whole', ['note.txt'])
     """
-    target = Path(path)
-    partial = None
-    try:
-        real = target.resolve()
-        if real.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
-        partial = real.with_name(f".{token_hex(8)}.part")
-        with open(partial, "x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(real)
-    except (OSError, ValueError) as error:
-        if partial is not None:
-            with suppress(OSError):
-                partial.unlink()
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"cannot write {os.fspath(path)!r}: {reason}; choose a file in a folder that takes new files"
-        ) from None
+    with replacing(path) as partial, open(partial, "x", encoding="utf-8", newline="\n") as file:
+        file.write(text)

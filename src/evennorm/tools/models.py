@@ -1,0 +1,281 @@
+"""A model file, `module:function` or a model itself goes in; the model comes out, and nothing that a file says was run."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+import os
+import re
+import sys
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evennorm.errors import InputError, MissingExtra
+from evennorm.tools.archives import check_hdf5_file, check_zip, first_line
+from evennorm.tools.atomic import replacing
+from evennorm.tools.weights import as_safetensors, load_weights
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_FORMS = "a .keras file, a .h5 file of a whole model, or module:function"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model and where it came from."""
+
+    name: str
+    framework: str
+    """keras or torch."""
+    model: Any
+    """keras.Model or torch.nn.Module."""
+    path: Path | None = None
+    """The file it was read from."""
+    notes: tuple[str, ...] = ()
+    """What could not be read, a sentence each."""
+
+
+def open_model(model: Any, weights: str | os.PathLike[str] | None = None) -> Opened:
+    """The model behind the MODEL argument of a command.
+
+    Args:
+        model: a keras.Model or a torch.nn.Module; the path of a `.keras` file or of a `.h5` file of a whole model; or
+            `module:function`, the user's own code, which is imported from the current folder and called without arguments.
+            It may also name a model that the module holds.
+        weights: a file to load into the model: a state_dict for torch (`.pt`, `.pth`, `.safetensors`), `.weights.h5` for Keras.
+
+    Raises:
+        InputError: there is no such model, or it cannot be opened without running code that a file brings along.
+        MissingExtra: the framework is not installed.
+
+    Example:
+        >>> import torch
+        >>> open_model(torch.nn.BatchNorm1d(3)).framework
+        'torch'
+    """
+    if isinstance(model, str | os.PathLike):
+        text = os.fspath(model)
+        function = re.fullmatch(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)", text)
+        opened = _from_function(*function.groups()) if function and not os.path.exists(text) else _from_file(Path(text))
+    else:
+        opened = _recognized(model, getattr(model, "name", None) or type(model).__name__)
+    if weights is not None:
+        load_weights(opened.model, opened.framework, opened.name, Path(weights))
+    return opened
+
+
+def save_model(opened: Opened, model: Any, path: str | os.PathLike[str]) -> None:
+    """Writes a model whole or not at all: Keras's as `.keras` (or `.h5`), a state_dict of torch's as `.safetensors` or `.pt`.
+
+    Raises:
+        InputError: another suffix, or the file cannot be written.
+    """
+    check_output(opened.framework, path)
+    suffix = Path(path).suffix
+    with replacing(path) as partial:
+        if opened.framework == "keras":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that .h5 is an old format
+                model.save(partial)
+        elif suffix == ".safetensors":
+            partial.write_bytes(as_safetensors(model.state_dict()))
+        else:
+            import torch
+
+            torch.save(model.state_dict(), partial)
+
+
+def check_output(framework: str, path: str | os.PathLike[str]) -> None:
+    """For commands to ask before they work for minutes.
+
+    Raises:
+        InputError: no model of that framework is written with this suffix, or there is no such folder.
+    """
+    suffixes = {"keras": (".keras", ".h5"), "torch": (".safetensors", ".pt", ".pth")}[framework]
+    if Path(path).suffix not in suffixes:
+        what = "Keras models" if framework == "keras" else "state_dicts of torch models"
+        raise InputError(f"{what} are written to {' or '.join(suffixes)}; received {os.fspath(path)!r}")
+    if Path(path).is_dir() or not Path(path).resolve().parent.is_dir():
+        raise InputError(
+            f"cannot write {os.fspath(path)!r}: it is a folder, or in none; name a file in a folder that is there"
+        )
+
+
+def prepare_keras() -> None:
+    """Lets `import keras` take the engine of KERAS_BACKEND, or the lightest that is installed, in silence.
+
+    Raises:
+        MissingExtra: Keras is not installed, or no engine.
+    """
+    if "keras" in sys.modules:
+        return
+    from evennorm.tools.compare.engine import choose_engine
+
+    if importlib.util.find_spec("keras") is None:
+        raise MissingExtra("reading Keras models", "keras")
+    if os.environ.get("KERAS_BACKEND") is None:
+        os.environ["KERAS_BACKEND"] = choose_engine()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def _recognized(model: Any, name: str) -> Opened:
+    keras, torch = sys.modules.get("keras"), sys.modules.get("torch")
+    if keras is not None and isinstance(model, keras.Model):
+        return Opened(name, "keras", model)
+    if torch is not None and isinstance(model, torch.nn.Module):
+        if isinstance(model, torch.jit.ScriptModule):
+            raise InputError(
+                f"{name} is a TorchScript program, whose layers nobody can watch; give the module it was made of"
+            )
+        inner = getattr(model, "_orig_mod", model)  # of torch.compile
+        parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+        return Opened(name, "torch", inner.module if isinstance(inner, parallel) else inner)
+    raise InputError(f"a model is {_FORMS}, a keras.Model or a torch.nn.Module; received {name!r} of {type(model).__name__}")
+
+
+def _from_function(module: str, function: str) -> Opened:
+    prepare_keras_if_installed()
+    name = f"{module}:{function}"
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{name}: no module {error.name!r} can be imported from {os.getcwd()}") from error
+    except Exception as error:
+        raise InputError(f"{name}: importing {module} fails: {first_line(error)}") from error
+    for part in function.split("."):
+        if not hasattr(found, part):
+            raise InputError(f"{name}: {module} has no {function!r}; it is to return, or to be, a model")
+        found = getattr(found, part)
+    try:
+        return _recognized(found, name)
+    except InputError:
+        if not callable(found):
+            raise
+    try:
+        made = found()
+    except Exception as error:
+        raise InputError(f"{name}: calling it without arguments fails: {first_line(error)}") from error
+    return _recognized(made, name)
+
+
+def prepare_keras_if_installed() -> None:
+    """For user's code that may import Keras or not."""
+    if importlib.util.find_spec("keras") is not None:
+        prepare_keras()
+
+
+def _from_file(path: Path) -> Opened:
+    if not path.exists():
+        raise InputError(f"there is no file {path}; a model is {_FORMS}")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; a model is {_FORMS}")
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if not start:
+        raise InputError(f"{path} is empty; save the model again")
+    if start == _HDF5:
+        return _from_hdf5(path)
+    if start[:2] == b"PK":
+        return _from_keras(path)
+    if start[:1] == b"\x80" or path.suffix in (".pt", ".pth", ".pkl", ".pickle", ".joblib"):
+        raise InputError(f"{path} is not opened: {_no_pickles(path)}")
+    raise InputError(
+        f"{path} is no model file: it begins as neither a .keras (zip) nor a .h5 file (HDF5) does; a model is {_FORMS}"
+    )
+
+
+def _no_pickles(path: Path) -> str:
+    return "it is a pickle, which runs whatever its author wrote; give module:function that builds the model" + (
+        f", and the state_dict by --weights {path}" if path.suffix in (".pt", ".pth") else ""
+    )
+
+
+def _from_keras(path: Path) -> Opened:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            check_zip(archive, str(path))
+            members = set(archive.namelist())
+            if any(name.endswith(("/data.pkl", "data.pickle")) or name == "data.pkl" for name in members):
+                raise InputError(f"{path} is not opened: {_no_pickles(path)}")
+            if any(name.endswith("/models/model.json") or name.endswith("archive_format") for name in members):
+                raise InputError(f"{path} is an exported torch program, in which no layers are left; give module:function")
+            if "config.json" not in members or not members & {"model.weights.h5", "model.weights.npz"}:
+                raise InputError(
+                    f"{path} is a zip file, but no .keras file, which holds config.json and model.weights.h5; "
+                    f"it holds {', '.join(sorted(members)[:4]) or 'nothing'}"
+                )
+            damaged = archive.testzip()
+            if damaged:
+                raise InputError(
+                    f"{path} is damaged: its member {damaged!r} is not what was written; fetch or save it again"
+                )
+            if "model.weights.h5" in members:
+                check_hdf5_file(io.BytesIO(archive.read("model.weights.h5")), str(path))
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged or cut short ({first_line(error)}); fetch or save it again") from error
+    return _loaded(path)
+
+
+def _from_hdf5(path: Path) -> Opened:
+    check_hdf5_file(path, str(path))
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        attributes, groups = dict(file.attrs), set(file)
+    if "model_config" not in attributes:
+        if attributes.keys() & {"layer_names", "nb_layers"} or groups & {"layers", "_layer_checkpoint_dependencies", "vars"}:
+            raise InputError(
+                f"{path} holds weights without their model; give module:function that builds it, with --weights {path}, "
+                "or make a model of it: evennorm migrate --architecture"
+            )
+        raise InputError(f"{path} is HDF5, but not of Keras: it holds neither model_config nor layer_names")
+    version = attributes.get("keras_version", b"")
+    version = version.decode() if isinstance(version, bytes) else str(version)
+    if version.startswith(("0.", "1.")):
+        raise InputError(f"{path} was written by Keras {version}; first: evennorm migrate {path} -o {path.stem}.keras")
+    return _loaded(path)
+
+
+def _loaded(path: Path) -> Opened:
+    if path.suffix not in (".keras", ".h5", ".hdf5"):
+        raise InputError(f"{path} holds a Keras model under another name; rename it to .keras (zip) or .h5 (HDF5)")
+    prepare_keras()
+    import keras
+
+    import evennorm.keras
+    import evennorm.keras.legacy  # noqa: F401  # registers the layers for loading
+
+    def load(compiled: bool) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the state of an optimizer
+            return keras.saving.load_model(path, compile=compiled, safe_mode=True)
+
+    try:
+        return Opened(path.name, "keras", load(True), path)
+    except Exception as error:  # Keras raises many kinds; a file of unknown origin may cause any
+        without = f"opened without its optimizer, loss and metrics, which cannot be read: {first_line(error)}"
+    try:
+        return Opened(path.name, "keras", load(False), path, (without,))
+    except Exception as error:
+        raise InputError(f"{path} cannot be loaded: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    own = "load it in a function of your own and give module:function"
+    if "safe_mode" in text or "unsafe" in text.lower():
+        return f"it brings code along (a Lambda layer or function), which only you can trust; {own}"
+    unknown = re.search(r"Could not locate (?:class|function) '([^']+)'|Unknown layer: '?([\w>]+)", text)
+    if unknown:
+        return f"it uses {next(filter(None, unknown.groups()))!r}, which Keras does not know; {own}"
+    return f"{first_line(error)}; save it again by this Keras, or {own}"

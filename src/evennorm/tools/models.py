@@ -45,7 +45,7 @@ def open_model(model: Any, weights: str | os.PathLike[str] | None = None) -> Ope
         model: a keras.Model or a torch.nn.Module; the path of a `.keras` file or of a `.h5` file of a whole model; or
             `module:function`, the user's own code, which is imported from the current folder and called without arguments.
             It may also name a model that the module holds.
-        weights: a file to load into the model: a state_dict for torch (`.pt`, `.pth`, `.safetensors`), `.weights.h5` for Keras.
+        weights: a file to load into it: a state_dict for torch (`.pt`, `.pth`, `.safetensors`), `.weights.h5` for Keras.
 
     Raises:
         InputError: there is no such model, or it cannot be opened without running code that a file brings along.
@@ -68,7 +68,7 @@ def open_model(model: Any, weights: str | os.PathLike[str] | None = None) -> Ope
 
 
 def save_model(opened: Opened, model: Any, path: str | os.PathLike[str]) -> None:
-    """Writes a model whole or not at all: Keras's as `.keras` (or `.h5`), a state_dict of torch's as `.safetensors` or `.pt`.
+    """Writes a model whole or not at all: Keras's as `.keras` or `.h5`, the state_dict of torch's as `.safetensors` or `.pt`.
 
     Raises:
         InputError: another suffix, or the file cannot be written.
@@ -205,7 +205,7 @@ def _from_keras(path: Path) -> Opened:
             members = set(archive.namelist())
             if any(name.endswith(("/data.pkl", "data.pickle")) or name == "data.pkl" for name in members):
                 raise InputError(f"{path} is not opened: {_no_pickles(path)}")
-            if any(name.endswith("/models/model.json") or name.endswith("archive_format") for name in members):
+            if any(name.endswith(("/models/model.json", "archive_format")) for name in members):
                 raise InputError(f"{path} is an exported torch program, in which no layers are left; give module:function")
             if "config.json" not in members or not members & {"model.weights.h5", "model.weights.npz"}:
                 raise InputError(

@@ -1,4 +1,4 @@
-"""A file of weights goes in and is in the model afterwards, without running anything; a state_dict comes out as safetensors."""
+"""A file of weights goes into a model, and nothing in it is run; a state_dict comes out as safetensors."""
 
 from __future__ import annotations
 

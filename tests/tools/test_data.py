@@ -1,4 +1,4 @@
-"""Opening data: the batches hold every row once, from files that are mapped, unpacked or streamed; bad input says what it is."""
+"""Opening data: batches hold every row once, from files that are mapped, unpacked or streamed; bad input says what it is."""
 
 import io
 import zipfile
@@ -69,7 +69,7 @@ def test_names_of_arrays(tmp_path) -> None:
     assert open_data(tmp_path / "a.npz").samples == 50
     np.savez(tmp_path / "b.npz", left=X, right=X + 1, y=Y)
     (batch,) = open_data(tmp_path / "b.npz").batches(50)
-    assert list(batch.x) == ["left", "right"] and batch.y.shape == (50,)
+    assert (list(batch.x), batch.y.shape) == (["left", "right"], (50,))
     np.savez(tmp_path / "c.npz", y=Y)
     refused(tmp_path / "c.npz", "must hold the samples as x", "it holds y")
 

@@ -68,7 +68,7 @@ def open_model(model: Any, weights: str | os.PathLike[str] | None = None) -> Ope
 
 
 def save_model(opened: Opened, model: Any, path: str | os.PathLike[str]) -> None:
-    """Writes a model whole or not at all: Keras's as `.keras` or `.h5`, the state_dict of torch's as `.safetensors` or `.pt`.
+    """Writes a model whole or not at all: Keras as `.keras` or `.h5`, a state_dict of torch as `.safetensors` or `.pt`.
 
     Raises:
         InputError: another suffix, or the file cannot be written.

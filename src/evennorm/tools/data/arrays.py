@@ -37,7 +37,7 @@ class Packed:
     dtype: np.dtype
 
     def rows(self, wanted: list[tuple[int, int]]) -> Iterator[np.ndarray]:
-        row = self.dtype.itemsize * math.prod(self.shape[1:])
+        row = self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
         with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
             _header(file)
             at = 0

@@ -50,6 +50,22 @@ class Step:
     """Of a batch normalization."""
     activation: str | None = None
     """The function that it applies at its end: that of an activation layer, or of a layer that holds one ("relu")."""
+    bias: bool = False
+    """Whether a linear layer adds one value per channel at its end."""
+    channel_axis: int | None = None
+    """Of its output, 0 or more, where the layer itself says which it is: convolutions, dense layers, image pooling."""
+    trainable: bool = True
+    """Whether training changes the layer's weights; for one without weights, whether its flag says so."""
+    training: bool | None = None
+    """The mode that the call is fixed to, or that the module is in; None where it follows the model's."""
+    asked: bool | None = None
+    """The mode that the call asks for without getting it: Keras's fit passes its own to all layers of a functional model."""
+    rate: float | None = None
+    """Of a dropout."""
+    decayed: tuple[str, ...] = ()
+    """Which of gamma and beta a regularizer or the optimizer's weight decay draws to 0."""
+    dtype: str | None = None
+    """The dtype that it computes in: "float32"."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,10 @@ class Network:
     """Names of the steps whose outputs are the model's."""
     gaps: tuple[str, ...] = ()
     """What could not be read, and why: layers whose surroundings are unknown."""
+    framework: str = ""
+    """"keras" or "torch": whose words a message about it has to use."""
+    iterations: int | None = None
+    """How many steps its optimizer has taken, where that is known."""
 
     def __getitem__(self, name: str) -> Step:
         return self._by_name[name]

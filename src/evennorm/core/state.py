@@ -32,3 +32,9 @@ class BatchNormState:
     """How many batches the averages have followed, where the layer counts them."""
     mode: int = 0
     """Keras 1's: 0 moving statistics at inference, 1 each sample on its own, 2 the batch's statistics always."""
+    synchronized: bool = False
+    """Whether the statistics of a batch are taken over all replicas."""
+    virtual_batch_size: int | None = None
+    """Samples per ghost batch, where a batch is normalized in parts."""
+    renorm: bool = False
+    """Whether it trains by batch renormalization."""

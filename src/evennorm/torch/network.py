@@ -17,6 +17,7 @@ from evennorm.torch.conversion.places import checked
 from evennorm.torch.roles import (
     activation_of,
     asks_for_size,
+    channel_axis_of,
     is_frozen_norm,
     name_of_function,
     role_of_function,
@@ -72,7 +73,7 @@ def read(model: nn.Module, inputs: Sequence[Any] = ()) -> Reading:
         outputs = steps.of_graph(model, found.graph)
     for path, why in found.opaque.items():
         steps.inside(model.get_submodule(path), path, why)
-    result = Network(type(model).__name__, tuple(steps.found), outputs, tuple(steps.gaps))
+    result = Network(type(model).__name__, tuple(steps.found), outputs, tuple(steps.gaps), "torch")
     return Reading(result, found.graph, steps.nodes)
 
 
@@ -155,7 +156,7 @@ def _step(node: fx.Node, root: nn.Module, prefix: str, names: dict[fx.Node, str]
         case "call_module":
             module = root.get_submodule(str(node.target))
             layer = ".".join(part for part in (prefix, str(node.target)) if part)
-            return replace(step, **_of_module(module, layer))
+            return replace(step, **_of_module(module, layer, step.shape))
         case "get_attr":
             is_data = any(_takes_as_data(reader, node) for reader in node.users)
             return replace(step, layer=_joined(prefix, node), kind="Parameter") if is_data else None
@@ -164,9 +165,10 @@ def _step(node: fx.Node, root: nn.Module, prefix: str, names: dict[fx.Node, str]
     return replace(step, layer=_joined(prefix, node), **_of_function(node, root, len(inputs)))
 
 
-def _of_module(module: nn.Module, layer: str) -> dict[str, Any]:
+def _of_module(module: nn.Module, layer: str, shape: tuple[int | None, ...] | None) -> dict[str, Any]:
     role = role_of_module(module) if is_leaf(module) else Role.OTHER
     state = state_of(module, layer) if role is Role.BATCH_NORM else None
+    weights = [*module.parameters()]
     return {
         "layer": layer,
         "kind": type(module).__name__,
@@ -174,6 +176,12 @@ def _of_module(module: nn.Module, layer: str) -> dict[str, Any]:
         "handle": module,
         "activation": activation_of(module),
         "state": state,
+        "bias": role is Role.LINEAR and getattr(module, "bias", None) is not None,
+        "channel_axis": channel_axis_of(module, None if shape is None else len(shape)),
+        "trainable": not weights or any(weight.requires_grad for weight in weights),
+        "training": module.training if role in (Role.BATCH_NORM, Role.DROPOUT) else None,
+        "rate": getattr(module, "p", None) if role is Role.DROPOUT else None,
+        "dtype": str(weights[0].dtype).removeprefix("torch.") if weights else None,
     }
 
 

@@ -100,6 +100,15 @@ def activation_of(module: nn.Module) -> str | None:
     return held
 
 
+def channel_axis_of(module: nn.Module, rank: int | None) -> int | None:
+    """The channel axis of a module's output of that rank, where the module itself says which it is."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        return None if rank is None else rank - 1
+    if isinstance(module, conv._ConvNd):
+        return None if rank is None or len(module.kernel_size) + 2 != rank else 1
+    return 1 if isinstance(module, batchnorm._BatchNorm) else None
+
+
 def word_of(name: str) -> str:
     """ "LeakyReLU" as "leaky_relu"."""
     known = {"LeakyReLU": "leaky_relu", "PReLU": "prelu", "RReLU": "rrelu", "LogSigmoid": "logsigmoid"}

@@ -17,6 +17,7 @@ from evennorm import __version__
 from evennorm.cli.bench import bench
 from evennorm.cli.compare import compare
 from evennorm.cli.explain import explain
+from evennorm.cli.recalibrate import recalibrate
 
 
 class _Group(click.Group):
@@ -41,3 +42,4 @@ def main() -> None:
 main.add_command(explain)
 main.add_command(compare)
 main.add_command(bench)
+main.add_command(recalibrate)

@@ -235,8 +235,8 @@ def state_of(module: nn.Module, name: str) -> BatchNormState:
 
 
 def _array(tensor: Any) -> Any:
-    """As NumPy's; bfloat16, which NumPy does not know, as float32. None for what has no values yet."""
+    """A copy as NumPy's; bfloat16, which NumPy does not know, as float32. None for what has no values yet."""
     if tensor is None or nn.parameter.is_lazy(tensor):
         return None
-    tensor = tensor.detach().cpu()
+    tensor = tensor.detach().cpu().clone()
     return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from evennorm.errors import InputError
 from evennorm.tools.archives import first_line
 from evennorm.tools.data.arrays import from_arrays, open_npy, open_npz
@@ -54,7 +56,8 @@ def open_data(source: Any, framework: str = "keras") -> Data:
         return source
     if isinstance(source, str | os.PathLike):
         return _from_text(os.fspath(source), framework)
-    return _from_object(source, type(source).__name__)
+    kinds = (np.ndarray, tuple, list, Mapping)
+    return _from_object(source, "the data" if isinstance(source, kinds) else type(source).__name__)
 
 
 def _from_text(text: str, framework: str) -> Data:

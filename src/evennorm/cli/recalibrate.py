@@ -1,0 +1,117 @@
+"""`evennorm recalibrate`: sets the moving statistics of a model to the exact ones of data, and says what that changes."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from evennorm.cli.progress import bar
+
+if TYPE_CHECKING:
+    from evennorm.tools.recalibrate import Effect, Recalibration
+
+_SHOWN = 12
+"""Layers in the table; those that moved most."""
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--data",
+    required=True,
+    metavar="DATA",
+    help="An .npz file with x (and y), an .npy file, a folder of those or of images in class folders, or module:function "
+    "that returns batches. Take what the model was trained on.",
+)
+@click.option(
+    "-o", "--output", required=True, metavar="OUT", help="A .keras or .h5 file; for torch a .safetensors or .pt state_dict."
+)
+@click.option("--weights", metavar="FILE", help="Loaded first: a state_dict for torch, .weights.h5 for Keras.")
+@click.option("--batches", type=click.IntRange(1), metavar="N", help="Take so many batches. [default: all]")
+@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, metavar="N", help="Of files and arrays.")
+@click.option("--one-pass", is_flag=True, help="All layers at once, normalizing by the batch: faster, not exact.")
+@click.option("--keep-frozen", is_flag=True, help="Leave layers alone that are not trainable.")
+@click.option("--cache", type=click.FloatRange(0), metavar="GB", help="Memory for values between layers. [default: half of it]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def recalibrate(
+    model: str, data: str, output: str, weights: str | None, cache: float | None, as_json: bool, **options: Any
+) -> None:
+    """Set moving means and variances to the exact ones of data; no weight is trained.
+
+    MODEL is a .keras or .h5 file, or module:function, which is imported from the current folder and called.
+
+    \b
+    evennorm recalibrate model.keras --data train.npz -o better.keras
+    evennorm recalibrate nets:resnet --weights resnet.pt --data nets:loader --batches 200 -o better.safetensors
+
+    Exit code 0: done; 2: it could not be done, and OUT is as it was.
+    """
+    from evennorm.tools.models import check_output, open_model, save_model
+    from evennorm.tools.recalibrate import recalibrate as recalibrated
+
+    with bar() as progress:
+        opened = open_model(model, weights)
+        check_output(opened.framework, output)
+        room = None if cache is None else int(cache * 1e9)
+        done = recalibrated(opened, data, cache=room, progress=progress, **options)
+        save_model(opened, opened.model, output)
+    if as_json:
+        click.echo(json.dumps(done.as_dict() | {"output": output}, indent=2))
+    else:
+        _print(done, output)
+
+
+def _print(done: Recalibration, output: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+
+    def say(text: str, style: str = "") -> None:
+        console.print(Text(text, style=style), soft_wrap=True)
+
+    layers = f"{len(done.layers)} layer{'s' * (len(done.layers) != 1)}"
+    passes = f"{done.passes} pass{'es' * (done.passes != 1)}"
+    say(f"{done.model} on {done.data}: {layers}, {done.samples:,} samples, {passes}\n", "bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("layer", overflow="fold")
+    for header in ("values per channel", "mean moved by", "deviation times"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("")
+    moved = sorted(done.layers, key=lambda layer: -max(layer.shift, abs(math.log(layer.stretch or 1e-300))))[:_SHOWN]
+    for layer in (layer for layer in done.layers if layer in moved):
+        shift = f"{layer.shift:.3g} deviations" if math.isfinite(layer.shift) else "was no number"
+        stretch = f"{layer.stretch:.3g}" if math.isfinite(layer.stretch) else "was no number"
+        table.add_row(layer.name, f"{layer.values:,}", shift, stretch, "frozen" if layer.frozen else "")
+    console.print(table)
+    if len(done.layers) > _SHOWN:
+        say(f"and {len(done.layers) - _SHOWN} more, which moved less", "dim")
+    for name, why in done.left:
+        say(f"left as it was: {name}, since {why}", "yellow")
+    if any(layer.frozen for layer in done.layers):
+        say("frozen layers normalize by their moving statistics in training too; --keep-frozen leaves them as they are", "yellow")
+    for note in done.notes:
+        say(note, "yellow")
+    if done.effect is not None:
+        say("")
+        for line in _in_words(done.effect):
+            say(line)
+    say(f"\nwritten: {output}")
+
+
+def _in_words(effect: Effect) -> list[str]:
+    lines = []
+    if effect.measure == "accuracy" and effect.before is not None and effect.after is not None:
+        lines.append(f"accuracy: {100 * effect.before:.2f} % before, {100 * effect.after:.2f} % after")
+    elif effect.measure is not None:
+        lines.append(f"{effect.measure}: {effect.before:.6g} before, {effect.after:.6g} after")
+    if math.isfinite(effect.largest_difference):
+        differences = f"largest difference {effect.largest_difference:.3g}, mean {effect.mean_difference:.3g}"
+    else:
+        differences = "some were not finite"
+    lines.append(f"outputs before and after: {differences}, of {effect.compared:,} samples")
+    return lines

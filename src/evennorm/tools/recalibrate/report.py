@@ -1,0 +1,74 @@
+"""The record of a recalibration: each layer before and after, and what became of the outputs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from evennorm.core.state import BatchNormState
+from evennorm.tools.recalibrate.effect import Effect
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer whose moving statistics were set."""
+
+    name: str
+    values: int
+    """How many values of each channel the statistics are of."""
+    shift: float
+    """The largest distance of a moving mean from what it was, in standard deviations."""
+    stretch: float
+    """The standard deviation by what it was, of the channel where that is furthest from 1."""
+    frozen: bool
+    before: BatchNormState
+    after: BatchNormState
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """What `recalibrate` did."""
+
+    model: str
+    data: str
+    samples: int
+    passes: int
+    """Over the data, or over what was kept of it, those that measured outputs left out."""
+    layers: tuple[Layer, ...]
+    left: tuple[tuple[str, str], ...]
+    """Normalizations that stay as they were, and why."""
+    effect: Effect | None
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, in which numbers that are not finite are null."""
+        layers = [
+            {
+                "name": layer.name,
+                "values": layer.values,
+                "shift": layer.shift,
+                "stretch": layer.stretch,
+                "frozen": layer.frozen,
+            }
+            for layer in self.layers
+        ]
+        found = {
+            "model": self.model,
+            "data": self.data,
+            "samples": self.samples,
+            "passes": self.passes,
+            "layers": layers,
+            "left": [{"name": name, "why": why} for name, why in self.left],
+            "effect": None if self.effect is None else asdict(self.effect),
+            "notes": list(self.notes),
+        }
+        return _finite(found)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

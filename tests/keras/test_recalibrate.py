@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers as L
+from keras import layers
 
 from evennorm.core.program import Call
 from evennorm.errors import InputError
@@ -21,7 +21,7 @@ def inputs_of(model, x):
     """What each batch normalization gets from the model as it is: its own inputs, by an inner model for each."""
     found = {}
     for layer in model.layers:
-        if isinstance(layer, L.BatchNormalization | BatchNormalization):
+        if isinstance(layer, layers.BatchNormalization | BatchNormalization):
             # A layer that is called once; not compiled, since compilers round otherwise.
             found[layer.name] = array(keras.Model(model.inputs[0], layer.input)(x, training=False))
     return found
@@ -41,17 +41,17 @@ def scramble(model):
 def residual(norm):
     inputs = keras.Input((8, 8, 3))
     x = norm(name="first")(inputs)
-    x = L.Conv2D(6, 3, padding="same", activation="relu")(x)
+    x = layers.Conv2D(6, 3, padding="same", activation="relu")(x)
     y = norm(name="left")(x)
-    y = L.Conv2D(6, 3, padding="same")(L.ReLU()(y))
+    y = layers.Conv2D(6, 3, padding="same")(layers.ReLU()(y))
     z = norm(name="right")(x)
-    x = norm(name="behind")(L.Add()([y, z]))
-    x = L.Dropout(0.5)(L.GlobalAveragePooling2D()(x))
-    x = norm(name="last")(L.Dense(5)(x))
-    return scramble(keras.Model(inputs, L.Dense(4, activation="softmax")(x)))
+    x = norm(name="behind")(layers.Add()([y, z]))
+    x = layers.Dropout(0.5)(layers.GlobalAveragePooling2D()(x))
+    x = norm(name="last")(layers.Dense(5)(x))
+    return scramble(keras.Model(inputs, layers.Dense(4, activation="softmax")(x)))
 
 
-@pytest.mark.parametrize("norm", [L.BatchNormalization, BatchNormalization])
+@pytest.mark.parametrize("norm", [layers.BatchNormalization, BatchNormalization])
 @pytest.mark.parametrize("cache", [None, 0, 20_000])
 def test_each_layer_has_the_statistics_of_what_it_gets(norm, cache) -> None:
     model = residual(norm)
@@ -83,20 +83,20 @@ def test_parts_are_computed_once_where_values_fit(monkeypatch) -> None:
     monkeypatch.setattr(Program, "_opened", lambda self: [watched(call) for call in plain(self)])
     for cache, times in ((None, 3), (0, 5)):  # one to learn the order, one to be seen; then passed once, or at each stage
         made.clear()
-        recalibrate(residual(L.BatchNormalization), IMAGES, batch_size=50, cache=cache)
+        recalibrate(residual(layers.BatchNormalization), IMAGES, batch_size=50, cache=cache)
         assert made.count("first") == times
 
 
 def test_a_large_mean() -> None:
-    x = (random.normal(size=(4000, 3)) + [1e5, -1e4, 0]).astype("float32")
-    model = keras.Sequential([keras.Input((3,)), BatchNormalization(), L.Dense(2), L.BatchNormalization()])
+    x = (random.normal(size=(4000, 3)) + np.array([1e5, -1e4, 0])).astype("float32")
+    model = keras.Sequential([keras.Input((3,)), BatchNormalization(), layers.Dense(2), layers.BatchNormalization()])
     recalibrate(model, x, batch_size=100)
     check(model.layers[0], x)
 
 
 def test_frozen_layers() -> None:
     for keep in (False, True):
-        model = residual(L.BatchNormalization)
+        model = residual(layers.BatchNormalization)
         for name in ("first", "behind"):
             model.get_layer(name).trainable = False
         old = {name: array(model.get_layer(name).moving_mean).copy() for name in ("first", "behind")}
@@ -114,11 +114,11 @@ def test_frozen_layers() -> None:
 
 
 def test_nested_and_shared() -> None:
-    inner = keras.Sequential([keras.Input((4,)), L.Dense(4), L.BatchNormalization(name="inner")], name="nested")
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(4), layers.BatchNormalization(name="inner")], name="nested")
     left, right = keras.Input((4,), name="left"), keras.Input((4,), name="right")
-    shared = L.BatchNormalization(name="shared")
+    shared = layers.BatchNormalization(name="shared")
     a, b = inner(shared(left)), inner(shared(right))
-    model = scramble(keras.Model([left, right], L.Concatenate()([a, b])))
+    model = scramble(keras.Model([left, right], layers.Concatenate()([a, b])))
     x = [random.normal(size=(70, 4)).astype("float32") * 3 + i * 5 for i in range(2)]
     done = recalibrate(model, {"x": tuple(x)}, batch_size=32)
     assert [layer.name for layer in done.layers] == ["shared", "nested/inner"]
@@ -129,7 +129,7 @@ def test_nested_and_shared() -> None:
 
 
 def test_a_layer_behind_itself_comes_to_rest() -> None:
-    shared, dense = L.BatchNormalization(), L.Dense(4)
+    shared, dense = layers.BatchNormalization(), layers.Dense(4)
     inputs = keras.Input((4,))
     middle = dense(shared(inputs))
     model = keras.Model(inputs, shared(middle))
@@ -146,11 +146,11 @@ def test_padded_sequences() -> None:
     mask = np.arange(7) < lengths[:, None]
     x[~mask] = 0
     inputs = keras.Input((7, 3))
-    y = L.Masking()(inputs)
+    y = layers.Masking()(inputs)
     y = BatchNormalization(name="masked")(y)
-    between = L.TimeDistributed(L.Dense(3))(y)
+    between = layers.TimeDistributed(layers.Dense(3))(y)
     y = BatchNormalization(name="second")(between)
-    model = keras.Model(inputs, L.GlobalAveragePooling1D()(y))
+    model = keras.Model(inputs, layers.GlobalAveragePooling1D()(y))
     recalibrate(model, x, batch_size=16)
     check(model.get_layer("masked"), x, mask=mask)
     second = array(keras.Model(inputs, between)(x))
@@ -161,8 +161,8 @@ def test_embedded_words() -> None:
     x = random.integers(1, 20, (60, 5))
     x[:20, 3:] = 0
     inputs = keras.Input((5,), dtype="int32")
-    y = L.BatchNormalization(name="words")(L.Embedding(20, 4, mask_zero=True)(inputs))
-    model = keras.Model(inputs, L.GlobalAveragePooling1D()(y))
+    y = layers.BatchNormalization(name="words")(layers.Embedding(20, 4, mask_zero=True)(inputs))
+    model = keras.Model(inputs, layers.GlobalAveragePooling1D()(y))
     recalibrate(model, x)
     check(model.get_layer("words"), array(model.layers[1](x)), mask=x != 0)
 
@@ -170,7 +170,7 @@ def test_embedded_words() -> None:
 def test_channels_first_and_several_axes() -> None:
     x = random.normal(size=(30, 3, 5, 4)).astype("float32")
     model = keras.Sequential(
-        [keras.Input((3, 5, 4)), L.BatchNormalization(axis=1), BatchNormalization(axis=(1, 3)), L.Flatten()]
+        [keras.Input((3, 5, 4)), layers.BatchNormalization(axis=1), BatchNormalization(axis=(1, 3)), layers.Flatten()]
     )
     recalibrate(model, x)
     check(model.layers[0], x, axis=1)
@@ -181,8 +181,12 @@ def test_channels_first_and_several_axes() -> None:
 
 def test_time_distributed() -> None:
     x = random.normal(size=(20, 6, 3)).astype("float32") * 2 + 1
-    inner = keras.Sequential([keras.Input((3,)), L.BatchNormalization(name="a"), L.Dense(2), L.BatchNormalization(name="b")])
-    model = keras.Sequential([keras.Input((6, 3)), L.TimeDistributed(L.BatchNormalization(), name="td"), L.TimeDistributed(inner)])
+    inner = keras.Sequential(
+        [keras.Input((3,)), layers.BatchNormalization(name="a"), layers.Dense(2), layers.BatchNormalization(name="b")]
+    )
+    model = keras.Sequential(
+        [keras.Input((6, 3)), layers.TimeDistributed(layers.BatchNormalization(), name="td"), layers.TimeDistributed(inner)]
+    )
     scramble(model)
     done = recalibrate(model, x, batch_size=8)
     check(model.layers[0].layer, x)
@@ -197,9 +201,9 @@ class Own(keras.Model):
 
     def __init__(self):
         super().__init__()
-        self.norms = [L.BatchNormalization(name=f"norm{i}") for i in range(3)]
-        self.dense = [L.Dense(4) for _ in range(2)]
-        self.unused = L.BatchNormalization(name="unused")
+        self.norms = [layers.BatchNormalization(name=f"norm{i}") for i in range(3)]
+        self.dense = [layers.Dense(4) for _ in range(2)]
+        self.unused = layers.BatchNormalization(name="unused")
         self.unused.build((None, 4))
 
     def call(self, x, training=None):
@@ -221,9 +225,9 @@ def test_models_of_their_own_code() -> None:
     assert [name for name, _ in done.left] == ["unused"]
 
 
-@pytest.mark.parametrize("norm", [L.BatchNormalization, BatchNormalization])
+@pytest.mark.parametrize("norm", [layers.BatchNormalization, BatchNormalization])
 def test_renorm(norm) -> None:
-    model = keras.Sequential([keras.Input((3,)), norm(renorm=True), L.Dense(2)])
+    model = keras.Sequential([keras.Input((3,)), norm(renorm=True), layers.Dense(2)])
     x = (random.normal(size=(64, 3)) * 3 + 1).astype("float32")
     recalibrate(model, x)
     layer = model.layers[0]
@@ -235,20 +239,19 @@ def test_renorm(norm) -> None:
 
 
 def test_ghost_batches_and_modes() -> None:
-    layers = [BatchNormalization(virtual_batch_size=8), BatchNormalization(mode=1, name="one"), L.Dense(2)]
-    model = keras.Sequential([keras.Input((3,)), *layers])
+    stack = [BatchNormalization(virtual_batch_size=8), BatchNormalization(mode=1, name="one"), layers.Dense(2)]
+    model = keras.Sequential([keras.Input((3,)), *stack])
     x = (random.normal(size=(64, 3)) * 3 + 1).astype("float32")
     done = recalibrate(model, x)
-    check(layers[0], x)
+    check(stack[0], x)
     assert done.left == (("one", "mode 1 has no moving statistics in use"),)
 
 
 def test_half_precision() -> None:
-    policy = keras.dtype_policies.DTypePolicy("mixed_bfloat16")
-    model = keras.Sequential(
-        [keras.Input((8, 8, 3)), L.Conv2D(4, 3, dtype=policy), L.BatchNormalization(dtype=policy), L.ReLU(dtype=policy),
-         L.Conv2D(4, 3, dtype=policy), L.BatchNormalization(dtype=policy)]
-    )  # fmt: skip
+    half = keras.dtype_policies.DTypePolicy("mixed_bfloat16")
+    parts = [layers.Conv2D(4, 3, dtype=half), layers.BatchNormalization(dtype=half), layers.ReLU(dtype=half)]
+    parts += [layers.Conv2D(4, 3, dtype=half), layers.BatchNormalization(dtype=half)]
+    model = keras.Sequential([keras.Input((8, 8, 3)), *parts])
     recalibrate(model, IMAGES)
     x = model.layers[0](IMAGES)
     check(model.layers[1], array(keras.ops.cast(x, "float32")))
@@ -257,7 +260,7 @@ def test_half_precision() -> None:
 
 
 def test_one_pass_takes_each_batch_by_its_own_statistics() -> None:
-    model = keras.Sequential([keras.Input((3,)), L.BatchNormalization(), L.Dense(2), L.BatchNormalization()])
+    model = keras.Sequential([keras.Input((3,)), layers.BatchNormalization(), layers.Dense(2), layers.BatchNormalization()])
     scramble(model)
     x = (random.normal(size=(90, 3)) * 3 + 1).astype("float32")
     done = recalibrate(model, x, batch_size=32, one_pass=True)
@@ -273,7 +276,7 @@ def test_one_pass_takes_each_batch_by_its_own_statistics() -> None:
 
 
 def test_statistics_that_were_no_numbers() -> None:
-    model = keras.Sequential([keras.Input((3,)), L.BatchNormalization(), L.Dense(2)])
+    model = keras.Sequential([keras.Input((3,)), layers.BatchNormalization(), layers.Dense(2)])
     model.layers[0].moving_mean.assign([np.nan, 0, np.inf])
     x = random.normal(size=(90, 3)).astype("float32")
     done = recalibrate(model, x)
@@ -283,7 +286,7 @@ def test_statistics_that_were_no_numbers() -> None:
 
 
 def test_everything_is_as_it_was_after_an_error() -> None:
-    model = residual(L.BatchNormalization)
+    model = residual(layers.BatchNormalization)
     before = [array(weight).copy() for weight in model.weights]
     broken = IMAGES.copy()
     broken[40, 0, 0, 0] = np.nan
@@ -315,27 +318,29 @@ def test_everything_is_as_it_was_after_an_error() -> None:
 )
 def test_data_that_do_not_fit(data, words) -> None:
     with pytest.raises(InputError, match=words) as caught:
-        recalibrate(residual(L.BatchNormalization), data)
+        recalibrate(residual(layers.BatchNormalization), data)
     assert "\n" not in str(caught.value)
 
 
 def test_a_model_without_batch_normalization() -> None:
     with pytest.raises(InputError, match="no batch normalization"):
-        recalibrate(keras.Sequential([keras.Input((3,)), L.Dense(2)]), np.ones((4, 3)))
+        recalibrate(keras.Sequential([keras.Input((3,)), layers.Dense(2)]), np.ones((4, 3)))
 
 
 def test_progress_and_limits() -> None:
     said = []
-    recalibrate(residual(L.BatchNormalization), IMAGES, batch_size=10, batches=3, progress=lambda *step: said.append(step))
+    recalibrate(
+        residual(layers.BatchNormalization), IMAGES, batch_size=10, batches=3, progress=lambda *step: said.append(step)
+    )
     assert ("outputs before", 3, 3) in said
     assert ("layers 4 of 4", 3, 3) in said
-    model = keras.Sequential([keras.Input((8, 8, 3)), L.BatchNormalization()])
+    model = keras.Sequential([keras.Input((8, 8, 3)), layers.BatchNormalization()])
     recalibrate(model, iter([IMAGES[:20], IMAGES[20:40], IMAGES[40:]]), batches=2)
     check(model.layers[0], IMAGES[:40])
 
 
 def test_a_compiled_model_stays_compiled_and_its_optimizer_as_it_was() -> None:
-    model = residual(L.BatchNormalization)
+    model = residual(layers.BatchNormalization)
     model.compile("adam", "sparse_categorical_crossentropy")
     model.fit(IMAGES, LABELS, epochs=1, verbose=0)
     before = [array(variable).copy() for variable in model.optimizer.variables]
@@ -348,9 +353,9 @@ def test_a_compiled_model_stays_compiled_and_its_optimizer_as_it_was() -> None:
 @pytest.mark.parametrize("structure", ["one", "list", "dict"])
 @pytest.mark.parametrize("given", ["tuple", "dict"])
 def test_structures_of_inputs(structure, given) -> None:
-    norms = [L.BatchNormalization(name=f"norm_{name}") for name in "ab"]
+    norms = [layers.BatchNormalization(name=f"norm_{name}") for name in "ab"]
     inputs = [keras.Input((3,), name=name) for name in "ab"][: 1 if structure == "one" else 2]
-    output = L.Concatenate()([norm(each) for norm, each in zip(norms, inputs, strict=False)] * 2)
+    output = layers.Concatenate()([norm(each) for norm, each in zip(norms, inputs, strict=False)] * 2)
     taken = {"one": inputs[0], "list": inputs, "dict": dict(zip("ab", inputs, strict=False))}[structure]
     model = keras.Model(taken, output)
     x = [random.normal(size=(40, 3)).astype("float32") + i for i in range(len(inputs))]

@@ -31,10 +31,14 @@ _SHOWN = 12
 )
 @click.option("--weights", metavar="FILE", help="Loaded first: a state_dict for torch, .weights.h5 for Keras.")
 @click.option("--batches", type=click.IntRange(1), metavar="N", help="Take so many batches. [default: all]")
-@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, metavar="N", help="Of files and arrays.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=128, show_default=True, metavar="N", help="Of files and arrays."
+)
 @click.option("--one-pass", is_flag=True, help="All layers at once, normalizing by the batch: faster, not exact.")
 @click.option("--keep-frozen", is_flag=True, help="Leave layers alone that are not trainable.")
-@click.option("--cache", type=click.FloatRange(0), metavar="GB", help="Memory for values between layers. [default: half of it]")
+@click.option(
+    "--cache", type=click.FloatRange(0), metavar="GB", help="Memory for values between layers. [default: half of it]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def recalibrate(
     model: str, data: str, output: str, weights: str | None, cache: float | None, as_json: bool, **options: Any
@@ -79,12 +83,12 @@ def _print(done: Recalibration, output: str) -> None:
     say(f"{done.model} on {done.data}: {layers}, {done.samples:,} samples, {passes}\n", "bold")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("layer", overflow="fold")
-    for header in ("values per channel", "mean moved by", "deviation times"):
+    for header in ("values per channel", "mean moved by", "sd times"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("")
     moved = sorted(done.layers, key=lambda layer: -max(layer.shift, abs(math.log(layer.stretch or 1e-300))))[:_SHOWN]
     for layer in (layer for layer in done.layers if layer in moved):
-        shift = f"{layer.shift:.3g} deviations" if math.isfinite(layer.shift) else "was no number"
+        shift = f"{layer.shift:.3g} sd" if math.isfinite(layer.shift) else "was no number"
         stretch = f"{layer.stretch:.3g}" if math.isfinite(layer.stretch) else "was no number"
         table.add_row(layer.name, f"{layer.values:,}", shift, stretch, "frozen" if layer.frozen else "")
     console.print(table)
@@ -93,7 +97,10 @@ def _print(done: Recalibration, output: str) -> None:
     for name, why in done.left:
         say(f"left as it was: {name}, since {why}", "yellow")
     if any(layer.frozen for layer in done.layers):
-        say("frozen layers normalize by their moving statistics in training too; --keep-frozen leaves them as they are", "yellow")
+        say(
+            "frozen layers normalize by their moving statistics in training too; --keep-frozen leaves them as they are",
+            "yellow",
+        )
     for note in done.notes:
         say(note, "yellow")
     if done.effect is not None:

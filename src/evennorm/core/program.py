@@ -37,9 +37,12 @@ class Call:
 class Statistics(Protocol):
     """A batch normalization with moving statistics: a door to its framework."""
 
-    path: str
-    frozen: bool
-    """Whether it is kept from training."""
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it is kept from training."""
 
     def state(self) -> BatchNormState: ...
 
@@ -55,16 +58,21 @@ class Statistics(Protocol):
 class Program(Protocol):
     """The calls of a model in an order in which they can be made, and its batch normalizations by their paths."""
 
-    calls: Sequence[Call]
-    layers: Mapping[str, Statistics]
-    skipped: Mapping[str, str]
-    """Normalizations without moving statistics, and why."""
+    @property
+    def calls(self) -> Sequence[Call]: ...
+
+    @property
+    def layers(self) -> Mapping[str, Statistics]: ...
+
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """Normalizations without moving statistics, and why."""
 
     def begin(self, x: Any) -> dict[Key, Any]:
         """The values that the calls start from, of a batch of NumPy arrays."""
 
     def verify(self, x: Any) -> None:
-        """Makes the calls for a batch; where they do not give what the model gives, the whole model is one call afterwards."""
+        """Makes the calls for a batch; where they do not give what the model gives, the model is one call from then on."""
 
     def predict(self, x: Any) -> list[Any]:
         """The model's own outputs in inference, as arrays of NumPy."""

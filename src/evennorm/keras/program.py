@@ -296,7 +296,7 @@ def _observed(layer: keras.Layer, path: str, observer: Observer) -> Any:
 
 
 def _folded(layer: keras.layers.TimeDistributed) -> Any:
-    """TimeDistributed with its time steps as samples: the same in inference, in one call of the inner layer instead of many."""
+    """TimeDistributed with its time steps as samples: the same in inference, and one call of the inner layer."""
     original = layer.call
 
     def call(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
+import logging
 import os
 import re
 import sys
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +80,7 @@ def save_model(opened: Opened, model: Any, path: str | os.PathLike[str]) -> None
     suffix = Path(path).suffix
     with replacing(path) as partial:
         if opened.framework == "keras":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that .h5 is an old format
+            with _quiet():  # that .h5 is an old format
                 model.save(partial)
         elif suffix == ".safetensors":
             partial.write_bytes(as_safetensors(model.state_dict()))
@@ -256,8 +258,7 @@ def _loaded(path: Path) -> Opened:
     import evennorm.keras.legacy  # noqa: F401  # registers the layers for loading
 
     def load(compiled: bool) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the state of an optimizer
+        with _quiet():  # about the state of an optimizer
             return keras.saving.load_model(path, compile=compiled, safe_mode=True)
 
     try:
@@ -268,6 +269,20 @@ def _loaded(path: Path) -> Opened:
         return Opened(path.name, "keras", load(False), path, (without,))
     except Exception as error:
         raise InputError(f"{path} cannot be loaded: {_reason(error)}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Keras's warnings, whichever way it gives them."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _reason(error: Exception) -> str:

@@ -22,7 +22,6 @@ from evennorm.torch.network import state_of
 from evennorm.torch.roles import is_frozen_norm
 from evennorm.torch.whole import whole
 
-
 _IN_PLACE = {"iadd", "isub", "imul", "itruediv", "setitem"}
 
 
@@ -142,8 +141,10 @@ class Program:
                 self.untraced()
                 return
             given = list(_tensors_in(self._apply(x)))
-        same = [a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True) for a, b in
-                zip(given, _tensors_in(traced), strict=False)]
+        same = [
+            a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+            for a, b in zip(given, _tensors_in(traced), strict=False)
+        ]
         if len(same) != len(given) or not all(same):
             self.untraced()
 
@@ -155,7 +156,9 @@ class Program:
     def begin(self, x: Any) -> dict[Key, Any]:
         if self._graph is None:
             return {"input": x}
-        values = dict(x) if isinstance(x, dict) else dict(zip(self._inputs, x if isinstance(x, tuple) else (x,), strict=False))
+        values = (
+            dict(x) if isinstance(x, dict) else dict(zip(self._inputs, x if isinstance(x, tuple) else (x,), strict=False))
+        )
         if set(values) != set(self._inputs):
             self.untraced()  # the graph leaves out arguments that have a default
             return {"input": x}

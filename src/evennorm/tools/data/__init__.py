@@ -57,7 +57,8 @@ def open_data(source: Any, framework: str = "keras") -> Data:
     if isinstance(source, str | os.PathLike):
         return _from_text(os.fspath(source), framework)
     kinds = (np.ndarray, tuple, list, Mapping)
-    return _from_object(source, "the data" if isinstance(source, kinds) else type(source).__name__)
+    plain = isinstance(source, kinds) or hasattr(source, "shape")
+    return _from_object(source, "the data" if plain else type(source).__name__)
 
 
 def _from_text(text: str, framework: str) -> Data:

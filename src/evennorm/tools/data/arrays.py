@@ -37,7 +37,7 @@ class Packed:
     dtype: np.dtype
 
     def rows(self, wanted: list[tuple[int, int]]) -> Iterator[np.ndarray]:
-        row = self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
+        row = self.dtype.itemsize * _size(self.shape[1:])
         with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
             _header(file)
             at = 0
@@ -157,18 +157,18 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> An
         shape, fortran, dtype, header = _header(file)
     if dtype.hasobject:
         raise InputError(f"{path} is not opened: {member.filename!r} holds pickled Python objects; write arrays of numbers")
-    if member.file_size - header != dtype.itemsize * math.prod(shape):
+    if member.file_size - header != dtype.itemsize * _size(shape):
         raise InputError(
             f"{path} is damaged: {member.filename!r} announces {dtype} of shape {shape}, and holds "
             f"{member.file_size - header:,} bytes; write it again with numpy.savez"
         )
-    if member.compress_type == zipfile.ZIP_STORED and math.prod(shape):
+    if member.compress_type == zipfile.ZIP_STORED and _size(shape):
         with open(path, "rb") as file:
             file.seek(member.header_offset + 26)
             lengths = file.read(4)
         start = member.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
         return np.memmap(path, dtype, "r", start + header, shape, "F" if fortran else "C")
-    if fortran or not shape or not math.prod(shape):
+    if fortran or not shape or not _size(shape):
         with archive.open(member) as file:
             return np.lib.format.read_array(file, allow_pickle=False)
     return Packed(path, member.filename, shape, dtype)
@@ -181,6 +181,10 @@ def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     else:
         shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
     return shape, fortran, dtype, file.tell()
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return math.prod(map(int, shape))
 
 
 def _skip(file: Any, count: int) -> None:

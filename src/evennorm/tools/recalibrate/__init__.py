@@ -1,7 +1,7 @@
 """A model and data go in; its moving statistics are those of all the data afterwards, and nothing else of it has changed.
 
-Layer by layer, so that each normalization is measured on what it will get from the recalibrated ones in front of it; or in one
-pass, in which each normalizes by the batch, as in training (Wu & Johnson 2021, arXiv 2105.07576, "precise batch norm").
+Layer by layer, so that each normalization is measured on what the recalibrated ones in front of it give; or in one pass, in
+which each normalizes by the batch, as in training (Wu & Johnson 2021, arXiv 2105.07576, "precise batch norm").
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ def recalibrate(
     """Sets the moving statistics of a model to the exact ones of the data; the model is changed in place.
 
     Mean and variance of each channel over all values that reach the layer: moments merged in float64, each batch counting by
-    its values, masked ones left out. The variance divides by the number of values, in every framework. A layer that is called
-    at several places gets the statistics of all its inputs together. Weights, optimizer and settings stay as they are; so does
-    everything where an error is raised.
+    its values, masked ones left out. The variance divides by the number of values, in every framework. A layer that is
+    called at several places gets the statistics of all its inputs together. Weights, optimizer and settings stay as they
+    are; so does everything where an error is raised.
 
     Args:
         model: a keras.Model, a torch.nn.Module, or whatever `evennorm.tools.models.open_model` takes.
         data: whatever `evennorm.tools.data.open_data` takes; labels are needed for accuracies only.
         batches: how many to take; all by default. Of arrays they are taken from all over.
         batch_size: of arrays and files; iterables have their own.
-        one_pass: take all statistics in one pass, each layer normalizing by the batch meanwhile: faster, and not exact but for
-            the first layers.
+        one_pass: take all statistics in one pass, each layer normalizing by the batch meanwhile: faster, and exact for the
+            first layers only.
         keep_frozen: leave layers alone that are not trainable.
         measure: run the model before and after, for accuracies and differences.
         cache: bytes of memory for values between layers; half of what is free by default.
@@ -73,7 +73,7 @@ def recalibrate(
         >>> model[0].running_mean.item(), round(model[0].running_var.item(), 4), done.layers[0].values
         (3.0, 2.6667, 3)
     """
-    if batches is not None and batches < 1 or batch_size < 1:
+    if (batches is not None and batches < 1) or batch_size < 1:
         raise InputError(f"batches and their size are 1 or more; received batches={batches} and batch_size={batch_size}")
     opened = model if isinstance(model, Opened) else open_model(model)
     source = open_data(data, opened.framework)
@@ -160,7 +160,9 @@ class _Work:
         taken = 0
         for number, stage in enumerate(plan):
             for round_ in range(_ROUNDS if stage.repeated else 1):
-                self._begin(f"layers {number + 1} of {len(plan)}" + (f", round {round_ + 1}" if stage.repeated else ""), passes)
+                self._begin(
+                    f"layers {number + 1} of {len(plan)}" + (f", round {round_ + 1}" if stage.repeated else ""), passes
+                )
                 population.forget(stage.paths)
                 passes.stage(stage, plan[number + 1 :], population)
                 taken += 1
@@ -170,8 +172,8 @@ class _Work:
             else:
                 if stage.repeated:
                     notes.append(
-                        f"{', '.join(stage.repeated)} get their own outputs as inputs, and still moved by {moved:.1g} standard "
-                        f"deviations after {_ROUNDS} passes"
+                        f"{', '.join(stage.repeated)} get their own outputs as inputs, and still moved by {moved:.1g} "
+                        f"standard deviations after {_ROUNDS} passes"
                     )
         return taken
 

@@ -78,7 +78,7 @@ def outputs(
 def scored(output: np.ndarray, y: np.ndarray, name: str) -> tuple[str, np.ndarray]:
     """What is measured by these labels, and its value for each of them.
 
-    Whole numbers are classes: of outputs (samples, classes), of one output at 0.5 (or at 0, where outputs leave 0 to 1), or of
+    Whole numbers are classes: of outputs (samples, classes), of one output at 0.5 (or at 0, if outputs leave 0 to 1), or of
     each position of (samples, ..., classes) or torch's (samples, classes, ...). One-hot rows are classes too. Numbers of the
     shape of the outputs are targets.
 
@@ -103,8 +103,8 @@ def scored(output: np.ndarray, y: np.ndarray, name: str) -> tuple[str, np.ndarra
     if whole and output.ndim > 2 and labels.shape == (output.shape[0], *output.shape[2:]):
         return "accuracy", output.argmax(axis=1) == labels
     raise InputError(
-        f"the labels of {name} do not fit: a batch of them has the shape {y.shape} and the dtype {y.dtype}, the model's outputs "
-        f"have the shape {output.shape}; give a class per sample, one-hot rows or targets of that shape, or no y at all"
+        f"the labels of {name} do not fit: a batch of them has the shape {y.shape} and the dtype {y.dtype}, the model's "
+        f"outputs have the shape {output.shape}; give a class per sample, one-hot rows, targets of that shape, or no y"
     )
 
 

@@ -80,7 +80,7 @@ def _ancestors(calls: Sequence[Call]) -> list[set[int]]:
 
 
 def _dependencies(behind: list[set[int]], made: Sequence[Sequence[str]]) -> dict[str, set[str]]:
-    """The normalizations whose statistics the inputs of each depend on, itself among them where it is called behind itself."""
+    """The normalizations whose statistics the inputs of each depend on; itself too where it is called behind itself."""
     depends: dict[str, set[str]] = {}
     for i, called in enumerate(made):
         before = set().union(*(made[j] for j in behind[i]))

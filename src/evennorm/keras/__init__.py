@@ -11,5 +11,6 @@ from evennorm.keras import legacy
 from evennorm.keras.convert import convert, revert
 from evennorm.keras.layer import BatchNormalization
 from evennorm.keras.place import place
+from evennorm.keras.states import read_states, write_states
 
-__all__ = ["BatchNormalization", "convert", "legacy", "place", "revert"]
+__all__ = ["BatchNormalization", "convert", "legacy", "place", "read_states", "revert", "write_states"]

@@ -12,8 +12,8 @@ from evennorm.errors import EvennormError, InputError, MissingExtra
 from evennorm.tools.archives import check_hdf5_file, check_zip, first_line
 
 
-def as_safetensors(state: dict[str, Any]) -> bytes:
-    """Tensors of torch, or NumPy arrays, in the format of safetensors.
+def as_safetensors(state: dict[str, Any], metadata: dict[str, str] | None = None) -> bytes:
+    """Tensors of torch, or NumPy arrays, in the format of safetensors; `metadata` goes into its header.
 
     Raises:
         MissingExtra: safetensors is not installed.
@@ -21,13 +21,14 @@ def as_safetensors(state: dict[str, Any]) -> bytes:
     try:
         from safetensors.numpy import save
     except ImportError as error:
-        raise MissingExtra("writing .safetensors", "torch") from error
-    if all(hasattr(value, "detach") for value in state.values()) and state:
+        raise MissingExtra("writing .safetensors", "tools") from error
+    header = {"format": "pt", **(metadata or {})}
+    if state and all(hasattr(value, "detach") for value in state.values()):
         from safetensors.torch import save as save_tensors
 
         # Clones: tensors that share memory are refused otherwise.
-        return save_tensors({name: x.detach().cpu().contiguous().clone() for name, x in state.items()}, {"format": "pt"})
-    return save({name: np.ascontiguousarray(x) for name, x in state.items()}, {"format": "pt"})
+        return save_tensors({name: x.detach().cpu().contiguous().clone() for name, x in state.items()}, header)
+    return save({name: np.ascontiguousarray(x).reshape(np.shape(x)) for name, x in state.items()}, header)
 
 
 def load_weights(model: Any, framework: str, name: str, path: Path) -> None:
@@ -60,7 +61,7 @@ def _state_dict(path: Path) -> Any:
         try:
             from safetensors.torch import load_file
         except ImportError as error:
-            raise MissingExtra("reading .safetensors", "torch") from error
+            raise MissingExtra("reading .safetensors", "tools") from error
         try:
             return load_file(path)
         except Exception as error:

@@ -13,6 +13,7 @@ from evennorm.torch.functional import batch_norm, engine, normalize
 from evennorm.torch.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from evennorm.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from evennorm.torch.recompute import recompute_outputs
+from evennorm.torch.states import read_states, write_states
 
 __all__ = [
     "BatchNorm1d",
@@ -26,7 +27,9 @@ __all__ = [
     "convert",
     "engine",
     "normalize",
+    "read_states",
     "recompute_outputs",
     "report",
     "revert",
+    "write_states",
 ]

@@ -1,7 +1,7 @@
 """A program, data and a stage go in; the stage's statistics are taken in one pass, and what later stages need is kept.
 
 The values that flow across the frontier between settled and unsettled layers stay in memory where they fit, so that each
-part of a model is computed once, not once for each layer behind it. Where they do not fit, passes start from an earlier frontier.
+part of a model is computed once, not once for each layer behind it. Else passes start from an earlier frontier.
 """
 
 from __future__ import annotations

@@ -77,6 +77,9 @@ class Program(Protocol):
     def predict(self, x: Any) -> list[Any]:
         """The model's own outputs in inference, as arrays of NumPy."""
 
+    def apply(self, x: Any) -> list[Any]:
+        """As `predict`, by the model's own code, call by call, so that observers see it."""
+
     def running(self) -> AbstractContextManager[None]:
         """Within it calls may be made: inference, and no derivatives."""
 

@@ -156,6 +156,10 @@ class Program:
         outputs = keras.tree.flatten(self.model.predict_on_batch(self._structured(x)))
         return [np.asarray(output) for output in outputs]
 
+    def apply(self, x: Any) -> list[np.ndarray]:
+        with self.running():
+            return [_to_numpy(output) for output in keras.tree.flatten(self.model(self._structured(x), training=False))]
+
     def _structured(self, x: Any) -> Any:
         """Arrays in the structure that the model takes, without which Keras warns."""
         wanted = getattr(self._graph, "_inputs_struct", None)

@@ -168,6 +168,9 @@ class Program:
         with self.running():
             return [_to_numpy(tensor) for tensor in _tensors_in(self._apply(x))]
 
+    def apply(self, x: Any) -> list[np.ndarray]:
+        return self.predict(x)
+
     def _apply(self, x: Any) -> Any:
         if isinstance(x, dict):
             return self.model(**{name: self._tensor(value) for name, value in x.items()})

@@ -231,6 +231,8 @@ def state_of(module: nn.Module, name: str) -> BatchNormState:
         unbiased=isinstance(module, batchnorm._BatchNorm),
         updates=None if tracked is None else int(tracked),
         mode=0 if module.running_mean is not None else 2,
+        synchronized=isinstance(module, nn.SyncBatchNorm),
+        virtual_batch_size=getattr(module, "virtual_batch_size", None),
     )
 
 

@@ -1,0 +1,65 @@
+"""Findings that need data: moving statistics that do not fit it, and modes that disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from evennorm.tools.check.rule import Found, Subject, rule
+
+DRIFT = 0.5
+"""Standard deviations (root mean square over channels) that a moving mean may be off."""
+SPREAD = 2.0
+"""Factor by which the median channel's variance may be off."""
+OUTPUT = 0.5
+"""Part of the outputs' own spread by which the two modes may differ."""
+ACCURACY = 0.02
+
+
+@rule(
+    "BN601",
+    "drift",
+    "warning",
+    "Moving statistics that do not fit the data",
+    "Inference normalizes by statistics that this data does not have: every layer behind gets values it was not trained on.",
+    fixable=True,
+)
+def drift(subject: Subject) -> Iterator[Found]:
+    for layer in subject.measurements.layers if subject.measurements else ():
+        off = layer.drift > DRIFT
+        if off or not 1 / SPREAD < layer.variance_ratio < SPREAD:
+            yield Found(
+                layer.layer,
+                f"the data's mean is {layer.drift:.2g} standard deviations from the moving mean, its variance "
+                f"{layer.variance_ratio:.2g} times the moving variance (channel {layer.worst}: {layer.worst_drift:.2g})",
+                "run `evennorm recalibrate`, or --fix with --data, if this is the data of training; else check its scaling",
+            )
+
+
+@rule(
+    "BN602",
+    "modes-disagree",
+    "error",
+    "Training mode and inference mode disagree",
+    "What the loss saw in training is not what the model predicts: accuracy was learned that inference does not show.",
+    fixable=True,
+)
+def modes_disagree(subject: Subject) -> Iterator[Found]:
+    measured = subject.measurements
+    if measured is None or not measured.layers:
+        return
+    lost = None
+    if measured.training_accuracy is not None and measured.inference_accuracy is not None:
+        lost = measured.training_accuracy - measured.inference_accuracy
+    noise = 3 * (0.25 / max(measured.samples, 1)) ** 0.5
+    if (lost is not None and lost > max(ACCURACY, noise)) or measured.output_difference > OUTPUT:
+        words = f"outputs differ by {measured.output_difference:.2g} of their own spread"
+        if lost is not None:
+            words = (
+                f"accuracy is {100 * (measured.training_accuracy or 0):.1f} % by the batch's statistics and "
+                f"{100 * (measured.inference_accuracy or 0):.1f} % by the moving ones, and {words}"
+            )
+        yield Found(
+            measured.parts_at,
+            f"{words}; here they part first, over {measured.samples:,} samples",
+            "run `evennorm recalibrate`, or --fix with --data; then look at what changed between training and now",
+        )

@@ -1,0 +1,39 @@
+"""An opened model goes in; its Network comes out, with what its optimizer and the shape of its inputs add."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from evennorm.core.network import Network
+from evennorm.errors import EvennormError, InputError
+from evennorm.tools.archives import first_line
+from evennorm.tools.models import Opened
+
+
+def read(opened: Opened, optimizer: Any = None, shape: Sequence[int] | None = None) -> Network:
+    """The network of a model.
+
+    Args:
+        opened: a Keras model or a torch.nn.Module.
+        optimizer: of a torch model; a compiled Keras model holds its own.
+        shape: of an input batch, by which a torch model's steps get shapes.
+
+    Raises:
+        InputError: a torch model that does not take that shape.
+    """
+    if opened.framework == "keras":
+        from evennorm.keras.network import network
+
+        return network(opened.model)
+    from evennorm.torch.context import example, with_optimizer
+    from evennorm.torch.network import network as torch_network
+
+    try:
+        found = torch_network(opened.model, () if shape is None else (example(opened.model, shape),))
+    except EvennormError:
+        raise
+    except Exception as error:  # a model's own code may raise any
+        sizes = ", ".join(map(str, shape or ()))
+        raise InputError(f"the model does not take a batch of shape ({sizes}): {first_line(error)}") from error
+    return found if optimizer is None else with_optimizer(found, optimizer)

@@ -1,0 +1,114 @@
+"""What a check looks at and what it says: the subject, rules with their permanent codes, findings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from evennorm.core.network import Network, Step
+
+if TYPE_CHECKING:
+    from evennorm.tools.check.measure import Measurements
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, and what is known about its training."""
+
+    network: Network
+    batch_size: int | None = None
+    """Samples of a training batch, of all replicas together."""
+    replicas: int = 1
+    steps: int | None = None
+    """Training steps so far; None: those that the optimizer or the layers have counted."""
+    measurements: Measurements | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about one layer that looks wrong."""
+
+    code: str
+    name: str
+    """The rule's, in words: "bias-before-norm"."""
+    level: str
+    """"error", "warning" or "note"."""
+    layer: str
+    """Its path in the model; "" for the whole model."""
+    what: str
+    why: str
+    remedy: str
+    fixable: bool = False
+    """Whether --fix takes care of it, some with data only."""
+
+    def as_dict(self) -> dict[str, object]:
+        return {field: getattr(self, field) for field in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One mistake that can be told from a subject."""
+
+    code: str
+    """Permanent: it never means anything else."""
+    name: str
+    level: str
+    title: str
+    """One line: what the mistake is."""
+    why: str
+    """Why it matters, in one sentence."""
+    search: Callable[[Subject], Iterator[Found]]
+    fixable: bool = False
+
+    def findings(self, subject: Subject) -> Iterator[Finding]:
+        for found in self.search(subject):
+            yield Finding(
+                self.code,
+                self.name,
+                found.level or self.level,
+                found.layer,
+                found.what,
+                found.why or self.why,
+                found.remedy,
+                self.fixable,
+            )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a rule's search yields: the part of a finding that differs from layer to layer."""
+
+    layer: str
+    what: str
+    remedy: str
+    why: str = ""
+    level: str = ""
+
+
+Search = Callable[[Subject], Iterator[Found]]
+
+
+def rule(code: str, name: str, level: str, title: str, why: str, fixable: bool = False) -> Callable[[Search], Rule]:
+    """Makes a rule of the function that searches for it."""
+    return lambda search: Rule(code, name, level, title, why, search, fixable)
+
+
+def each_layer(network: Network) -> Iterator[Step]:
+    """Every layer of batch normalization, at its first call."""
+    seen: set[str] = set()
+    for step in network.batch_norms():
+        if step.layer not in seen:
+            seen.add(step.layer)
+            yield step
+
+
+def written(network: Network, decay: float) -> str:
+    """`decay` as the momentum argument of the network's framework."""
+    return f"momentum={decay if network.framework != 'torch' else 1 - decay:.4g}"
+
+
+def channels(indices: list[int], total: int) -> str:
+    """ "3 of 64 channels (0, 5, 9)"."""
+    shown = ", ".join(map(str, indices[:5])) + (", ..." if len(indices) > 5 else "")
+    return f"{len(indices):,} of {total:,} channels ({shown})" if len(indices) < total else f"all {total:,} channels"

@@ -15,6 +15,7 @@ except ImportError:  # the one dependency without which there is no command at a
 
 from evennorm import __version__
 from evennorm.cli.bench import bench
+from evennorm.cli.check import check
 from evennorm.cli.compare import compare
 from evennorm.cli.explain import explain
 from evennorm.cli.recalibrate import recalibrate
@@ -41,5 +42,6 @@ def main() -> None:
 
 main.add_command(explain)
 main.add_command(compare)
+main.add_command(check)
 main.add_command(bench)
 main.add_command(recalibrate)

@@ -1,0 +1,152 @@
+"""`evennorm check`: what looks wrong about the batch normalizations of a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from evennorm.cli.explain import parsed_shape
+from evennorm.errors import InputError
+
+if TYPE_CHECKING:
+    from evennorm.tools.check import Report
+
+_STYLES = {
+    "title": "bold",
+    "error": "bold red",
+    "warning": "bold yellow",
+    "note": "bold cyan",
+    "soft": "dim",
+    "remedy": "green",
+    "clean": "green",
+}
+_WIDTHS = (60, 80, 110)
+"""Columns: the fewest, those where the output is no terminal, the most."""
+
+
+@click.command()
+@click.argument("model")
+@click.option("--data", metavar="DATA", help="Training data: .npz with x (and y), .npy, a folder, or module:function.")
+@click.option("--weights", metavar="FILE", help="Weights for a model that module:function builds.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), metavar="N", help="Of training, all replicas together. [with --data: 128]"
+)
+@click.option("--batches", type=click.IntRange(1), metavar="N", help="Of --data, from all over. [default: 16]")
+@click.option("--shape", metavar="SIZES", help="Of an input batch of a torch model, as in 32,3,224,224.")
+@click.option("--replicas", default=1, show_default=True, type=click.IntRange(1), metavar="N", help="Devices of training.")
+@click.option("--steps", type=click.IntRange(0), metavar="N", help="Of training so far. [default: as counted]")
+@click.option("--select", metavar="CODES", default="", help="Only these findings: BN201, or BN2 for all that begin so.")
+@click.option("--ignore", metavar="CODES", default="", help="All but these findings.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--sarif", "as_sarif", is_flag=True, help="Print a SARIF 2.1.0 log.")
+@click.option("--html", metavar="FILE", help="Write a page with a picture of each layer.")
+@click.option("--fix", is_flag=True, help="Write a model without what can safely be fixed, to -o.")
+@click.option("-o", "--output", metavar="OUT", help="Where --fix writes: .keras or .h5; .pt or .safetensors for torch.")
+@click.pass_context
+def check(ctx: click.Context, model: str, **options: Any) -> None:
+    """Find mistakes with batch normalization in MODEL: .keras, .h5, or module:function.
+
+    \b
+    evennorm check model.keras
+    evennorm check model.keras --data train.npz --html report.html
+    evennorm check model.keras --fix -o fixed.keras --data train.npz
+    evennorm check package.models:build --select BN2,BN3 --sarif
+
+    module:function is your own code; it is imported and called. Nothing of a file is run.
+
+    Exit code 0: nothing looks wrong; 1: there are findings; 2: the question could not be answered.
+    """
+    as_json, as_sarif, html = options["as_json"], options["as_sarif"], options["html"]
+    fix, output = options["fix"], options["output"]
+    if as_json and as_sarif:
+        raise InputError("--json and --sarif are two forms of one answer; give one of them")
+    if fix != (output is not None):
+        raise InputError("--fix writes a new model and -o says where; give both or none")
+    from evennorm.tools.check import check as checked
+    from evennorm.tools.check.rules import selected
+    from evennorm.tools.models import check_output, open_model
+
+    select, ignore = _codes(options["select"]), _codes(options["ignore"])
+    selected(select, ignore)  # a wrong code is told before a model is loaded
+    opened = open_model(model, options["weights"])
+    if fix:
+        check_output(opened.framework, output)
+    settings: dict[str, Any] = {name: options[name] for name in ("batch_size", "replicas", "steps")}
+    if options["shape"] is not None:
+        settings["shape"] = _sizes(options["shape"])
+    data = None
+    if options["data"] is not None:
+        from evennorm.tools.data import check_fit, open_data
+
+        data = open_data(options["data"], opened.framework)
+        check_fit(data, opened)
+    with _bar() as progress:
+        batches = None if data is None else data.batches(options["batch_size"] or 128, options["batches"] or 16)
+        report = checked(opened, batches, **settings, select=select, ignore=ignore, progress=progress)
+    if html is not None:
+        from evennorm.tools.atomic import write_text
+        from evennorm.tools.check.page import page
+
+        write_text(html, page(report))
+    fixed = None
+    if fix:
+        from evennorm.tools.check.fix import fix as fixed_by
+
+        fixed = fixed_by(opened, report, data, output, batch_size=options["batch_size"] or 128)
+    if as_sarif:
+        from evennorm.tools.check.sarif import sarif
+
+        click.echo(json.dumps(sarif(report, opened.path), indent=2))
+    elif as_json:
+        extra = {"notes": list(opened.notes), "html": html, "fixed": None if fixed is None else fixed.as_dict()}
+        click.echo(json.dumps(report.as_dict() | extra, indent=2))
+    else:
+        _print(report, opened.notes)
+        for line in [] if fixed is None else ["", *fixed.lines()]:
+            click.echo(line)
+        if html is not None:
+            click.echo(f"\nPage: {html}")
+    ctx.exit(1 if report.findings else 0)
+
+
+def _sizes(text: str) -> list[int]:
+    sizes = parsed_shape(text)
+    if None in sizes:
+        raise InputError(f"--shape needs all sizes, since a batch of it is run; received {text!r}")
+    return [size or 0 for size in sizes]
+
+
+def _codes(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int], None]]:
+    """Counts samples on stderr while they are measured."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
+        task = bar.add_task("reading", total=None)
+        yield lambda samples: bar.update(task, description=f"{samples:,} samples")
+
+
+def _print(report: Report, notes: tuple[str, ...]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from evennorm.tools.check.text import lines
+
+    console = Console(highlight=False)
+    fewest, plain, most = _WIDTHS
+    width = min(max(console.width, fewest), most) if console.is_terminal else plain
+    for line in lines(report, width):
+        console.print(Text(line.text, style=_STYLES.get(line.kind, "")), soft_wrap=True)
+    for note in notes:
+        console.print(Text(note, style="dim"), soft_wrap=True)

@@ -1,0 +1,28 @@
+"""A torch module goes in; a copy without biases that batch normalization subtracts comes out, and predicts the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+
+def without_biases(model: nn.Module, biased: Mapping[nn.Module, Sequence[nn.Module]]) -> nn.Module:
+    """A copy of `model` in which some layers have no bias, and the running means behind them are less by it.
+
+    Args:
+        model: any module that can be copied.
+        biased: linear layers, each with the batch normalizations that read it; these read nothing else.
+    """
+    memo: dict[int, object] = {}
+    result: nn.Module = copy.deepcopy(model, memo)
+    with torch.no_grad():
+        for linear, norms in biased.items():
+            for norm in norms:
+                fresh = memo[id(norm)]
+                mean = norm.running_mean.double() - linear.bias.double()
+                fresh.running_mean.copy_(mean)  # type: ignore[attr-defined]
+            memo[id(linear)].bias = None  # type: ignore[attr-defined]
+    return result

@@ -69,9 +69,8 @@ def layer_of(state: BatchNormState, **arguments: Any) -> BatchNormalization:
         >>> np.asarray(layer_of(state)(np.array([[5.0]], "float32"))).tolist()
         [[2.0]]
     """
-    zeros, ones = np.zeros_like(state.mean), np.ones_like(state.mean)
-    given = [state.gamma, state.beta, state.mean, state.variance]
-    plain = [default if value is None else value for value, default in zip(given, (ones, zeros, zeros, ones), strict=True)]
+    names = {"gamma": "gamma", "beta": "beta", "mean": "moving_mean", "variance": "moving_variance"}
+    held = {name: getattr(state, field) for field, name in names.items()}
     options = {
         "axis": state.axis if len(state.axis) > 1 else state.axis[0],
         "momentum": state.decay,
@@ -80,9 +79,7 @@ def layer_of(state: BatchNormState, **arguments: Any) -> BatchNormalization:
         "center": state.beta is not None,
         "unbiased_variance": state.unbiased,
         "mode": state.mode,
-        "weights": [
-            w for w, has in zip(plain, (state.gamma is not None, state.beta is not None, True, True), strict=True) if has
-        ],
+        **{f"{name}_initializer": keras.initializers.Constant(value) for name, value in held.items() if value is not None},
     }
     return BatchNormalization(**{**options, **arguments})
 

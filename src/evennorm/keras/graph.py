@@ -92,8 +92,9 @@ def rebuild(
 
     Args:
         model: a Sequential or functional model.
-        copy: gives the layer that takes the place of one of the old model, or None to leave it out. Weights are carried
-            over by their order where both have as many, else by their names.
+        copy: gives the layer that takes the place of one of the old model, or None to leave it out; in functional models
+            also a function that is called in its place. Weights are carried over by their order where both have as many,
+            else by their names.
         insertions: layers to put in front of or behind calls of the old model's layers.
 
     Raises:
@@ -123,7 +124,8 @@ class _Rebuilder:
 
     def pairs(self) -> list[tuple[keras.Layer, keras.Layer]]:
         """Old and new layers, a nested model before its layers."""
-        found = [(old, new) for old, new in self._copies.items() if isinstance(old, keras.Layer) and new is not None]
+        kind = keras.Layer
+        found = [(old, new) for old, new in self._copies.items() if isinstance(old, kind) and isinstance(new, kind)]
         return found[::-1]
 
     def model(self, model: keras.Model) -> keras.Model:

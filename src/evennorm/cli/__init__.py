@@ -19,6 +19,7 @@ from evennorm.cli.check import check
 from evennorm.cli.compare import compare
 from evennorm.cli.explain import explain
 from evennorm.cli.recalibrate import recalibrate
+from evennorm.cli.fold import fold
 
 
 class _Group(click.Group):
@@ -43,5 +44,6 @@ def main() -> None:
 main.add_command(explain)
 main.add_command(compare)
 main.add_command(check)
+main.add_command(fold)
 main.add_command(bench)
 main.add_command(recalibrate)

@@ -1,0 +1,80 @@
+"""`evennorm fold`: writes a model without batch normalization, and says where each went and what changes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from evennorm.errors import InputError
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "-o", "--output", required=True, metavar="FILE", help=".keras or .h5; for torch .pt2, .safetensors, .pt or .pth."
+)
+@click.option("--data", metavar="DATA", help="Compare the outputs on these too: an .npz with x, a folder, module:function.")
+@click.option(
+    "--batches", default=8, show_default=True, type=click.IntRange(1), metavar="N", help="Batches of --data, of 32 samples."
+)
+@click.option(
+    "--input-shape",
+    "shapes",
+    multiple=True,
+    metavar="SIZES",
+    help="One sample of a torch model, as in 3,224,224; once for each input. [default: by its first layer]",
+)
+@click.option("--weights", metavar="FILE", help="Load these into the model first: .safetensors, .pt, .pth, .weights.h5.")
+@click.option(
+    "--tolerance",
+    type=float,
+    metavar="PART",
+    help="The largest difference allowed, as a part of the largest output. [default: 1e-4 in float32]",
+)
+@click.option("--no-speed", is_flag=True, help="Do not measure the speed.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def fold(model: str, output: str, shapes: tuple[str, ...], no_speed: bool, as_json: bool, **options: Any) -> None:
+    """Fold the batch normalization of MODEL into the layers beside it, for inference.
+
+    MODEL is a .keras or .h5 file, or module:function, your own code that returns a Keras or torch model.
+
+    \b
+    evennorm fold model.keras -o folded.keras
+    evennorm fold net:resnet50 --weights resnet50.pth -o resnet50.pt2 --data images/
+
+    The outputs are compared first; beyond the tolerance nothing is written.
+
+    Exit code 0: written; 2: it could not be done.
+    """
+    sizes = [_sizes(text) for text in shapes]
+    from evennorm.tools.fold import fold as folded
+
+    with _status() as progress:
+        report = folded(model, output, input_shape=sizes, measure=not no_speed, progress=progress, **options)
+    click.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.text())
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """
+    Raises:
+        InputError: something else than whole numbers above 0.
+    """
+    parts = text.strip(" ()[]").split(",")
+    if not all(re.fullmatch(r"\s*[1-9][0-9]{0,8}\s*", part) for part in parts):
+        raise InputError(f"--input-shape takes the sizes of one sample, as in 3,224,224; received {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+@contextmanager
+def _status() -> Iterator[Callable[[str], None]]:
+    """A line on the terminal that says what is being done, gone when it is done."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status("opening") as status:
+        yield lambda doing: status.update(doing)

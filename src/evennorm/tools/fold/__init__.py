@@ -1,0 +1,137 @@
+"""A model goes in; the same without batch normalization comes out: where each went, what differs and how much faster."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from evennorm.errors import InputError
+from evennorm.tools.archives import first_line
+from evennorm.tools.data import check_fit, open_data
+from evennorm.tools.fold import files
+from evennorm.tools.fold.difference import TOLERANCES, Difference, Run, difference
+from evennorm.tools.fold.frameworks import KerasModel, TorchModel, adapter
+from evennorm.tools.fold.inputs import random_batches
+from evennorm.tools.fold.report import Report
+from evennorm.tools.fold.speed import speed
+from evennorm.tools.models import open_model
+
+__all__ = ["Report", "fold"]
+
+_BATCH = 32
+
+
+def fold(
+    model: Any,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    data: Any = None,
+    batches: int = 8,
+    input_shape: Sequence[tuple[int, ...]] = (),
+    weights: str | os.PathLike[str] | None = None,
+    tolerance: float | None = None,
+    measure: bool = True,
+    progress: Callable[[str], None] = lambda doing: None,
+) -> Report:
+    """Folds the batch normalization of a model into the layers beside it, for inference.
+
+    In front of or behind a convolution (1-3-D, transposed, grouped, depthwise, separable), a dense layer or an embedding, it
+    becomes part of their weights where that is exact; else it becomes one scale and shift. Computed in float64. The outputs
+    are compared before anything is written.
+
+    Args:
+        model: a keras.Model or torch.nn.Module, a `.keras` or `.h5` file, or `module:function`.
+        output: the file to write: `.keras` or `.h5`; `.pt2`, `.safetensors`, `.pt` or `.pth` for torch. None to write none.
+        data: what to compare the outputs on besides random inputs; anything that `open_data` takes.
+        batches: how many batches of 32 samples of it.
+        input_shape: of one sample of each input, for torch models that do not show it.
+        weights: a file to load into the model first.
+        tolerance: the largest difference allowed, as a part of the largest output; by default 1e-4 in float32.
+        measure: whether to measure the speed.
+        progress: is told what is being done.
+
+    Returns:
+        A record with `layers`, `difference`, `speed` and `folded`, the model.
+
+    Raises:
+        InputError: the model or the data cannot be used, or the outputs differ by more than the tolerance; nothing was
+            written.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from evennorm.tools.fold import fold
+        >>> report = fold(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU()), measure=False)
+        >>> [(each.layer, each.into) for each in report.layers], report.difference.relative < 1e-6
+        ([('1', ('0',))], True)
+    """
+    progress("opening")
+    opened = open_model(model, weights)
+    if tolerance is not None and not tolerance >= 0:
+        raise InputError(f"the tolerance is a part of the largest output, 0 or more; received {tolerance}")
+    if output is not None:
+        files.check(opened.framework, output)
+    framework = adapter(opened)
+    given: Any = None
+    if data is not None:
+        given = open_data(data, opened.framework)
+        check_fit(given, opened)
+    random = _random(framework, input_shape, optional=given is not None)
+    example = random[0] if random else framework.arrays(given.first(4).x)
+    progress("folding")
+    folded, plan = framework.fold(example)
+    before, after = framework.run(opened.model), framework.run(folded)
+    allowed = TOLERANCES[framework.dtype] if tolerance is None else tolerance
+    progress("comparing")
+    what = ["random inputs"] if random else []
+    found = Difference() if not random else difference(before, after, random, opened.name)
+    if given is not None:
+        what.append(given.name)
+        found |= _on_data(before, after, given, framework, batches, opened.name)
+    if not found.relative <= allowed:
+        raise InputError(
+            f"the outputs of {opened.name} differ by {found.largest:.2g} once it is folded, {found.relative:.2g} of the "
+            f"largest output, and {allowed:.2g} is allowed; nothing was written; see --tolerance"
+        )
+    report = Report(
+        opened.name, opened.framework, plan.folded, found, allowed, " and ".join(what), None, folded, notes=opened.notes
+    )
+    if measure:
+        progress("measuring")
+        report = replace(report, speed=speed(before, after, example))
+    if output is not None:
+        progress("writing")
+        tensors = framework.tensors(example) if isinstance(framework, TorchModel) else ()
+        files.write(opened, folded, output, tensors)
+        report = replace(report, output=os.fspath(output))
+    return report
+
+
+def _random(
+    framework: KerasModel | TorchModel, shapes: Sequence[tuple[int, ...]], optional: bool
+) -> list[tuple[np.ndarray, ...]]:
+    """Random batches; none where nobody says what the inputs are, and there are data."""
+    try:
+        return list(random_batches(framework.inputs(shapes)))
+    except InputError:
+        if not optional or shapes:
+            raise
+        return []
+
+
+def _on_data(before: Run, after: Run, given: Any, framework: KerasModel | TorchModel, batches: int, name: str) -> Difference:
+    def read() -> Iterator[tuple[np.ndarray, ...]]:
+        for batch in itertools.islice(given.batches(_BATCH, batches), batches):
+            yield framework.arrays(batch.x)
+
+    try:
+        return difference(before, after, read(), name)
+    except InputError:
+        raise
+    except Exception as error:  # a torch model does not say what it takes
+        raise InputError(f"{given.name} does not fit {name}: {first_line(error)}") from error

@@ -1,0 +1,78 @@
+"""Outputs of a model and of its folded copy go in; how far they differ, beside what rounding allows, comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evennorm.errors import InputError
+
+Run = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+"""A model in evaluation: a batch of each input, all outputs."""
+
+TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+"""The largest difference that is allowed, as a part of the largest output, by the dtype that a model computes in."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Between the outputs of two models, over all that they were run on."""
+
+    largest: float = 0.0
+    """Of |before - after|."""
+    output: float = 0.0
+    """The largest |output|."""
+    samples: int = 0
+
+    @property
+    def relative(self) -> float:
+        return self.largest / self.output if self.output else self.largest
+
+    def __or__(self, other: Difference) -> Difference:
+        return Difference(max(self.largest, other.largest), max(self.output, other.output), self.samples + other.samples)
+
+
+def difference(before: Run, after: Run, batches: Iterable[Sequence[np.ndarray]], name: str) -> Difference:
+    """
+    Raises:
+        InputError: the outputs cannot be compared, since they are not finite or not the same twice.
+    """
+    total = Difference()
+    for number, batch in enumerate(batches):
+        expected = before(batch)
+        if number == 0 and not _same(expected, before(batch)):
+            raise InputError(
+                f"{name} gives other outputs each time, so that nothing can be verified; take its randomness out"
+            )
+        received = after(batch)
+        if [each.shape for each in expected] != [each.shape for each in received]:
+            raise InputError(f"the outputs of {name} have other shapes once it is folded; nothing was written")
+        for old, new in zip(expected, received, strict=True):
+            total |= _between(old, new, name)
+        total = Difference(total.largest, total.output, total.samples + len(batch[0]))
+    return total
+
+
+def _between(old: np.ndarray, new: np.ndarray, name: str) -> Difference:
+    if not old.size or not (_numeric(old) or old.dtype == bool):
+        return Difference()
+    wide, wide_new = old.astype("float64"), new.astype("float64")
+    if not np.isfinite(wide).all():
+        raise InputError(f"{name} gives outputs that are not finite, which cannot be compared; check the model")
+    if not np.isfinite(wide_new).all():
+        return Difference(float("inf"), float(abs(wide).max()))
+    return Difference(float(abs(wide - wide_new).max()), float(abs(wide).max()))
+
+
+def _same(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
+    """But for rounding, which threads may do in another order."""
+    return all(
+        np.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True) for a, b in zip(first, second, strict=True) if _numeric(a)
+    )
+
+
+def _numeric(x: Any) -> bool:
+    return bool(np.issubdtype(x.dtype, np.number))

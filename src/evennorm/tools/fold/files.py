@@ -1,0 +1,128 @@
+"""A folded model and a path go in; a file comes out, the same bytes for the same model."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from evennorm.errors import InputError
+from evennorm.tools.archives import first_line
+from evennorm.tools.atomic import replacing
+from evennorm.tools.models import Opened, check_output, save_model
+
+_BEGIN = (1980, 1, 1, 0, 0, 0)
+"""The first date that a zip file can hold."""
+_SAVED, _SHARED = "date_saved", "shared_object_id"
+
+
+def check(framework: str, path: str | os.PathLike[str]) -> None:
+    """For `fold` to ask before it works.
+
+    Raises:
+        InputError: no model of that framework is written with this suffix, or there is no such folder.
+    """
+    if framework == "torch" and Path(path).suffix not in (".pt2", ".safetensors", ".pt", ".pth"):
+        raise InputError(
+            "folded torch models are written to .pt2, as a program that runs without the model's code, or to .safetensors, "
+            f".pt or .pth, as a state_dict; received {os.fspath(path)!r}"
+        )
+    check_output(framework, Path(path).with_suffix(".pt") if Path(path).suffix == ".pt2" else path)
+
+
+def write(opened: Opened, folded: Any, path: str | os.PathLike[str], example: Sequence[Any]) -> None:
+    """Writes a folded model whole or not at all.
+
+    Keras: `.keras` or `.h5`, which load without evennorm. torch: `.pt2`, a program of torch.export for any number of
+    samples; or the state_dict, whose keys are those of the model without its batch normalizations.
+
+    Raises:
+        InputError: the file cannot be written, or the model not be exported.
+    """
+    suffix = Path(path).suffix
+    if suffix in (".pt", ".pt2", ".pth"):
+        content = _exported(folded, example) if suffix == ".pt2" else _pickled(folded)
+        with replacing(path) as partial:
+            partial.write_bytes(content)
+    elif suffix == ".keras":
+        with replacing(path) as partial:
+            with _silence():
+                folded.save(partial)
+            _settle(partial)
+    else:
+        with _silence():
+            save_model(opened, folded, path)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keras warns of its own .h5 format."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _settle(path: Path) -> None:
+    """Rewrites a file of Keras without what differs each time: the hour, and addresses in memory by which layers are told."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in sorted(archive.namelist())}
+    metadata = json.loads(members["metadata.json"])
+    members["metadata.json"] = json.dumps(metadata | {_SAVED: "1980-01-01@00:00:00"}).encode()
+    members["config.json"] = json.dumps(_numbered(json.loads(members["config.json"]), {})).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name, _BEGIN), content)
+
+
+def _numbered(config: Any, numbers: dict[int, int]) -> Any:
+    """A configuration with its shared objects counted in the order they come."""
+    if isinstance(config, list):
+        return [_numbered(each, numbers) for each in config]
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: numbers.setdefault(each, len(numbers) + 1) if key == _SHARED else _numbered(each, numbers)
+        for key, each in config.items()
+    }
+
+
+def _pickled(folded: Any) -> bytes:
+    """The state_dict; not to a path, whose name torch.save would write down."""
+    import torch
+
+    file = io.BytesIO()
+    torch.save(folded.state_dict(), file)
+    return file.getvalue()
+
+
+def _exported(folded: Any, example: Sequence[Any]) -> bytes:
+    import torch
+
+    batch = torch.export.Dim.AUTO
+    shapes = [{0: batch} if each.dim() else {} for each in example]
+    try:
+        with _silence():
+            program = torch.export.export(folded, tuple(example), dynamic_shapes=shapes)
+    except Exception as error:  # torch.export refuses in many ways
+        raise InputError(
+            f"the folded model cannot be exported to .pt2 ({first_line(error)}); write its state_dict to .safetensors"
+        ) from error
+    for node in program.graph.nodes:
+        for key in ("stack_trace", "from_node"):  # paths and addresses of this process
+            node.meta.pop(key, None)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    return file.getvalue()

@@ -1,0 +1,155 @@
+"""An opened model goes in; how to run it, fold it and draw inputs for it comes out, for each framework."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evennorm.core.fold_plan import Plan
+from evennorm.errors import ArgumentError, InputError
+from evennorm.tools.archives import first_line
+from evennorm.tools.data.batch import leaves
+from evennorm.tools.fold.difference import Run
+from evennorm.tools.fold.inputs import Input, inputs_of_keras, inputs_of_torch
+from evennorm.tools.models import Opened
+
+
+@dataclass(frozen=True)
+class KerasModel:
+    opened: Opened
+
+    def fold(self, example: Sequence[np.ndarray]) -> tuple[Any, Plan]:
+        from evennorm.keras.fold import fold
+
+        try:
+            return fold(self.opened.model)
+        except ArgumentError as error:
+            raise InputError(str(error)) from error
+
+    def run(self, model: Any) -> Run:
+        names = [tensor._keras_history.operation.name for tensor in model.inputs]
+        by_name = isinstance(model.input, dict)
+
+        def run(batch: Sequence[np.ndarray]) -> list[np.ndarray]:
+            x: Any = dict(zip(names, batch, strict=True)) if by_name else batch[0] if len(batch) == 1 else list(batch)
+            return [np.asarray(each) for each in leaves(model.predict_on_batch(x))]
+
+        return run
+
+    def arrays(self, x: Any) -> tuple[np.ndarray, ...]:
+        """The inputs of a batch of data in the model's order."""
+        names = [tensor._keras_history.operation.name for tensor in self.opened.model.inputs]
+        return tuple(x[name] for name in names) if isinstance(x, dict) else tuple(leaves(x))
+
+    def inputs(self, shapes: Sequence[tuple[int, ...]]) -> list[Input]:
+        from evennorm.keras.graph import graph
+        from evennorm.keras.network import network
+
+        try:
+            graph(self.opened.model)
+        except ArgumentError as error:
+            raise InputError(str(error)) from error
+        if shapes:
+            raise InputError("--input-shape is for torch models; a Keras model says itself what it takes")
+        unknown = any(None in tensor.shape[1:] for tensor in self.opened.model.inputs)
+        run = self.run(self.opened.model)
+
+        def failure(found: Sequence[Input]) -> str:
+            return _failure(run, found) if unknown else ""
+
+        return inputs_of_keras(self.opened.model, network(self.opened.model), failure)
+
+    @property
+    def dtype(self) -> str:
+        """The narrowest that a layer computes in."""
+        dtypes = {getattr(layer, "compute_dtype", "float32") for layer in self.opened.model._flatten_layers()}
+        return next((each for each in ("bfloat16", "float16", "float32") if each in dtypes), "float64")
+
+
+@dataclass(frozen=True)
+class TorchModel:
+    opened: Opened
+
+    def fold(self, example: Sequence[np.ndarray]) -> tuple[Any, Plan]:
+        from evennorm.torch.fold import fold
+
+        try:
+            return fold(self.opened.model, self.tensors(example))
+        except ArgumentError as error:
+            raise InputError(str(error)) from error
+
+    def run(self, model: Any) -> Run:
+        import torch
+
+        def run(batch: Sequence[np.ndarray]) -> list[np.ndarray]:
+            tensors = self.tensors(batch)
+            modes = [(module, module.training) for module in model.modules()]
+            try:
+                for module, _ in modes:
+                    module.training = False
+                with torch.inference_mode():
+                    y = model(*tensors)
+            finally:
+                for module, training in modes:
+                    module.training = training
+            return [_array(each) for each in _tensors(y)]
+
+        return run
+
+    def tensors(self, batch: Sequence[np.ndarray]) -> tuple[Any, ...]:
+        """On the device and, where they are of floating point, of the dtype of the model."""
+        import torch
+
+        parameter = next(iter(self.opened.model.parameters()), None)
+        device = "cpu" if parameter is None else parameter.device
+        dtype = torch.float32 if parameter is None or not parameter.is_floating_point() else parameter.dtype
+        tensors = [torch.from_numpy(np.ascontiguousarray(each)).to(device) for each in batch]
+        return tuple(each.to(dtype) if each.is_floating_point() else each for each in tensors)
+
+    def arrays(self, x: Any) -> tuple[np.ndarray, ...]:
+        return tuple(leaves(x))
+
+    def inputs(self, shapes: Sequence[tuple[int, ...]]) -> list[Input]:
+        from evennorm.torch.network import network
+
+        run = self.run(self.opened.model)
+        try:
+            found = network(self.opened.model)
+        except ArgumentError as error:
+            raise InputError(str(error)) from error
+        return inputs_of_torch(self.opened, found, shapes, lambda inputs: _failure(run, inputs))
+
+    @property
+    def dtype(self) -> str:
+        dtypes = {str(each.dtype).removeprefix("torch.") for each in self.opened.model.parameters()}
+        return next((each for each in ("bfloat16", "float16", "float32") if each in dtypes), "float64")
+
+
+def adapter(opened: Opened) -> KerasModel | TorchModel:
+    return KerasModel(opened) if opened.framework == "keras" else TorchModel(opened)
+
+
+def _failure(run: Run, inputs: Sequence[Input]) -> str:
+    """Why a model does not run on inputs like these; "" if it does."""
+    rng = np.random.default_rng(0)
+    try:
+        run([each.draw(rng, 2, False) for each in inputs])
+    except Exception as error:  # whatever its code makes of them
+        return first_line(error)
+    return ""
+
+
+def _tensors(y: Any) -> list[Any]:
+    if isinstance(y, dict):
+        return [each for value in y.values() for each in _tensors(value)]
+    if isinstance(y, tuple | list):
+        return [each for value in y for each in _tensors(value)]
+    return [y] if hasattr(y, "detach") else []
+
+
+def _array(tensor: Any) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype.itemsize < 4 and tensor.is_floating_point() else tensor).numpy()

@@ -1,0 +1,150 @@
+"""An opened model goes in; random batches that it can be run on come out, its inputs' shapes and whole numbers respected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evennorm.core.network import Network, Role, Step
+from evennorm.errors import InputError
+from evennorm.tools.models import Opened
+
+_SIDES = (32, 64, 224, 28, 96, 128, 299, 16, 8)
+"""Of images and sequences whose size nobody says, in the order they are tried."""
+_SAMPLES = 3
+"""A number that few axes have, so that the batch axis is not taken for another."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a model, and how to draw values for it."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of one sample."""
+    dtype: str = "float32"
+    below: int | None = None
+    """Whole numbers under this one; None for values of floating point."""
+
+    def draw(self, rng: np.random.Generator, samples: int, spread: bool) -> np.ndarray:
+        shape = (samples, *self.shape)
+        if self.below is not None:
+            return rng.integers(0, self.below, shape).astype(self.dtype)
+        values = rng.random(shape) if spread else rng.standard_normal(shape)
+        return values.astype(self.dtype)
+
+
+def random_batches(inputs: Sequence[Input], samples: int = _SAMPLES) -> Iterator[tuple[np.ndarray, ...]]:
+    """Two batches, the same at every call: normal values, and values from 0 to 1 as of images."""
+    rng = np.random.default_rng(0)
+    for spread in (False, True):
+        yield tuple(each.draw(rng, samples, spread) for each in inputs)
+
+
+def inputs_of_keras(model: Any, network: Network, runs: Callable[[Sequence[Input]], str]) -> list[Input]:
+    """What a Keras model takes; unknown sizes are tried until it runs.
+
+    Raises:
+        InputError: it takes something else than numbers, or does not run.
+    """
+    reason = ""
+    for side in _SIDES:
+        found = [_input_of_keras(tensor, network, side) for tensor in model.inputs]
+        reason = runs(found)
+        if not reason or all(None not in tensor.shape[1:] for tensor in model.inputs):
+            break
+    if reason:
+        raise InputError(f"{model.name} does not run on random inputs ({reason}); give it some by --data")
+    return found
+
+
+def _input_of_keras(tensor: Any, network: Network, side: int) -> Input:
+    name, dtype = tensor._keras_history.operation.name, str(tensor.dtype)
+    if dtype == "string":
+        raise InputError(f"the input {name!r} takes text, for which there are no random values; give some by --data")
+    shape = tuple(side if size is None else size for size in tensor.shape[1:])
+    below = _vocabulary(network, name)
+    whole = dtype.startswith(("int", "uint", "bool"))
+    return Input(name, shape, dtype, below if below is not None or not whole else 2)
+
+
+def inputs_of_torch(opened: Opened, network: Network, shapes: Sequence[tuple[int, ...]], runs: Any) -> list[Input]:
+    """What a torch model takes: of the shapes that are given, else by the first layer that reads the input.
+
+    Raises:
+        InputError: that does not tell, or the model does not run on it.
+    """
+    ask = "say what one sample is by --input-shape, as in 3,224,224, or give --data"
+    names = [step.name for step in network.steps if step.role is Role.INPUT] or ["input"]
+    parameter = next(iter(opened.model.parameters()), None)
+    dtype = "float32" if parameter is None else str(parameter.dtype).removeprefix("torch.").replace("bfloat16", "float32")
+    if shapes:
+        every = [*names, *(f"input {n}" for n in range(len(names), len(shapes)))]
+        found = [_input(name, shape, dtype, network) for name, shape in zip(every, shapes, strict=False)]
+        reason = runs(found)
+        if reason:
+            raise InputError(f"{opened.name} does not run on samples of shape {_text(shapes)} ({reason})")
+        return found
+    if len(names) != 1:
+        raise InputError(f"{opened.name} takes {len(names)} inputs; {ask}")
+    first = _first_layer(network, names[0])
+    reason = "no layer that says what it reads"
+    for shape in _shapes_of(first):
+        found = [_input(names[0], shape, dtype, network)]
+        reason = runs(found)
+        if not reason:
+            return found
+    raise InputError(f"{opened.name} runs on none of the inputs that were tried ({reason}); {ask}")
+
+
+def _input(name: str, shape: tuple[int, ...], dtype: str, network: Network) -> Input:
+    below = _vocabulary(network, name)
+    return Input(name, shape, dtype if below is None else "int64", below)
+
+
+def _shapes_of(first: Step | None) -> Iterator[tuple[int, ...]]:
+    layer: Any = None if first is None else first.handle
+    kind = type(layer).__name__
+    if kind == "Linear":
+        yield (layer.in_features,)
+        yield (_SAMPLES + 4, layer.in_features)
+    elif kind == "Embedding":
+        yield (16,)
+    elif "Conv" in kind or kind.startswith(("BatchNorm", "SyncBatchNorm")):
+        channels = int(getattr(layer, "in_channels", None) or layer.num_features)
+        dimensions = int(kind[-2]) if kind[-2:-1].isdigit() else 2
+        if kind == "BatchNorm1d":
+            yield (channels,)
+        for side in _SIDES:
+            yield (channels, *([side] * dimensions))
+
+
+def _first_layer(network: Network, name: str) -> Step | None:
+    """The first step with a layer of weights on the way from an input; in code that cannot be followed, the first at all."""
+    waiting, seen = [name], {name}
+    while waiting:
+        for step in network.steps:
+            if step.name not in seen and waiting[0] in step.inputs:
+                if step.role in (Role.LINEAR, Role.BATCH_NORM) and step.handle is not None:
+                    return step
+                seen.add(step.name)
+                waiting.append(step.name)
+        waiting.pop(0)
+    return next((step for step in network.steps if step.role in (Role.LINEAR, Role.BATCH_NORM) and step.handle), None)
+
+
+def _vocabulary(network: Network, name: str) -> int | None:
+    """The least number of rows among the embeddings that read an input."""
+    rows = [
+        getattr(step.handle, "input_dim", getattr(step.handle, "num_embeddings", None))
+        for step in network.steps
+        if name in step.inputs and step.kind == "Embedding"
+    ]
+    return min((int(each) for each in rows if each), default=None)
+
+
+def _text(shapes: Sequence[tuple[int, ...]]) -> str:
+    return " and ".join(" x ".join(map(str, shape)) for shape in shapes)

@@ -1,0 +1,95 @@
+"""What `fold` returns: where each batch normalization went, how far the outputs differ, and how much faster the model is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from evennorm.core.fold_plan import Folded
+from evennorm.tools.fold.difference import Difference
+from evennorm.tools.fold.speed import Speed
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of one folding."""
+
+    model: str
+    framework: str
+    layers: tuple[Folded, ...]
+    """Of each batch normalization."""
+    difference: Difference
+    tolerance: float
+    """The largest `difference.relative` that is allowed."""
+    data: str
+    """What the outputs were compared on."""
+    speed: Speed | None
+    folded: Any
+    """The model without them: a keras.Model or a torch.nn.Module."""
+    output: str | None = None
+    """The file that was written."""
+    notes: tuple[str, ...] = ()
+
+    def count(self, outcome: str) -> int:
+        return sum(each.outcome == outcome for each in self.layers)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs; without the model."""
+        return {
+            "model": self.model,
+            "framework": self.framework,
+            "layers": [asdict(each) | {"outcome": each.outcome} for each in self.layers],
+            "difference": asdict(self.difference) | {"relative": self.difference.relative, "data": self.data},
+            "tolerance": self.tolerance,
+            "speed": None if self.speed is None else asdict(self.speed) | {"factor": self.speed.factor},
+            "output": self.output,
+            "notes": list(self.notes),
+        }
+
+    def text(self) -> str:
+        """For people.
+
+        Example:
+            >>> layers = (Folded("bn", ("conv",), "behind"), Folded("bn2", why="the activation relu stands in between"))
+            >>> print(Report("m", "torch", layers, Difference(1e-6, 2.0, 6), 1e-4, "random inputs", None, None).text())
+            bn   folded into conv, behind which it stood
+            bn2  one scale and shift: the activation relu stands in between
+            <BLANKLINE>
+            1 of 2 batch normalizations folded, 1 now one scale and shift
+            largest difference 1e-06 (5e-07 of the largest output) over 6 samples, random inputs
+        """
+        width = max((len(each.layer) for each in self.layers), default=0)
+        lines = [f"{each.layer:<{width}}  {_sentence(each)}" for each in self.layers]
+        lines += ["", _summary(self), *self._measured(), *(f"note: {note}" for note in self.notes)]
+        return "\n".join(lines).lstrip("\n")
+
+    def _measured(self) -> list[str]:
+        found = self.difference
+        lines = [
+            f"largest difference {found.largest:.2g} ({found.relative:.2g} of the largest output) over {found.samples} "
+            f"samples, {self.data}"
+        ]
+        if self.speed is not None:
+            lines.append(
+                f"{self.speed.factor:.2f} times as fast: {self.speed.before:.3g} ms before, {self.speed.after:.3g} ms "
+                f"after, medians of {self.speed.rounds} in turns, {self.speed.samples} samples"
+            )
+        return lines + ([f"written to {self.output}"] if self.output else [])
+
+
+def _sentence(each: Folded) -> str:
+    if each.into:
+        return f"folded into {', '.join(each.into)}, {each.side} which it stood"
+    return f"{'kept as it is' if each.kept else 'one scale and shift'}: {each.why}"
+
+
+def _summary(report: Report) -> str:
+    total = len(report.layers)
+    if not total:
+        return "no batch normalization in it"
+    counts = {
+        "now one scale and shift": report.count("scale and shift"),
+        "kept": report.count("kept"),
+    }
+    rest = "".join(f", {count} {what}" for what, count in counts.items() if count)
+    return f"{report.count('folded')} of {total} batch normalizations folded{rest}"

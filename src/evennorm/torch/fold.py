@@ -120,8 +120,8 @@ class _Rewriting:
                 self._replace(found)
         if self._reading.graph is None:
             return self._model
-        self._reading.graph.lint()
         folded = fx.GraphModule(self._model, self._reading.graph, class_name=type(self._model).__name__)
+        folded.graph.lint()
         return folded.eval()
 
     def _replace(self, found: Folded) -> None:

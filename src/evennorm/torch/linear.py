@@ -82,7 +82,7 @@ class Describer:
 
     def _linear(self, step: Step) -> LinearLayer | str:
         layer = step.handle
-        if type(layer) not in _FOLDABLE:
+        if type(layer) not in _FOLDABLE and not (layer is not None and parametrize.is_parametrized(layer)):
             return f"{step.layer} is a {step.kind}, into which nothing is folded"
         obstacle = self._obstacle(step, layer)
         if obstacle:

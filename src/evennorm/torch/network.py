@@ -85,6 +85,7 @@ def _propagate(model: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> None
             module.training = False
         with torch.no_grad():
             ShapeProp(fx.GraphModule(model, graph)).propagate(*inputs)
+        graph.owning_module = None  # the graph is to be rewritten, and that module thrown away
     finally:
         for module, training in modes:
             module.training = training

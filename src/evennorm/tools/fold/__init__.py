@@ -14,9 +14,9 @@ from evennorm.errors import InputError
 from evennorm.tools.archives import first_line
 from evennorm.tools.data import check_fit, open_data
 from evennorm.tools.fold import files
-from evennorm.tools.fold.difference import TOLERANCES, Difference, Run, difference
+from evennorm.tools.fold.difference import TOLERANCES, Difference, Run, difference, repeats
 from evennorm.tools.fold.frameworks import KerasModel, TorchModel, adapter
-from evennorm.tools.fold.inputs import random_batches
+from evennorm.tools.fold.inputs import random_batch
 from evennorm.tools.fold.report import Report
 from evennorm.tools.fold.speed import speed
 from evennorm.tools.models import open_model
@@ -82,17 +82,21 @@ def fold(
         given = open_data(data, opened.framework)
         check_fit(given, opened)
     random = _random(framework, input_shape, optional=given is not None)
-    example = random[0] if random else framework.arrays(given.first(4).x)
+    example = random or framework.arrays(given.first(4).x)
     progress("folding")
     folded, plan = framework.fold(example)
     before, after = framework.run(opened.model), framework.run(folded)
     allowed = TOLERANCES[framework.dtype] if tolerance is None else tolerance
     progress("comparing")
     what = ["random inputs"] if random else []
-    found = Difference() if not random else difference(before, after, random, opened.name)
+    found = difference(before, after, [random] if random else [], opened.name)
     if given is not None:
         what.append(given.name)
         found |= _on_data(before, after, given, framework, batches, opened.name)
+    if not found.relative <= allowed and not repeats(before, example):
+        raise InputError(
+            f"{opened.name} gives other outputs each time, so that nothing can be verified; take its randomness out"
+        )
     if not found.relative <= allowed:
         raise InputError(
             f"the outputs of {opened.name} differ by {found.largest:.2g} once it is folded, {found.relative:.2g} of the "
@@ -112,16 +116,14 @@ def fold(
     return report
 
 
-def _random(
-    framework: KerasModel | TorchModel, shapes: Sequence[tuple[int, ...]], optional: bool
-) -> list[tuple[np.ndarray, ...]]:
-    """Random batches; none where nobody says what the inputs are, and there are data."""
+def _random(framework: KerasModel | TorchModel, shapes: Sequence[tuple[int, ...]], optional: bool) -> tuple[np.ndarray, ...]:
+    """A random batch; none where nobody says what the inputs are, and there are data."""
     try:
-        return list(random_batches(framework.inputs(shapes)))
+        return random_batch(framework.inputs(shapes))
     except InputError:
         if not optional or shapes:
             raise
-        return []
+        return ()
 
 
 def _on_data(before: Run, after: Run, given: Any, framework: KerasModel | TorchModel, batches: int, name: str) -> Difference:

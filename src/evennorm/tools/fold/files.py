@@ -41,7 +41,8 @@ def write(opened: Opened, folded: Any, path: str | os.PathLike[str], example: Se
     """Writes a folded model whole or not at all.
 
     Keras: `.keras` or `.h5`, which load without evennorm. torch: `.pt2`, a program of torch.export for any number of
-    samples; or the state_dict, whose keys are those of the model without its batch normalizations.
+    samples, and any size of images that the model takes; or the state_dict, whose keys are those of the model without its
+    batch normalizations.
 
     Raises:
         InputError: the file cannot be written, or the model not be exported.
@@ -76,7 +77,7 @@ def _silence() -> Iterator[None]:
 
 
 def _settle(path: Path) -> None:
-    """Rewrites a file of Keras without what differs each time: the hour, and addresses in memory by which layers are told."""
+    """Rewrites a file of Keras without what differs each time: the hour, and addresses in memory."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in sorted(archive.namelist())}
     metadata = json.loads(members["metadata.json"])
@@ -111,8 +112,8 @@ def _pickled(folded: Any) -> bytes:
 def _exported(folded: Any, example: Sequence[Any]) -> bytes:
     import torch
 
-    batch = torch.export.Dim.AUTO
-    shapes = [{0: batch} if each.dim() else {} for each in example]
+    any_size = torch.export.Dim.AUTO  # which becomes fixed where the model asks for one
+    shapes = [{axis: any_size for axis in range(each.dim()) if axis != 1} for each in example]
     try:
         with _silence():
             program = torch.export.export(folded, tuple(example), dynamic_shapes=shapes)

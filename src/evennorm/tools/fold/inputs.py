@@ -1,9 +1,10 @@
-"""An opened model goes in; random batches that it can be run on come out, its inputs' shapes and whole numbers respected."""
+"""An opened model goes in; a random batch that it can be run on comes out, of its inputs' shapes and kinds of numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from evennorm.tools.models import Opened
 
 _SIDES = (32, 64, 224, 28, 96, 128, 299, 16, 8)
 """Of images and sequences whose size nobody says, in the order they are tried."""
-_SAMPLES = 3
+_SAMPLES = 5
 """A number that few axes have, so that the batch axis is not taken for another."""
+_LARGE = 100_000
+"""Values in a sample of which two are enough."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +32,20 @@ class Input:
     below: int | None = None
     """Whole numbers under this one; None for values of floating point."""
 
-    def draw(self, rng: np.random.Generator, samples: int, spread: bool) -> np.ndarray:
+    def draw(self, samples: int) -> np.ndarray:
+        """The same at every call: normal values, and in the last sample values from 0 to 1, as of images."""
+        rng = np.random.default_rng(0)
         shape = (samples, *self.shape)
         if self.below is not None:
             return rng.integers(0, self.below, shape).astype(self.dtype)
-        values = rng.random(shape) if spread else rng.standard_normal(shape)
+        values = rng.standard_normal(shape)
+        values[-1] = rng.random(self.shape)
         return values.astype(self.dtype)
 
 
-def random_batches(inputs: Sequence[Input], samples: int = _SAMPLES) -> Iterator[tuple[np.ndarray, ...]]:
-    """Two batches, the same at every call: normal values, and values from 0 to 1 as of images."""
-    rng = np.random.default_rng(0)
-    for spread in (False, True):
-        yield tuple(each.draw(rng, samples, spread) for each in inputs)
+def random_batch(inputs: Sequence[Input]) -> tuple[np.ndarray, ...]:
+    large = max((prod(each.shape) for each in inputs), default=0) > _LARGE
+    return tuple(each.draw(2 if large else _SAMPLES) for each in inputs)
 
 
 def inputs_of_keras(model: Any, network: Network, runs: Callable[[Sequence[Input]], str]) -> list[Input]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -173,7 +174,7 @@ class _Rebuilder:
                     outputs = given[id(data_inputs(node)[0])]
                 else:
                     args, kwargs = node.arguments.fill_in(given)
-                    outputs = operation(*args, **kwargs)
+                    outputs = operation(*args, **_understood(operation, kwargs))
                 tensors.update(zip(map(id, node.outputs), keras.tree.flatten(outputs), strict=True))
             for x in node.outputs:
                 tensors[id(x)] = apply(self._insertions.after.get(node, ()), tensors[id(x)])
@@ -182,6 +183,17 @@ class _Rebuilder:
         return type(model)(
             struct(lambda x: by_id[id(x)], found.input), struct(lambda x: tensors[id(x)], found.output), name=model.name
         )
+
+
+def _understood(operation: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keywords that an operation takes: Keras notes a mask and a mode that one of another class may not know."""
+    if not isinstance(operation, keras.Layer):
+        return kwargs
+    known = inspect.signature(operation.call).parameters.values()
+    if any(each.kind is each.VAR_KEYWORD for each in known):
+        return kwargs
+    names = {each.name for each in known}
+    return {key: value for key, value in kwargs.items() if key in names or value is not None}
 
 
 def _new_input(tensor: Tensor) -> Tensor:

@@ -156,3 +156,11 @@ def test_a_single_layer_and_no_model() -> None:
         network("model")
     with pytest.raises(ArgumentError, match="received one that is wrapped in DataParallel"):
         network(nn.DataParallel(nn.BatchNorm1d(3)))
+
+
+def test_tensors_that_code_makes_are_not_fixed_in_the_graph() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.randn(3)
+
+    assert network(nn.Sequential(nn.Linear(3, 3), Noisy())).gaps == ("1: Noisy makes a tensor in its code",)

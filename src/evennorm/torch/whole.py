@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules import batchnorm
 
 from evennorm.torch.conversion.places import closed
@@ -91,6 +91,13 @@ class _Tracer(fx.Tracer):
         parameters = [*inspect.signature(root_fn).parameters.values()][1:]
         required = [each for each in parameters if each.default is each.empty and each.kind not in _VARIABLE]
         return root_fn, [self.root, *(self.create_proxy("placeholder", each.name, (), {}) for each in required)]
+
+    def create_arg(self, a: Any) -> Any:
+        """Refuses what would be fixed in the graph to the values of this one run, which may be random or of some size."""
+        made = isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and a not in self.tensor_attrs
+        if made and not any(a is buffer for buffer in self.root.buffers()):
+            raise _NotFollowedError("makes a tensor in its code")
+        return super().create_arg(a)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.submodule_paths is not None and m not in self.submodule_paths:  # made on the spot: nn.ReLU()(x)

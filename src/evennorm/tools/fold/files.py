@@ -34,7 +34,8 @@ def check(framework: str, path: str | os.PathLike[str]) -> None:
             "folded torch models are written to .pt2, as a program that runs without the model's code, or to .safetensors, "
             f".pt or .pth, as a state_dict; received {os.fspath(path)!r}"
         )
-    check_output(framework, Path(path).with_suffix(".pt") if Path(path).suffix == ".pt2" else path)
+    program = framework == "torch" and Path(path).suffix == ".pt2"
+    check_output(framework, Path(path).with_suffix(".pt") if program else path)
 
 
 def write(opened: Opened, folded: Any, path: str | os.PathLike[str], example: Sequence[Any]) -> None:

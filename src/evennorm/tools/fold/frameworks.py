@@ -30,8 +30,10 @@ class KerasModel:
             raise InputError(str(error)) from error
 
     def run(self, model: Any) -> Run:
+        from evennorm.keras.graph import graph
+
         names = [tensor._keras_history.operation.name for tensor in model.inputs]
-        by_name = isinstance(model.input, dict)
+        by_name = isinstance(graph(model).input, dict)
 
         def run(batch: Sequence[np.ndarray]) -> list[np.ndarray]:
             x: Any = dict(zip(names, batch, strict=True)) if by_name else batch[0] if len(batch) == 1 else list(batch)

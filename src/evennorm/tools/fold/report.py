@@ -30,6 +30,9 @@ class Report:
     """The file that was written."""
     notes: tuple[str, ...] = ()
 
+    def __getitem__(self, layer: str) -> Folded:
+        return next(each for each in self.layers if each.layer == layer)
+
     def count(self, outcome: str) -> int:
         return sum(each.outcome == outcome for each in self.layers)
 

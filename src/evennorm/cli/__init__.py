@@ -20,6 +20,7 @@ from evennorm.cli.compare import compare
 from evennorm.cli.explain import explain
 from evennorm.cli.recalibrate import recalibrate
 from evennorm.cli.fold import fold
+from evennorm.cli.migrate import migrate
 
 
 class _Group(click.Group):
@@ -47,3 +48,4 @@ main.add_command(check)
 main.add_command(fold)
 main.add_command(bench)
 main.add_command(recalibrate)
+main.add_command(migrate)

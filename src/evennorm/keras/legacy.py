@@ -12,7 +12,7 @@ from evennorm.keras.layer import BatchNormalization as _BatchNormalization
 
 _ZERO, _ONE = Default("zero"), Default("one")
 
-__all__ = ["BatchNormalization", "WeightRegularizer", "l1", "l1l2", "l2"]
+__all__ = ["BatchNormalization", "WeightRegularizer", "hard_sigmoid", "l1", "l1l2", "l2"]
 
 
 @keras.saving.register_keras_serializable(package="evennorm", name="Keras1BatchNormalization")
@@ -72,3 +72,16 @@ def l2(l: float = 0.01) -> keras.regularizers.Regularizer:  # noqa: E741
 def l1l2(l1: float = 0.01, l2: float = 0.01) -> keras.regularizers.Regularizer:
     """The penalty l1 * sum |w| + l2 * sum w^2."""
     return WeightRegularizer(l1=l1, l2=l2)
+
+
+@keras.saving.register_keras_serializable(package="evennorm", name="keras1_hard_sigmoid")
+def hard_sigmoid(x: Any) -> Any:
+    """clip(0.2 x + 0.5, 0, 1), as in Keras 1 and 2; Keras 3's has the slope 1/6.
+
+    Example:
+        >>> import numpy as np
+        >>> from evennorm.keras.legacy import hard_sigmoid
+        >>> np.asarray(hard_sigmoid(np.array([-3.0, 1.0], "float32"))).round(6).tolist()
+        [0.0, 0.7]
+    """
+    return keras.ops.clip(0.2 * x + 0.5, 0.0, 1.0)

@@ -1,0 +1,103 @@
+"""`evennorm migrate`: a model of Keras 1 or 2 as one of Keras 3, and what was done to get there."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from evennorm.tools.migrate import Migration
+
+
+@click.command()
+@click.argument("old", metavar="OLD")
+@click.option("-o", "--output", metavar="FILE", required=True, help="The model to write: NEW.keras.")
+@click.option(
+    "--architecture",
+    metavar="ARCHITECTURE",
+    help="For a file of weights: FILE.json that model.to_json() wrote, or module:function (your own code, which is run).",
+)
+@click.option(
+    "--written-by",
+    metavar="RELEASE,BACKEND",
+    help="Who wrote OLD, where it does not say: keras==1.0.4,theano, or one of the two.",
+)
+@click.option("--partial", is_flag=True, help="Leave out what cannot be migrated, and what depends on it.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def migrate(
+    ctx: click.Context,
+    old: str,
+    output: str,
+    architecture: str | None,
+    written_by: str | None,
+    partial: bool,
+    as_json: bool,
+) -> None:
+    """Make a Keras 3 model of a file that Keras 1.0 to 1.2, Keras 2 or tf.keras 2 wrote.
+
+    \b
+    evennorm migrate old.h5 -o new.keras
+    evennorm migrate weights.h5 --architecture model.json --written-by keras==1.0.4,theano -o new.keras
+
+    Nothing in the file is executed. The report says of each layer what became of it, what was converted, and what had to be
+    assumed.
+
+    Exit code 0: the model is written; 1: it is written without some of its layers (--partial); 2: nothing was written.
+    """
+    from evennorm.tools.migrate import migrate as migrated
+
+    result = migrated(old, output, architecture=architecture, written_by=written_by, partial=partial)
+    if as_json:
+        click.echo(json.dumps(result.as_dict(), indent=2))
+    else:
+        _print(result)
+    ctx.exit(1 if result.left_out else 0)
+
+
+def _print(result: Migration) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+
+    def say(text: str, style: str = "") -> None:
+        console.print(Text(text, style=style), soft_wrap=True)
+
+    say(f"{result.old}: {result.written_by}", "bold")
+    for sentence in result.evidence:
+        say(f"  concluded: {sentence}")
+    console.print()
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("layer", no_wrap=True)
+    table.add_column("old", no_wrap=True)
+    table.add_column("new", overflow="fold")
+    table.add_column("weights", justify="right", no_wrap=True)
+    for layer in result.layers:
+        table.add_row(Text(layer.old), Text(layer.old_class), Text(layer.new or "-"), str(layer.weights or ""))
+    console.print(table)
+    _print_notes(say, "converted", {x.old: x.converted for x in result.layers})
+    _print_notes(say, "assumed", {x.old: x.assumed for x in result.layers})
+    if result.notes:
+        console.print()
+    for note in result.notes:
+        say(f"note: {note}")
+    if result.left_out:
+        say(f"\nleft out: {', '.join(result.left_out)}", "bold yellow")
+    say(f"\n{result.parameters:,} parameters are in {result.new}")
+
+
+def _print_notes(say, heading: str, notes: dict[str, tuple[str, ...]]) -> None:  # type: ignore[no-untyped-def]
+    """One line for each sentence, with all layers it holds for."""
+    by_sentence: dict[str, list[str]] = {}
+    for name, sentences in notes.items():
+        for sentence in sentences:
+            by_sentence.setdefault(sentence, []).append(name)
+    if by_sentence:
+        say(f"\n{heading}", "bold")
+    for sentence, names in by_sentence.items():
+        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        say(f"  {shown}: {sentence}")

@@ -1,0 +1,96 @@
+"""What an old file says: a model as its layers and calls, its weights by layer, and who wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Ref = tuple[str, int, int]
+"""The layer, which of its calls, which of that call's outputs."""
+
+
+@dataclass(frozen=True)
+class OldCall:
+    """One call of one layer."""
+
+    inputs: tuple[Ref, ...]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments other than tensors, such as `training`."""
+
+
+@dataclass(frozen=True)
+class OldLayer:
+    """One layer of an old model, with its configuration in the words of Keras 2."""
+
+    name: str
+    path: str
+    """The names of the models around it and its own, joined by "/"."""
+    kind: str
+    """The class, by its name in Keras 2; classes that only Keras 1 had keep theirs."""
+    written: str
+    """The class as the file has it."""
+    config: Mapping[str, Any]
+    calls: tuple[OldCall, ...] = ()
+    model: OldModel | None = None
+    """Of a nested model."""
+    inner: OldLayer | None = None
+    """Of a wrapper, such as TimeDistributed."""
+
+    @property
+    def trainable(self) -> bool:
+        return bool(self.config.get("trainable", True))
+
+
+@dataclass(frozen=True)
+class OldModel:
+    """Layers in the file's order."""
+
+    name: str
+    layers: tuple[OldLayer, ...]
+    inputs: tuple[Ref, ...]
+    outputs: tuple[Ref, ...]
+    sequential: bool
+    trainable: bool = True
+
+    def leaves(self) -> Iterator[OldLayer]:
+        """All layers but nested models, at any depth; wrapped ones too."""
+        for layer in self.layers:
+            if layer.model is not None:
+                yield from layer.model.leaves()
+            else:
+                yield layer
+                inner = layer.inner
+                while inner is not None:
+                    yield inner
+                    if inner.model is not None:
+                        yield from inner.model.leaves()
+                    inner = inner.inner
+
+
+@dataclass(frozen=True)
+class OldWeights:
+    """The arrays of one layer of the file, by the names they are stored under, in their order."""
+
+    layer: str
+    names: tuple[str, ...]
+    arrays: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class OldFile:
+    """One HDF5 file of Keras 1 or 2."""
+
+    path: str
+    config: Any
+    """The parsed `model_config`; None for a file of weights only."""
+    weights: tuple[OldWeights, ...]
+    version: str | None
+    """`keras_version`, where the file says it."""
+    backend: str | None
+    """`backend`, where the file says it."""
+    training: Any = None
+    """The parsed `training_config`."""
+    optimizer_weights: int = 0

@@ -1,0 +1,187 @@
+"""A file of Keras 1 or 2 goes in; a Keras 3 model that predicts the same, and a record of how it came about, come out."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evennorm.errors import InputError
+from evennorm.tools.archives import check_hdf5_file
+from evennorm.tools.models import Opened, check_output, open_model, prepare_keras, save_model
+
+if TYPE_CHECKING:
+    from evennorm.keras.old.build import LayerReport
+    from evennorm.keras.old.records import OldFile
+
+__all__ = ["Migration", "migrate"]
+
+
+@dataclass(frozen=True)
+class Migration:
+    """What was read, what was made of it, and what had to be assumed."""
+
+    old: str
+    new: str | None
+    """The file that was written."""
+    written_by: str
+    evidence: tuple[str, ...]
+    """How it is known who wrote the file, where it does not say."""
+    layers: tuple[LayerReport, ...]
+    notes: tuple[str, ...]
+    """What concerns the file as a whole."""
+    left_out: tuple[str, ...]
+    """Layers that are not in the new model."""
+    parameters: int
+    """Numbers in the new model's weights."""
+    model: Any
+    """The keras.Model."""
+
+    @property
+    def assumed(self) -> int:
+        """How many layers hold an assumption."""
+        return sum(1 for layer in self.layers if layer.assumed)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs; without the model."""
+        kept = ("old", "new", "written_by", "evidence", "notes", "left_out", "parameters")
+        return {key: getattr(self, key) for key in kept} | {"layers": [asdict(layer) for layer in self.layers]}
+
+
+def migrate(
+    old: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    architecture: Any = None,
+    written_by: str | None = None,
+    partial: bool = False,
+) -> Migration:
+    """Makes a Keras 3 model of a file that Keras 1.0 to 1.2, Keras 2 or tf.keras 2 wrote.
+
+    Nothing in the file is executed. Layers become Keras 3's where it has an equal, else small models of its layers; batch
+    normalization of mode 1 and 2 becomes `evennorm.keras.BatchNormalization`. Channels-first models keep the shapes of their
+    inputs and outputs and compute channels last inside.
+
+    Args:
+        old: an `.h5` file, of a whole model or of weights.
+        out: the file to write, `.keras` or `.h5`; None for the model alone.
+        architecture: for a file of weights: a JSON file that `model.to_json()` wrote, `module:function` returning a Keras 3
+            model, which is imported and called, or such a model.
+        written_by: release and backend, as in "keras==1.0.4,theano", where the file does not say; it counts more than what
+            the file says.
+        partial: leave out layers that cannot be migrated, and what depends on them. The outputs are then those that are
+            left, and what the layers left out would have read.
+
+    Raises:
+        InputError: a file that cannot be read, a layer that is not known, or a question only its author can answer.
+        ArgumentError: a `written_by` that is no release and no backend.
+
+    Example:
+        >>> from evennorm.tools.migrate import migrate
+        >>> migrate("no-such-file.h5")
+        Traceback (most recent call last):
+        evennorm.errors.InputError: there is no file 'no-such-file.h5'; give the path of an .h5 or .hdf5 file ...
+    """
+    prepare_keras()
+    if out is not None:
+        check_output("keras", out)
+    file = _read(old)
+    given = file.config if architecture is None else _architecture(architecture)
+    if given is None:
+        raise InputError(
+            f"{file.path!r} holds weights without their model; give what it was saved from, as in --architecture FILE.json "
+            "or --architecture module:function"
+        )
+    migration = _made(file, given, written_by, partial)
+    if out is None:
+        return migration
+    save_model(Opened(str(old), "keras", migration.model), migration.model, out)
+    return Migration(**{**migration.__dict__, "new": os.fspath(out)})
+
+
+def _read(path: str | os.PathLike[str]) -> OldFile:
+    from evennorm.keras.old.hdf5 import check_kind, read_file
+
+    check_kind(path)
+    check_hdf5_file(path, os.fspath(path))
+    return read_file(path)
+
+
+def _made(file: OldFile, given: Any, written_by: str | None, partial: bool) -> Migration:
+    import keras
+
+    from evennorm.keras.old.build import Builder, unknown_layers
+    from evennorm.keras.old.formats import data_format
+    from evennorm.keras.old.into import as_old, fill
+    from evennorm.keras.old.matching import match
+    from evennorm.keras.old.models import read_model
+    from evennorm.keras.old.provenance import provenance
+
+    own = isinstance(given, keras.Model)
+    described = as_old(given) if own else read_model(given)
+    stated = None if own or not isinstance(given, dict) else given.get("keras_version")
+    origin = provenance(file, described, stated, written_by, configured=not own)
+    notes = []
+    if own:
+        matched = match(described, file)
+        reports = fill(given, described, matched, origin)
+        model, left_out = given, []
+    else:
+        unknown = unknown_layers(described)
+        if unknown and not partial:
+            raise InputError(
+                f"{'; '.join(unknown)}; rebuild {'it' if len(unknown) == 1 else 'them'} in Keras 3, or take what can be "
+                "exported with --partial"
+            )
+        matched = match(described, file)
+        default, why = data_format(described, origin)
+        builder = Builder(origin, matched, default, partial)
+        model = builder.model(described)
+        reports, left_out = builder.reports, builder.left_out
+        notes += [why] if why else []
+    notes += matched.notes
+    if file.training is not None:
+        notes.append("compile the model anew: loss, metrics and optimizer are not carried over" + _optimizer(file.training))
+    return Migration(
+        old=file.path,
+        new=None,
+        written_by=origin.text(),
+        evidence=origin.evidence,
+        layers=tuple(reports),
+        notes=tuple(notes),
+        left_out=tuple(left_out),
+        parameters=int(model.count_params()),
+        model=model,
+    )
+
+
+def _optimizer(training: Any) -> str:
+    if not isinstance(training, dict):
+        return ""
+    optimizer = training.get("optimizer_config") or {}
+    said = [f"loss {training['loss']!r}"] if isinstance(training.get("loss"), str) else []
+    said += [f"optimizer {optimizer['class_name']}"] if isinstance(optimizer, dict) and "class_name" in optimizer else []
+    return f" (it had {', '.join(said)})" if said else ""
+
+
+def _architecture(given: Any) -> Any:
+    """A parsed JSON configuration, or a Keras 3 model."""
+    if not isinstance(given, str | os.PathLike):
+        return given
+    path = Path(given)
+    if path.suffix in (".h5", ".hdf5"):
+        return _read(path).config
+    if not path.exists() and ":" in str(given):
+        return open_model(str(given)).model
+    if path.suffix == ".keras":
+        return open_model(path).model
+    if path.suffix in (".yaml", ".yml"):
+        raise InputError(f"architectures are read from JSON; received {os.fspath(path)!r}; write it anew by model.to_json()")
+    try:
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--architecture {os.fspath(path)!r} cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"--architecture {os.fspath(path)!r} is no JSON ({error}); write it by model.to_json()") from None
+    return json.loads(parsed) if isinstance(parsed, str) else parsed  # a string that was dumped once more

@@ -84,12 +84,12 @@ class Task:
                 f"the file has {len(self.arrays)}; it is damaged, or the architecture is another"
             )
 
-    def need_backend(self, kernel: Sequence[int]) -> None:
-        """Raises InputError where it is not known whether kernels of this size are flipped."""
-        if self.origin.backend is None and any(size != 1 for size in kernel):
+    def need_backend(self, size: Sequence[int], why: str = "stored convolution kernels flipped") -> None:
+        """Raises InputError where it is not known whether Theano wrote the file, and that matters for a window of this size."""
+        if self.origin.backend is None and any(n != 1 for n in size):
             raise InputError(
-                f"Theano stored convolution kernels flipped, and nothing in the file tells whether {self.layer.name!r} "
-                "comes from there; say it with --written-by theano or --written-by tensorflow"
+                f"Theano {why}, and nothing in the file tells whether {self.layer.name!r} comes from there; say it with "
+                "--written-by theano or --written-by tensorflow"
             )
 
 

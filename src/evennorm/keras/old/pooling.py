@@ -20,6 +20,8 @@ def pooling(task: Task, rank: int) -> Block:
     mode = config.get("padding", "valid")
     largest = task.layer.kind.startswith("Max")
     class_ = getattr(layers, task.layer.kind)
+    if mode == "same":
+        task.need_backend(size, "padded otherwise than the other backends")
     if mode == "same" and task.origin.theano:
         return Block([_as_theano(task, class_, largest, size, strides)])
     return Block([class_(pool_size=size, strides=strides, padding=mode, **task.base)])

@@ -68,7 +68,8 @@ def dropout(task: Task) -> Block:
     if not 0 <= rate < 1:
         task.converted.append(f"rate {rate:g} became 0: Keras 1 dropped nothing unless it lay between 0 and 1")
         rate = 0.0
-    return Block([getattr(layers, task.layer.kind)(rate, **options)])
+    layer = getattr(layers, task.layer.kind)(rate, **{key: x for key, x in options.items() if key != "trainable"})
+    return Block([layer])
 
 
 def gaussian_noise(task: Task) -> Block:

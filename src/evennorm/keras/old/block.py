@@ -85,7 +85,7 @@ class Task:
             )
 
     def need_backend(self, size: Sequence[int], why: str = "stored convolution kernels flipped") -> None:
-        """Raises InputError where it is not known whether Theano wrote the file, and that matters for a window of this size."""
+        """Raises InputError where nothing tells whether Theano wrote the file, and a window of this size needs to know."""
         if self.origin.backend is None and any(n != 1 for n in size):
             raise InputError(
                 f"Theano {why}, and nothing in the file tells whether {self.layer.name!r} comes from there; say it with "

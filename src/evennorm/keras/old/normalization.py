@@ -147,8 +147,9 @@ def _per_sample(task: Task) -> Block:
 
 def _per_sample_plain(task: Task, gamma: np.ndarray, beta: np.ndarray, epsilon: float) -> Block:
     """Mode 1 up to 1.0.4: gamma * (x - mean) / (std + epsilon) + beta."""
+    axes = "xyzw"[: len(task.shape) - 2]
     scale = layers.EinsumDense(
-        "...c,c->...c", output_shape=(None, *task.shape[2:]), bias_axes="c", name=f"{task.name}_scale"
+        f"b{axes}c,c->b{axes}c", output_shape=task.shape[1:], bias_axes="c", name=f"{task.name}_scale"
     )
 
     def compute(x: Any) -> Any:

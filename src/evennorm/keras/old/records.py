@@ -64,9 +64,10 @@ class OldModel:
                 yield layer
                 inner = layer.inner
                 while inner is not None:
-                    yield inner
                     if inner.model is not None:
                         yield from inner.model.leaves()
+                    else:
+                        yield inner
                     inner = inner.inner
 
 

@@ -119,7 +119,7 @@ def provenance(
         word: what the user says, as in "keras==1.0.4,theano"; it counts more than anything else.
         configured: whether the model is described by the old Keras, so that its arguments are evidence.
     """
-    said_version, said_backend = written_by(word) if word else (None, None)
+    said_version, said_backend = written_by(word) if word is not None else (None, None)
     evidence: list[str] = []
     in_file = file.version if file else None
     text = ".".join(map(str, said_version)) if said_version else (in_file or stated)

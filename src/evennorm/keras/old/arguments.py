@@ -37,10 +37,8 @@ def activation(value: Any, layer: str) -> str:
         InputError: one that neither knew; the model cannot predict without it.
     """
     if isinstance(value, Mapping):
-        value = (
-            value.get("config", value.get("class_name")) if value.get("class_name") == "function" else value["class_name"]
-        )
-        value = value.lower() if isinstance(value, str) else value
+        named = value.get("config") if value.get("class_name") == "function" else value.get("class_name")
+        value = str(named).lower()
     if value is None:
         return "linear"
     if value not in ACTIVATIONS:

@@ -223,6 +223,13 @@ class _Model:
             task.assumed.append(
                 f"{stored.config['data_format'].replace('_', ' ')}, as the rest of the model: this class did not say"
             )
+        masked = getattr(tensors[0], "_keras_mask", None) is not None
+        backwards = layer.kind == "Bidirectional" or bool(layer.config.get("go_backwards"))
+        if masked and backwards and self.builder.origin.releases[0] < (1, 2, 0) and not self.builder.origin.theano:
+            task.assumed.append(
+                "masks run backwards with their sequences, as on Theano and from 1.2 on; before, TensorFlow gave each sample "
+                "the mask of another"
+            )
         block = self._wrapped(task) if layer.inner is not None else translate(task)
         kinds = ", ".join(type(x).__name__ if not isinstance(x, keras.Model) else "Model" for x in block.layers)
         self.builder.reports.append(

@@ -41,13 +41,23 @@ def _axes(task: Task) -> list[int]:
 
 def _dot(task: Task) -> Block:
     axes = _axes(task)
+    _say_what_was_wrong(task)
     layer = layers.Dot(axes=axes, normalize=bool(task.config.get("normalize", False)), **task.base)
     return Block([layer])
+
+
+def _say_what_was_wrong(task: Task) -> None:
+    if task.origin.releases[0] < (1, 2, 0) and not task.origin.theano and len(task.shape) == 2:
+        task.assumed.append(
+            "each sample's product with its partner, as on Theano and from 1.2 on; before, TensorFlow multiplied all samples "
+            "of the batch with all"
+        )
 
 
 def _cosine(task: Task) -> Block:
     """Keras 1's: the dot product over the root of both squares' product, with an axis of size 1 behind the batch."""
     axes = _axes(task)
+    _say_what_was_wrong(task)
     if any(len(shape) != 2 for shape in task.shapes):
         raise InputError(
             f"{task.name!r} merges by cosine over arrays of rank {len(task.shape)}, where Keras 1 divided matrices element "

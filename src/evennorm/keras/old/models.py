@@ -94,8 +94,8 @@ class _Chain:
     def start(self, layer: OldLayer, more: Mapping[str, Any]) -> Ref:
         """The input in front of the first layer of a chain."""
         shape = input_shape(layer, more)
-        config = {"batch_input_shape": shape, "dtype": _input_dtype(layer), "name": f"{layer.name}_input"}
-        name = config["name"]
+        name = f"{layer.name}_input"
+        config = {"batch_input_shape": shape, "dtype": _input_dtype(layer), "name": name}
         ref = self.add(OldLayer(name, _joined(self.path, name), "InputLayer", "InputLayer", config), ())
         self.inputs.append(ref)
         return ref

@@ -261,3 +261,15 @@ def test_architecture_of_the_users_own_code(tmp_path, monkeypatch):
         np.testing.assert_array_equal(
             keras.saving.load_model(tmp_path / "new.keras").layers[0].get_weights()[0], np.array(file["d/d_W:0"])
         )
+
+
+def test_to_torch(chain, tmp_path):
+    load_file = pytest.importorskip("safetensors.numpy").load_file
+
+    assert command(chain, "-o", tmp_path / "new.keras").exit_code == 0
+    for source in (chain, tmp_path / "new.keras"):
+        result = command(source, "--to", "torch", "-o", tmp_path / "new.safetensors")
+        assert result.exit_code == 0, result.output
+        with h5py.File(chain) as file:
+            kernel = np.array(file["model_weights/first/first_W:0"])
+        np.testing.assert_array_equal(load_file(tmp_path / "new.safetensors")["first.weight"], kernel.T)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     metavar="RELEASE,BACKEND",
     help="Who wrote OLD, where it does not say: keras==1.0.4,theano, or one of the two.",
 )
+@click.option(
+    "--to",
+    type=click.Choice(["keras", "torch"]),
+    default="keras",
+    show_default=True,
+    help="torch: a state_dict of the matching layers, NEW.safetensors; OLD may be a .keras file then.",
+)
 @click.option("--partial", is_flag=True, help="Leave out what cannot be migrated, and what depends on it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
@@ -33,6 +41,7 @@ def migrate(
     output: str,
     architecture: str | None,
     written_by: str | None,
+    to: str,
     partial: bool,
     as_json: bool,
 ) -> None:
@@ -41,6 +50,7 @@ def migrate(
     \b
     evennorm migrate old.h5 -o new.keras
     evennorm migrate weights.h5 --architecture model.json --written-by keras==1.0.4,theano -o new.keras
+    evennorm migrate old.h5 --to torch -o new.safetensors
 
     Nothing in the file is executed. The report says of each layer what became of it, what was converted, and what had to be
     assumed.
@@ -49,7 +59,7 @@ def migrate(
     """
     from evennorm.tools.migrate import migrate as migrated
 
-    result = migrated(old, output, architecture=architecture, written_by=written_by, partial=partial)
+    result = migrated(old, output, architecture=architecture, written_by=written_by, partial=partial, to=to)
     if as_json:
         click.echo(json.dumps(result.as_dict(), indent=2))
     else:
@@ -87,10 +97,10 @@ def _print(result: Migration) -> None:
         say(f"note: {note}")
     if result.left_out:
         say(f"\nleft out: {', '.join(result.left_out)}", "bold yellow")
-    say(f"\n{result.parameters:,} parameters are in {result.new}")
+    say(f"\n{result.parameters:,} parameters; written to {result.new}")
 
 
-def _print_notes(say, heading: str, notes: dict[str, tuple[str, ...]]) -> None:  # type: ignore[no-untyped-def]
+def _print_notes(say: Callable[..., None], heading: str, notes: dict[str, tuple[str, ...]]) -> None:
     """One line for each sentence, with all layers it holds for."""
     by_sentence: dict[str, list[str]] = {}
     for name, sentences in notes.items():

@@ -21,7 +21,7 @@ ACTIVATIONS = {
     )
 } | {"swish": "silu"}  # fmt: skip
 
-_INITIALIZERS = {
+_INITIALIZERS: dict[str, Any] = {
     "zero": "zeros",
     "one": "ones",
     "uniform": {"class_name": "RandomUniform", "config": {"minval": -0.05, "maxval": 0.05}},
@@ -41,7 +41,7 @@ def activation(value: Any, layer: str) -> str:
         value = str(named).lower()
     if value is None:
         return "linear"
-    if value not in ACTIVATIONS:
+    if not isinstance(value, str) or value not in ACTIVATIONS:
         raise InputError(
             f"{layer!r} applies the activation {value!r}, which is no function of Keras and whose code is not in the file; "
             "rebuild that layer in Keras 3"

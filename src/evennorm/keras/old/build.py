@@ -227,8 +227,8 @@ class _Model:
         backwards = layer.kind == "Bidirectional" or bool(layer.config.get("go_backwards"))
         if masked and backwards and self.builder.origin.releases[0] < (1, 2, 0) and not self.builder.origin.theano:
             task.assumed.append(
-                "masks run backwards with their sequences, as on Theano and from 1.2 on; before, TensorFlow gave each sample "
-                "the mask of another"
+                "masks run backwards with their sequences, as on Theano and from 1.2 on; before, TensorFlow gave each "
+                "sample the mask of another"
             )
         block = self._wrapped(task) if layer.inner is not None else translate(task)
         kinds = ", ".join(type(x).__name__ if not isinstance(x, keras.Model) else "Model" for x in block.layers)

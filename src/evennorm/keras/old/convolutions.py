@@ -192,8 +192,8 @@ def _crops(task: Task, size: tuple[int, ...], strides: tuple[int, ...], first: b
     if stated is None and not task.origin.theano:
         extra = config.get("output_padding")
         return None, None if extra is None else tuple_of(extra, len(size))
-    lengths = task.shape[1:-1]
-    if any(n is None for n in lengths):
+    lengths = [n for n in task.shape[1:-1] if n is not None]
+    if len(lengths) != len(size):
         raise InputError(
             f"{task.name!r} states its output shape, and the size of its input is unknown; give the input a "
             "batch_input_shape in full"
@@ -201,14 +201,13 @@ def _crops(task: Task, size: tuple[int, ...], strides: tuple[int, ...], first: b
     wanted: tuple[int, ...]
     if stated is None:
         wanted = tuple(
-            n * s if mode == "same" else (n - 1) * s + max(k, s)
-            for n, s, k in zip(lengths, strides, size, strict=True)  # type: ignore[operator]
+            n * s if mode == "same" else (n - 1) * s + max(k, s) for n, s, k in zip(lengths, strides, size, strict=True)
         )
     else:
         wanted = tuple(int(n) for n in (stated[2:] if first else stated[1:-1]))
     sides, extras = [], []
     for n, s, k, out in zip(lengths, strides, size, wanted, strict=True):
-        whole = (n - 1) * s + k  # type: ignore[operator]
+        whole = (n - 1) * s + k
         if mode == "valid":
             front = 0
         elif mode == "full":

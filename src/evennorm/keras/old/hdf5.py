@@ -68,7 +68,9 @@ def _contents(shown: str, file: Any) -> OldFile:
     root = file
     version = _text(file.attrs, "keras_version") or ""
     if version.startswith("3."):
-        raise InputError(f"{shown!r} was written by Keras {version}; it needs no migration, keras.saving.load_model reads it")
+        raise InputError(
+            f"{shown!r} was written by Keras {version}; it needs no migration, keras.saving.load_model reads it"
+        )
     config = _json(file.attrs, "model_config", shown)
     if not _names_layers(file) and "model_weights" in file:
         root = file["model_weights"]

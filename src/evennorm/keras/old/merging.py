@@ -49,8 +49,8 @@ def _dot(task: Task) -> Block:
 def _say_what_was_wrong(task: Task) -> None:
     if task.origin.releases[0] < (1, 2, 0) and not task.origin.theano and len(task.shape) == 2:
         task.assumed.append(
-            "each sample's product with its partner, as on Theano and from 1.2 on; before, TensorFlow multiplied all samples "
-            "of the batch with all"
+            "each sample's product with its partner, as on Theano and from 1.2 on; before, TensorFlow multiplied all "
+            "samples of the batch with all"
         )
 
 

@@ -26,7 +26,7 @@ def batch_normalization(task: Task) -> Block:
     options = _options(task, axes)
     layer: Any
     if own:
-        extra = {"mode": 2} if mode == 2 else {}
+        extra: dict[str, Any] = {"mode": 2} if mode == 2 else {}
         if task.config.get("virtual_batch_size"):
             extra["virtual_batch_size"] = int(task.config["virtual_batch_size"])
         layer = BatchNormalization(**options, **extra)

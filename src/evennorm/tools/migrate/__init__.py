@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+import zipfile
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evennorm.errors import InputError
+from evennorm.errors import ArgumentError, InputError
 from evennorm.tools.archives import check_hdf5_file
 from evennorm.tools.models import Opened, check_output, open_model, prepare_keras, save_model
 
@@ -56,6 +57,7 @@ def migrate(
     architecture: Any = None,
     written_by: str | None = None,
     partial: bool = False,
+    to: str = "keras",
 ) -> Migration:
     """Makes a Keras 3 model of a file that Keras 1.0 to 1.2, Keras 2 or tf.keras 2 wrote.
 
@@ -70,6 +72,8 @@ def migrate(
             model, which is imported and called, or such a model.
         written_by: release and backend, as in "keras==1.0.4,theano", where the file does not say; it counts more than what
             the file says.
+        to: keras; or torch, which writes a state_dict of the layers that torch has, as `.safetensors`. For torch, `old` may
+            be any Keras model, of Keras 3 too.
         partial: leave out layers that cannot be migrated, and what depends on them. The outputs are then those that are
             left, and what the layers left out would have read.
 
@@ -84,8 +88,13 @@ def migrate(
         evennorm.errors.InputError: there is no file 'no-such-file.h5'; give the path of an .h5 or .hdf5 file ...
     """
     prepare_keras()
-    if out is not None:
+    if to not in ("keras", "torch"):
+        raise ArgumentError(f"models are migrated to keras or to torch; received {to!r}")
+    if out is not None and to == "keras":
         check_output("keras", out)
+    if to == "torch" and zipfile.is_zipfile(old):
+        opened = open_model(old)
+        return _for_torch(_already(opened), out)
     file = _read(old)
     given = file.config if architecture is None else _architecture(architecture)
     if given is None:
@@ -94,10 +103,29 @@ def migrate(
             "or --architecture module:function"
         )
     migration = _made(file, given, written_by, partial)
+    if to == "torch":
+        return _for_torch(migration, out)
     if out is None:
         return migration
     save_model(Opened(str(old), "keras", migration.model), migration.model, out)
-    return Migration(**{**migration.__dict__, "new": os.fspath(out)})
+    return replace(migration, new=os.fspath(out))
+
+
+def _already(opened: Opened) -> Migration:
+    """A model of Keras 3, with nothing to report."""
+    version = "Keras 3"
+    return Migration(opened.name, None, version, (), (), opened.notes, (), int(opened.model.count_params()), opened.model)
+
+
+def _for_torch(migration: Migration, out: str | os.PathLike[str] | None) -> Migration:
+    if out is None:
+        raise ArgumentError("a state_dict for torch is a file; give the path of a .safetensors file")
+    from evennorm.tools.to_torch import write_state_dict
+
+    found = write_state_dict(migration.model, out)
+    notes = [f"{path}: {what}" for path, what in found.written.items()]
+    notes += [f"{path} is not in the state_dict: {why}" for path, why in found.left.items()]
+    return replace(migration, new=os.fspath(out), notes=(*migration.notes, *notes), left_out=migration.left_out)
 
 
 def _read(path: str | os.PathLike[str]) -> OldFile:

@@ -18,9 +18,9 @@ from evennorm.cli.bench import bench
 from evennorm.cli.check import check
 from evennorm.cli.compare import compare
 from evennorm.cli.explain import explain
-from evennorm.cli.recalibrate import recalibrate
 from evennorm.cli.fold import fold
 from evennorm.cli.migrate import migrate
+from evennorm.cli.recalibrate import recalibrate
 
 
 class _Group(click.Group):

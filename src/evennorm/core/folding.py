@@ -140,5 +140,6 @@ def after(maps: Sequence[Linear], affine: ScaleShift) -> tuple[Linear, ...]:
     scaled = maps[0].after(affine)
     if len(maps) == 1:
         return (scaled,)
-    moved = ScaleShift(1 + 0 * scaled.bias, scaled.bias)
+    shift: Array = scaled.bias
+    moved = ScaleShift(1 + 0 * shift, shift)
     return (Linear(scaled.kernel), *after(maps[1:], moved))

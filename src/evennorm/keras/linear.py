@@ -141,7 +141,8 @@ def write(layer: Any, maps: tuple[Linear, ...]) -> None:
             kernel = kernel + linear.bias.reshape(1, -1, 1, 1)  # each output is one row, and no sum
         _assign(variable, layout.restored(kernel, tuple(variable.shape)))
     if not isinstance(layer, layers.Embedding):
-        _assign(layer.bias, maps[-1].bias)
+        bias: Any = maps[-1].bias
+        _assign(layer.bias, bias)
 
 
 def _assign(variable: keras.Variable, values: np.ndarray) -> None:

@@ -59,9 +59,8 @@ class Translation:
         value = _INITIALIZERS.get(value, value) if isinstance(value, str) else value
         if isinstance(value, Mapping) and value.get("class_name") == "VarianceScaling":
             config = dict(value["config"])
-            config["distribution"] = {"normal": "truncated_normal"}.get(
-                config.get("distribution"), config.get("distribution")
-            )
+            if config.get("distribution") == "normal":
+                config["distribution"] = "truncated_normal"
             value = {"class_name": "VarianceScaling", "config": config}
         return self._tried("initializer", keras.initializers.get, value, default)
 

@@ -27,7 +27,7 @@ class Speed:
         return self.before / self.after
 
 
-def speed(before: Run, after: Run, batch: Sequence[np.ndarray], seconds: float = 1.0, most: int = 50) -> Speed:
+def speed(before: Run, after: Run, batch: Sequence[np.ndarray], seconds: float = 2.0, most: int = 50) -> Speed:
     """In turns, so that a busy machine is slow for both; each turn begins with the other one. Both have run before."""
     times: list[tuple[float, float]] = []
     begin = time.perf_counter()

@@ -168,3 +168,20 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path, monkeypat
     assert "No space left" in result.stderr
     assert (tmp_path / "new.keras").read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.keras", "new.keras"]
+
+
+def test_statistics_that_serve_better_than_the_datas_stay(tmp_path: Path) -> None:
+    """One class alone, as a folder of one kind of images is: by its own statistics half of it would be the other class."""
+    random = np.random.default_rng(0)
+    x = random.normal(3, 1, (400, 1)).astype("float32")
+    model = keras.Sequential([keras.Input((1,)), layers.BatchNormalization(name="bn"), layers.Dense(2, name="out")])
+    model.get_layer("bn").set_weights([np.array([value]) for value in (1.0, 0.0, 0.25, 1.0)])
+    model.get_layer("out").set_weights([np.array([[-1.0, 1.0]]), np.zeros(2)])
+    np.savez(tmp_path / "data.npz", x=x, y=np.ones(len(x), int))
+    model.save(tmp_path / "old.keras")
+    result = run(tmp_path / "old.keras", "--data", tmp_path / "data.npz", "--fix", "-o", tmp_path / "new.keras")
+    assert result.exit_code == 1
+    assert "recalibrating would lose accuracy" in " ".join(result.output.split())
+    assert "the model is more accurate by them than by those of this data" in result.output
+    new = keras.saving.load_model(tmp_path / "new.keras")
+    assert new.get_layer("bn").get_weights()[2:] == [[0.25], [1.0]]

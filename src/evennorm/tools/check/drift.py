@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from evennorm.tools.check.rule import Found, Subject, rule
+
+if TYPE_CHECKING:
+    from evennorm.tools.check.measure import Measurements
 
 DRIFT = 0.5
 """Standard deviations (root mean square over channels) that a moving mean may be off."""
@@ -47,11 +51,8 @@ def modes_disagree(subject: Subject) -> Iterator[Found]:
     measured = subject.measurements
     if measured is None or not measured.layers:
         return
-    lost = None
-    if measured.training_accuracy is not None and measured.inference_accuracy is not None:
-        lost = measured.training_accuracy - measured.inference_accuracy
-    noise = 3 * (0.25 / max(measured.samples, 1)) ** 0.5
-    if (lost is not None and lost > max(ACCURACY, noise)) or measured.output_difference > OUTPUT:
+    lost = lost_by_moving_statistics(measured)
+    if (lost is not None and lost > _significant(measured)) or measured.output_difference > OUTPUT:
         words = f"outputs differ by {measured.output_difference:.2g} of their own spread"
         if lost is not None:
             words = (
@@ -61,5 +62,26 @@ def modes_disagree(subject: Subject) -> Iterator[Found]:
         yield Found(
             measured.parts_at,
             f"{words}; here they part first, over {measured.samples:,} samples",
-            "run `evennorm recalibrate`, or --fix with --data; then look at what changed between training and now",
+            "check where this data comes from, its scaling and the batch size: the moving statistics serve it better "
+            "than its own, and recalibrating would lose accuracy"
+            if serves_better_as_it_is(measured)
+            else "run `evennorm recalibrate`, or --fix with --data; then look at what changed between training and now",
         )
+
+
+def lost_by_moving_statistics(measured: Measurements) -> float | None:
+    """How much more accurate the model is by the batch's statistics; None without labels."""
+    if measured.training_accuracy is None or measured.inference_accuracy is None:
+        return None
+    return measured.training_accuracy - measured.inference_accuracy
+
+
+def serves_better_as_it_is(measured: Measurements) -> bool:
+    """Whether the moving statistics are more accurate than the data's own, so that these had better not take their place."""
+    lost = lost_by_moving_statistics(measured)
+    return lost is not None and -lost > _significant(measured)
+
+
+def _significant(measured: Measurements) -> float:
+    """A difference of accuracies that is not chance."""
+    return max(ACCURACY, 3 * (0.25 / max(measured.samples, 1)) ** 0.5)

@@ -14,6 +14,7 @@ from evennorm.core.network import Network, Role, Step
 from evennorm.errors import InputError
 from evennorm.tools.archives import first_line
 from evennorm.tools.check import Report
+from evennorm.tools.check.drift import serves_better_as_it_is
 from evennorm.tools.check.neighbours import redundant_bias
 from evennorm.tools.data import Data
 from evennorm.tools.models import Opened, save_model
@@ -93,7 +94,11 @@ def fix(
     bias_difference = _difference(old, unbiased)
     recalibrated: tuple[str, ...] = ()
     broken = codes & set(STATISTICS)
-    if broken and data is not None:
+    if broken and _had_better_stay(report, broken):
+        left.append(
+            f"moving statistics ({', '.join(sorted(broken))}): the model is more accurate by them than by those of this data"
+        )
+    elif broken and data is not None:
         recalibrated = _recalibrate(opened, model, data, batch_size, batches)
     elif broken:
         left.append(f"moving statistics ({', '.join(sorted(broken))}), which need --data")
@@ -109,6 +114,12 @@ def fix(
         on,
         tuple(left),
     )
+
+
+def _had_better_stay(report: Report, broken: set[str]) -> bool:
+    """Whether the statistics are whole, and labels show that those of the data would be worse."""
+    whole = not broken & {"BN301", "BN403"}
+    return whole and report.measurements is not None and serves_better_as_it_is(report.measurements)
 
 
 def _droppable(opened: Opened, network: Network) -> tuple[dict[Step, list[Step]], list[str]]:

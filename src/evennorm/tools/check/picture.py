@@ -55,9 +55,23 @@ def _drawn(panel: Panel, left: int) -> str:
         if panel.mark is not None and known.size > finite.size:
             parts.append(_line(left, at(panel.mark)))
         parts.append(f'<path class="curve" d="{_envelope(values, left, at)}"/>')
-        ends = f"{finite.min():.3g} to {finite.max():.3g}{', log scale' if logarithmic else ''}"
+        ends = f"{_between(finite.min(), finite.max())}{', log scale' if logarithmic else ''}"
         parts.append(f'<text class="soft" x="{left}" y="{_TOP + _HIGH + 13}">{ends}</text>')
     return "".join(parts)
+
+
+def _between(low: float, high: float) -> str:
+    """Both ends in as few digits as tell them apart.
+
+    Example:
+        >>> _between(0.99991, 1.00021), _between(0.5, 2.0), _between(1.0, 1.0)
+        ('0.9999 to 1', '0.5 to 2', '1')
+    """
+    for digits in range(3, 9):
+        texts = [f"{end:.{digits}g}" for end in (low, high)]
+        if texts[0] != texts[1] and (digits > 3 or abs(high - low) > 0.01 * abs(high)):
+            return " to ".join(texts)
+    return texts[0]
 
 
 def _line(left: int, y: float) -> str:

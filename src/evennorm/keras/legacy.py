@@ -81,7 +81,7 @@ def hard_sigmoid(x: Any) -> Any:
     Example:
         >>> import numpy as np
         >>> from evennorm.keras.legacy import hard_sigmoid
-        >>> np.asarray(hard_sigmoid(np.array([-3.0, 1.0], "float32"))).round(6).tolist()
-        [0.0, 0.7]
+        >>> np.asarray(hard_sigmoid(np.array([-2.5, 0.0, 2.5]))).tolist()
+        [0.0, 0.5, 1.0]
     """
     return keras.ops.clip(0.2 * x + 0.5, 0.0, 1.0)

@@ -182,6 +182,7 @@ def test_statistics_that_serve_better_than_the_datas_stay(tmp_path: Path) -> Non
     result = run(tmp_path / "old.keras", "--data", tmp_path / "data.npz", "--fix", "-o", tmp_path / "new.keras")
     assert result.exit_code == 1
     assert "recalibrating would lose accuracy" in " ".join(result.output.split())
+    assert "--fix takes care" not in result.output
     assert "the model is more accurate by them than by those of this data" in result.output
     new = keras.saving.load_model(tmp_path / "new.keras")
     assert new.get_layer("bn").get_weights()[2:] == [[0.25], [1.0]]

@@ -13,7 +13,7 @@ import numpy as np
 from evennorm.core.network import Network, Role, Step
 from evennorm.errors import InputError
 from evennorm.tools.archives import first_line
-from evennorm.tools.check import Report
+from evennorm.tools.check import Finding, Report
 from evennorm.tools.check.drift import serves_better_as_it_is
 from evennorm.tools.check.neighbours import redundant_bias
 from evennorm.tools.data import Data
@@ -94,7 +94,7 @@ def fix(
     bias_difference = _difference(old, unbiased)
     recalibrated: tuple[str, ...] = ()
     broken = codes & set(STATISTICS)
-    if broken and _had_better_stay(report, broken):
+    if broken and _had_better_stay(report):
         left.append(
             f"moving statistics ({', '.join(sorted(broken))}): the model is more accurate by them than by those of this data"
         )
@@ -116,9 +116,16 @@ def fix(
     )
 
 
-def _had_better_stay(report: Report, broken: set[str]) -> bool:
+def is_fixable(finding: Finding, report: Report) -> bool:
+    """Whether `fix` takes care of a finding, with the data that was measured."""
+    if finding.code not in STATISTICS:
+        return finding.fixable
+    return report.measurements is not None and not _had_better_stay(report)
+
+
+def _had_better_stay(report: Report) -> bool:
     """Whether the statistics are whole, and labels show that those of the data would be worse."""
-    whole = not broken & {"BN301", "BN403"}
+    whole = not {finding.code for finding in report.findings} & {"BN301", "BN403"}
     return whole and report.measurements is not None and serves_better_as_it_is(report.measurements)
 
 

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from evennorm.tools.check import Report
-from evennorm.tools.check.rule import Finding
+from evennorm.tools.check.fix import is_fixable
 from evennorm.tools.check.rules import RULES
 
 _MOST = 8
@@ -78,12 +78,8 @@ def _tail(report: Report) -> Iterator[Line]:
         return
     levels = [(level, sum(finding.level == level for finding in report.findings)) for level in ("error", "warning", "note")]
     counts = ", ".join(_count(number, level) for level, number in levels if number)
-    fixable = sum(_is_fixable(finding, report) for finding in report.findings)
+    fixable = sum(is_fixable(finding, report) for finding in report.findings)
     yield Line("title", counts + (f"; --fix takes care of {fixable:,}" if fixable else ""))
-
-
-def _is_fixable(finding: Finding, report: Report) -> bool:
-    return finding.fixable and (finding.code == "BN201" or report.measurements is not None)
 
 
 def _wrapped(kind: str, text: str, width: int, first: str = "  ", rest: str = "") -> Iterator[Line]:

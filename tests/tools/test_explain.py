@@ -168,7 +168,8 @@ BAD = [
     ),
     (
         ["--shape", "32,10", "--svg", "no/such/folder/a.svg"],
-        "cannot write 'no/such/folder/a.svg': No such file or directory; choose a file in a folder that takes new files",
+        "cannot write 'no/such/folder/a.svg': there is no folder 'no/such/folder'; "
+        "choose a file in a folder that takes new files",
     ),
     (["--shape", "32,10", "--svg", "."], "cannot write '.': it is a folder; choose a file in a folder that takes new files"),
     (

@@ -35,7 +35,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         if real.is_dir():
             raise IsADirectoryError(0, "it is a folder")
         if not real.parent.is_dir():
-            raise FileNotFoundError(0, f"there is no folder {real.parent}")
+            missing = real.parent if target.parent.is_dir() else target.parent  # behind a link, or as it was given
+            raise FileNotFoundError(0, f"there is no folder {str(missing)!r}")
         partial = real.with_name(f".{token_hex(8)}.part{real.suffix}")
         yield partial
         with open(partial, "rb") as file:

@@ -47,7 +47,7 @@ def open_model(model: Any, weights: str | os.PathLike[str] | None = None) -> Ope
     Args:
         model: a keras.Model or a torch.nn.Module; the path of a `.keras` file or of a `.h5` file of a whole model; or
             `module:function`, the user's own code, which is imported from the current folder and called without arguments.
-            It may also name a model that the module holds.
+            It may also name a model that the module holds. What was opened before is given back.
         weights: a file to load into it: a state_dict for torch (`.pt`, `.pth`, `.safetensors`), `.weights.h5` for Keras.
 
     Raises:
@@ -59,7 +59,9 @@ def open_model(model: Any, weights: str | os.PathLike[str] | None = None) -> Ope
         >>> open_model(torch.nn.BatchNorm1d(3)).framework
         'torch'
     """
-    if isinstance(model, str | os.PathLike):
+    if isinstance(model, Opened):
+        opened = model
+    elif isinstance(model, str | os.PathLike):
         text = os.fspath(model)
         function = re.fullmatch(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)", text)
         opened = _from_function(*function.groups()) if function and not os.path.exists(text) else _from_file(Path(text))

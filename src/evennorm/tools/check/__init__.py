@@ -13,7 +13,7 @@ from evennorm.tools.check.measure import Measurements, measure
 from evennorm.tools.check.reading import read
 from evennorm.tools.check.rule import Finding, Subject
 from evennorm.tools.check.rules import selected
-from evennorm.tools.models import Opened, open_model
+from evennorm.tools.models import open_model
 from evennorm.tools.recalibrate import program_of
 
 __all__ = ["Finding", "Report", "check"]
@@ -82,7 +82,7 @@ def check(
         [('BN201', 'hidden')]
     """
     rules = selected(select, ignore)
-    opened = model if isinstance(model, Opened) else open_model(model)
+    opened = open_model(model)
     if batches is not None:
         first, batches = _peeked(batches)
         shape = getattr(first, "shape", None) if shape is None else shape

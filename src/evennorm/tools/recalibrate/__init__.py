@@ -75,7 +75,7 @@ def recalibrate(
     """
     if (batches is not None and batches < 1) or batch_size < 1:
         raise InputError(f"batches and their size are 1 or more; received batches={batches} and batch_size={batch_size}")
-    opened = model if isinstance(model, Opened) else open_model(model)
+    opened = open_model(model)
     source = open_data(data, opened.framework)
     check_fit(source, opened)
     work = _Work(opened, source, batch_size, batches, cache, progress)

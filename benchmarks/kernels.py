@@ -1,7 +1,7 @@
 """How fast batch normalization itself is on each engine: ours, its rivals', and a copy, by `evennorm bench`.
 
 Writes benchmarks/results/kernels-ENGINE.json for each engine, and from these files docs/kernels.md and its pictures.
---page writes the page from the files that are there; --engine measures on one engine only.
+--page writes the page from the files that are there; --engine measures on one engine only, --against anew one family of rivals.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _environment import ROOT, sentence
 
+from evennorm.errors import InputError
 from evennorm.tools.bench import measure
 from evennorm.tools.bench.cases import PASSES, cases
-from evennorm.tools.bench.contestants import OURS
+from evennorm.tools.bench.contestants import LIMIT, OURS
 from evennorm.tools.bench.machine import cores
 from evennorm.tools.bench.picture import draw
 from evennorm.tools.bench.report import Benchmark, Summary, read
@@ -54,8 +56,9 @@ def page(results: Iterable[Benchmark], pictures: dict[str, str]) -> str:
         "Batch normalization in training, forward and forward + backward, by itself: evennorm beside what each engine has",
         "of its own. Memory for the results is taken anew by every call and given back, and both are part of the time. A",
         "mean is the geometric mean, over shapes of 1 MB or more in both layouts, of the best rival's median time divided",
-        "by ours, so that above 1 evennorm is faster. Ops are compared with ops; Keras's layer, and the layers for ReLU and",
-        "sum behind it, with our layer. [bench.md](bench.md) describes the command, the protocols and who takes part.",
+        "by ours, so that above 1 evennorm is faster. Ops are compared with ops, torch's layers with our modules, Keras's",
+        "layer, and the layers for ReLU and sum behind it, with our layer. [bench.md](bench.md) describes the command, the",
+        "protocols and who takes part.",
         "",
         "This page is written by `python benchmarks/kernels.py`, from `benchmarks/results/kernels-*.json`.",
     ]
@@ -174,6 +177,25 @@ def kept_table(found: Benchmark) -> Iterator[str]:
         yield f"| {name} | " + " | ".join(cells) + " |"
 
 
+def renewed(old: Benchmark, new: Benchmark) -> Benchmark:
+    """`old` with the rows of `new` in the place of those of the same contestants.
+
+    Raises:
+        InputError: they were not measured on the same machine with the same versions.
+    """
+    for what in ("device", "versions"):
+        if old.environment[what] != new.environment[what]:
+            raise InputError(
+                f"rows stand beside each other that have the same {what}: {old.environment[what]}; received "
+                f"{new.environment[what]}; measure all of them anew"
+            )
+    again = tuple(row for row in new.rows if row.family != LIMIT)
+    names = dict.fromkeys(row.contestant for row in again)
+    rows = tuple(row for row in old.rows if row.contestant not in names)
+    commit = f"{old.environment['commit']} ({' and '.join(names)}: {new.environment['commit']})"
+    return replace(old, environment={**old.environment, "commit": commit}, rows=rows + again)
+
+
 def draw_pictures(results: Iterable[Benchmark], folder: Path) -> dict[str, str]:
     """One per engine: float32 with ReLU, each shape in one layout."""
     names = {}
@@ -186,6 +208,7 @@ def draw_pictures(results: Iterable[Benchmark], folder: Path) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--engine", choices=ENGINES, help="measure on this one only")
+    parser.add_argument("--against", metavar="FAMILY", help="measure this family anew, and ours that it is compared with")
     parser.add_argument("--page", action="store_true", help="measure nothing: write the page from the files that are there")
     parser.add_argument("--quick", action="store_true", help="tiny arrays, three rounds; prints the page and writes nothing")
     arguments = parser.parse_args()
@@ -194,7 +217,12 @@ def main() -> None:
         path = RESULTS / f"kernels-{engine}.json"
         if not arguments.page and arguments.engine in (None, engine):
             print(f"kernels: {engine}", file=sys.stderr)
-            results[engine] = measure(plan(engine, arguments.quick), progress)
+            settings = plan(engine, arguments.quick)
+            if arguments.against is None:
+                results[engine] = measure(settings, progress)
+            else:
+                again = measure(replace(settings, families=(arguments.against,)), progress)
+                results[engine] = renewed(read(path), again)
             if not arguments.quick:
                 path.parent.mkdir(exist_ok=True)
                 results[engine].write(path)

@@ -56,9 +56,8 @@ def page(results: Iterable[Benchmark], pictures: dict[str, str]) -> str:
         "Batch normalization in training, forward and forward + backward, by itself: evennorm beside what each engine has",
         "of its own. Memory for the results is taken anew by every call and given back, and both are part of the time. A",
         "mean is the geometric mean, over shapes of 1 MB or more in both layouts, of the best rival's median time divided",
-        "by ours, so that above 1 evennorm is faster. Ops are compared with ops, torch's layers with our modules, Keras's",
-        "layer, and the layers for ReLU and sum behind it, with our layer. [bench.md](bench.md) describes the command, the",
-        "protocols and who takes part.",
+        "by ours, so that above 1 evennorm is faster. Ops are compared with ops; Keras's layer, and the layers for ReLU and",
+        "sum behind it, with our layer. [bench.md](bench.md) describes the command, the protocols and who takes part.",
         "",
         "This page is written by `python benchmarks/kernels.py`, from `benchmarks/results/kernels-*.json`.",
     ]

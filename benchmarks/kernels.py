@@ -1,7 +1,8 @@
 """How fast batch normalization itself is on each engine: ours, its rivals', and a copy, by `evennorm bench`.
 
 Writes benchmarks/results/kernels-ENGINE.json for each engine, and from these files docs/kernels.md and its pictures.
---page writes the page from the files that are there; --engine measures on one engine only, --against one family of rivals anew.
+--page writes the page from the files that are there; --engine measures on one engine only, --against one family of rivals
+anew.
 """
 
 from __future__ import annotations

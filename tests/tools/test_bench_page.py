@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 
+from evennorm.errors import InputError
 from evennorm.tools.bench.cases import Case
 from evennorm.tools.bench.contestants import COPY, LIMIT, OURS
 from evennorm.tools.bench.report import Benchmark
@@ -85,3 +86,23 @@ def test_the_pages_say_what_the_results_do(kernels: ModuleType) -> None:
     assert kernels.PAGE.read_text() == kernels.page(results, pictures)
     assert all((kernels.PAGE.parent / name).exists() for name in pictures.values())
     assert "\n".join(kernels.headline(results)) in (kernels.ROOT / "README.md").read_text()
+
+
+def test_one_family_measured_anew_takes_the_place_of_its_rows(kernels: ModuleType) -> None:
+    case = Case((32, 14, 14, 256))
+
+    def rows(**medians: float) -> tuple[Row, ...]:
+        families = {"copy": LIMIT}
+        return tuple(
+            Row(IN_TURNS, case, "both", name, families.get(name, name), None, (median,)) for name, median in medians.items()
+        )
+
+    settings = Settings("torch", (case,), ("both",))
+    where = {"device": "a machine", "versions": {"torch": "2.13"}, "commit": "abc"}
+    old = Benchmark(settings, where, {}, rows(ours=1.0, layer=3.0, copy=0.5))
+    new = Benchmark(settings, {**where, "commit": "def"}, {}, rows(module=1.5, layer=4.0, copy=0.9))
+    found = kernels.renewed(old, new)
+    assert {row.contestant: row.median for row in found.rows} == {"ours": 1.0, "copy": 0.5, "module": 1.5, "layer": 4.0}
+    assert found.environment["commit"] == "abc (module and layer: def)"
+    with pytest.raises(InputError, match=r"that have the same versions: {'torch': '2.13'}; received {'torch': '2.14'}"):
+        kernels.renewed(old, Benchmark(settings, {**where, "versions": {"torch": "2.14"}}, {}, ()))

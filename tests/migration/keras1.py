@@ -481,7 +481,7 @@ class Keras1:
                 file.attrs["keras_version"] = ".".join(map(str, self.version)).encode()
                 file.attrs["model_config"] = json.dumps(model).encode()
                 root = file.create_group("model_weights")
-            layers = self._flattened(model)
+            layers = list({self._name(layer): layer for layer in self._flattened(model)}.values())
             if not named:
                 root.attrs["nb_layers"] = len(layers)
             else:

@@ -159,6 +159,37 @@ def test_words_that_are_masked(tmp_path):
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+def test_a_branch_under_two_merges_is_one_branch(tmp_path):
+    """As in the memory network of Keras's examples: the question meets the story, and both meet the question again."""
+    question, story = sequential((5,), dense("q1"), dense("q2")), sequential((6,), dense("s"))
+    inner = layer("Merge", "inner", mode="mul")
+    inner["config"]["layers"] = [story, question]
+    response = {"class_name": "Sequential", "config": [inner, dense("r", 3)]}
+    outer = layer("Merge", "outer", mode="concat")
+    outer["config"]["layers"] = [response, question]
+    model = {"class_name": "Sequential", "config": [outer, dense("out", 2)]}
+    old, a, b = Keras1(), draw(6), draw(5, seed=2)
+    met = [old.predict(story, a.astype("float64")), old.predict(question, b.astype("float64"))]
+    expected = old.predict(model["config"][1:], np.concatenate([old.predict([dense("r", 3)], met[0] * met[1]), met[1]], 1))
+    new = migrate(old.save(tmp_path / "old.h5", model)).model
+    assert [x.name for x in new.inputs] == ["s_input", "q1_input"]
+    np.testing.assert_allclose(new.predict_on_batch([a, b]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["same shapes", "other shapes"])
+def test_sequentials_in_a_sequential_had_no_names(same, tmp_path):
+    """As a generator and a discriminator: the file of weights has their names, the configuration has not."""
+    made = sequential((4,), dense("g"), layer("BatchNormalization", "bn"))
+    judged = sequential((4,), dense("d", 4 if same else 3), layer("BatchNormalization", "bn2"))
+    model = {"class_name": "Sequential", "config": [{**made, "name": "sequential_2"}, {**judged, "name": "sequential"}]}
+    plain = {"class_name": "Sequential", "config": [made, judged]}
+    old, x = Keras1(), draw(4)
+    expected = old.predict(model, x.astype("float64"))
+    report = migrate(old.save(tmp_path / "w.h5", model, whole=False), architecture=plain, written_by="keras==1.2.2")
+    np.testing.assert_allclose(report.model.predict_on_batch(x), expected, atol=1e-5)
+    assert report.notes == ("layers of the architecture do not all have names; they were matched in their order",)
+
+
 def test_a_stateful_model_keeps_its_batch_size_and_its_state(tmp_path):
     old = Keras1()
     lstm = layer("LSTM", output_dim=3, stateful=True, batch_input_shape=[4, 6, 2], input_dtype="float32")

@@ -36,7 +36,7 @@ def match(model: OldModel, file: OldFile) -> Matched:
     known = {layer.name for layer in model.layers}
     notes: list[str] = []
     by_name = {group.layer: group for group in groups}
-    if all(layer.name in by_name for layer in holders):
+    if all(layer.named and layer.name in by_name for layer in holders):
         pairs = [(layer, by_name[layer.name]) for layer in holders]
         unknown = sorted(set(by_name) - known)
         if unknown:
@@ -45,9 +45,8 @@ def match(model: OldModel, file: OldFile) -> Matched:
         pairs += [(layer, by_name[layer.name]) for layer in others]
     elif len(holders) == len(groups):
         pairs = list(zip(holders, groups, strict=True))
-        notes.append(
-            "layers of the architecture have other names than those of the weights; they were matched in their order"
-        )
+        why = "have other names than those of the weights" if all(x.named for x in holders) else "do not all have names"
+        notes.append(f"layers of the architecture {why}; they were matched in their order")
     else:
         raise InputError(
             f"{file.path!r} has {len(groups)} layers with weights and the architecture {len(holders)}, of other names "

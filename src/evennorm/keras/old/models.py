@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from evennorm.errors import InputError
@@ -42,21 +43,23 @@ def read_model(config: Any, path: str = "") -> OldModel:
     )
 
 
-def _layer(entry: Mapping[str, Any], path: str, calls: tuple[OldCall, ...] = ()) -> OldLayer:
+def _layer(entry: Mapping[str, Any], path: str, calls: tuple[OldCall, ...] = (), spare: str | None = None) -> OldLayer:
+    """One layer; `spare` is its name where the file has none."""
     entry = _entry(entry)
     written, config = entry["class_name"], entry["config"]
+    own = config if isinstance(config, Mapping) else {}
+    stated = entry.get("name") or own.get("name")
+    name = str(stated or spare or written.lower())
     if written in MODELS or written == "Functional":
-        own = config if isinstance(config, Mapping) else {}
-        name = str(entry.get("name") or own.get("name") or written.lower())
         model = read_model({"class_name": written, "config": config}, _joined(path, name))
-        return OldLayer(name, _joined(path, name), written, written, {**own, "name": name}, calls, model=model)
+        words = {**own, "name": name}
+        return OldLayer(name, _joined(path, name), written, written, words, calls, model=model, named=bool(stated))
     kind, words = in_words_of_keras_2(written, config)
-    name = str(entry.get("name") or config.get("name") or written.lower())
     words["name"] = name
     inner = None
     if kind in WRAPPERS:
         inner = _layer(config["layer"], _joined(path, name))
-    return OldLayer(name, _joined(path, name), kind, written, words, calls, inner=inner)
+    return OldLayer(name, _joined(path, name), kind, written, words, calls, inner=inner, named=bool(stated))
 
 
 def _entry(entry: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -80,29 +83,40 @@ class _Chain:
         self.inputs: list[Ref] = []
 
     def add(self, layer: OldLayer, inputs: tuple[Ref, ...]) -> Ref:
-        """Calls a layer; one of the same name that is there already is called again, since Keras shared it."""
+        """Calls a layer. One of the same name that is there already is called again, since Keras shared it; where it was
+        called with these inputs, that is the call: a branch may stand under several merges.
+        """
         call = OldCall(inputs)
         for position, known in enumerate(self.layers):
             if known.name == layer.name:
+                if call in known.calls:
+                    return layer.name, known.calls.index(call), 0
                 self.layers[position] = _called(known, (*known.calls, call))
                 break
         else:
             self.layers.append(_called(layer, (call,)))
         self.calls[layer.name] = self.calls.get(layer.name, -1) + 1
-        return layer.name, self.calls[layer.name], 0
+        ref = layer.name, self.calls[layer.name], 0
+        if layer.kind == "InputLayer":
+            self.inputs.append(ref)
+        return ref
+
+    def spare(self, kind: str) -> str:
+        """A name for a layer without one: Keras 1 stored none for a Sequential in a Sequential."""
+        return next(
+            name for name in (kind, *(f"{kind}_{k}" for k in range(2, len(self.calls) + 3))) if name not in self.calls
+        )
 
     def start(self, layer: OldLayer, more: Mapping[str, Any]) -> Ref:
         """The input in front of the first layer of a chain."""
         shape = input_shape(layer, more)
         name = f"{layer.name}_input"
         config = {"batch_input_shape": shape, "dtype": _input_dtype(layer), "name": name}
-        ref = self.add(OldLayer(name, _joined(self.path, name), "InputLayer", "InputLayer", config), ())
-        self.inputs.append(ref)
-        return ref
+        return self.add(OldLayer(name, _joined(self.path, name), "InputLayer", "InputLayer", config), ())
 
 
 def _called(layer: OldLayer, calls: tuple[OldCall, ...]) -> OldLayer:
-    return OldLayer(layer.name, layer.path, layer.kind, layer.written, layer.config, calls, layer.model, layer.inner)
+    return replace(layer, calls=calls)
 
 
 def _sequential(entries: list[Any], own: Mapping[str, Any], path: str) -> OldModel:
@@ -122,10 +136,9 @@ def _run(chain: _Chain, entries: Iterable[Any], own: Mapping[str, Any]) -> Ref:
         if entry["class_name"] == "Merge" and "layers" in entry["config"]:
             last = _merged(chain, entry)
             continue
-        layer = _layer(entry, chain.path)
+        layer = _layer(entry, chain.path, spare=chain.spare(entry["class_name"].lower()))
         if layer.kind == "InputLayer":
             last = chain.add(layer, ())
-            chain.inputs.append(last)
             continue
         if last is None:
             last = chain.start(layer, own)
@@ -146,18 +159,17 @@ def _merged(chain: _Chain, entry: Mapping[str, Any]) -> Ref:
         elif kind in MODELS:
             model = _functional(inner, chain.path)
             numbers: dict[tuple[str, int], Ref] = {}
-            for layer in model.layers:  # inputs come before what reads them
+            given = [name for name, _, _ in model.inputs]
+            for layer in sorted(model.layers, key=lambda x: given.index(x.name) if x.name in given else len(given)):
                 for index, call in enumerate(layer.calls):
                     ref = chain.add(layer, tuple((*numbers[name, node][:2], tensor) for name, node, tensor in call.inputs))
                     numbers[layer.name, index] = ref
-            chain.inputs += [numbers[name, node] for name, node, _ in model.inputs]
             name, node, tensor = model.outputs[0]
             branches.append((*numbers[name, node][:2], tensor))
         else:
             layer = _layer(branch, chain.path)
             if layer.kind == "InputLayer":
                 branches.append(chain.add(layer, ()))
-                chain.inputs.append(branches[-1])
             else:
                 branches.append(chain.add(layer, (chain.start(layer, {}),)))
     layer = _layer({"class_name": "Merge", "config": config}, chain.path)

@@ -38,6 +38,8 @@ class OldLayer:
     """Of a nested model."""
     inner: OldLayer | None = None
     """Of a wrapper, such as TimeDistributed."""
+    named: bool = True
+    """Whether the file says its name."""
 
     @property
     def trainable(self) -> bool:

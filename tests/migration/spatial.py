@@ -72,6 +72,9 @@ def deconvolve(x, kernel, strides, mode, theano, out):
             where = tuple(p * s - f + o for p, s, f, o in zip(position, strides, front, offset, strict=True))
             if all(0 <= w < n for w, n in zip(where, out, strict=True)):
                 y[(slice(None), *where)] += x[(slice(None), *position)] @ kernel[offset]
+    if theano and mode == "same":  # cut where the kernel is even, as after a convolution
+        cut = [same_length(n, s) if k % 2 == 0 else None for n, k, s in zip(x.shape[1:-1], size, strides, strict=True)]
+        y = y[(slice(None), *map(slice, cut))]
     return y
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from evennorm.tools.migrate import migrate
 from tests.migration.building import difference, layer, sequential
 from tests.migration.keras1 import Keras1
 
@@ -174,6 +175,42 @@ def test_deconvolution_has_the_output_shape_it_states(mode, stride, rows, column
     options = {"nb_filter": 2, "border_mode": mode, "subsample": [stride, stride], "output_shape": out}
     model = sequential(shape, *conv("Deconvolution2D", **options)(order))
     assert difference(Keras1(backend), model, tmp_path, draw(*shape)) < 1e-5
+
+
+def deconvolved(order, *shapes, **config):
+    """One layer for each (rows, columns) of output, as the configuration gives it."""
+    outs = [[None, 2, *shape] if order == "th" else [None, *shape, 2] for shape in shapes]
+    return [
+        layer("Deconvolution2D", f"d{k}", nb_filter=2, dim_ordering=order, output_shape=out, **config)
+        for k, out in enumerate(outs)
+    ]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("order", ["th", "tf"])
+@pytest.mark.parametrize("version", ["1.0.8", "1.1.2", "1.2.0"])
+def test_deconvolution_before_keras_stored_what_it_was_given(version, order, backend, tmp_path):
+    """Up to 1.1.2 the file has (n - 1) * stride + kernel - 2 * (kernel // 2), not the shape that the layer ran with."""
+    shape, options = image(order, 4, 5), {"nb_row": 3, "nb_col": 5, "subsample": [2, 3], "border_mode": "same"}
+    ran = sequential(shape, *deconvolved(order, (8, 15), (16, 45), **options))
+    held = ran if version == "1.2.0" else sequential(shape, *deconvolved(order, (7, 13), (13, 37), **options))
+    old, x = Keras1(backend, version), draw(*shape)
+    expected = old.predict(ran, x.astype("float64"))
+    path = old.save(tmp_path / "old.h5", held)
+    report = migrate(path)
+    np.testing.assert_allclose(report.model.predict_on_batch(x), expected, atol=1e-5)
+    assert [len(found.assumed) for found in report.layers] == ([0, 0] if version == "1.2.0" else [1, 1])
+    if version != "1.2.0":
+        assert "output shape (8, 15), size times stride: before 1.2 files held what" in report.layers[0].assumed[0]
+        taken = migrate(path, written_by="keras==1.2.0").model.output_shape
+        assert list(taken) == held["config"][1]["config"]["output_shape"]
+
+
+def test_deconvolution_keeps_a_shape_that_keras_did_not_compute(tmp_path):
+    """As a user wrote it into the JSON."""
+    options = {"nb_row": 3, "nb_col": 3, "subsample": [3, 3], "border_mode": "same"}
+    model = sequential((4, 4, 3), *deconvolved("tf", (11, 12), **options))
+    assert difference(Keras1("tensorflow", "1.1.0"), model, tmp_path, draw(4, 4, 3)) < 1e-5
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

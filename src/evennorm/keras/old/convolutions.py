@@ -204,7 +204,7 @@ def _crops(task: Task, size: tuple[int, ...], strides: tuple[int, ...], first: b
             n * s if mode == "same" else (n - 1) * s + max(k, s) for n, s, k in zip(lengths, strides, size, strict=True)
         )
     else:
-        wanted = tuple(int(n) for n in (stated[2:] if first else stated[1:-1]))
+        wanted = _stated(task, lengths, size, strides, tuple(int(n) for n in (stated[2:] if first else stated[1:-1])))
     sides, extras = [], []
     for n, s, k, out in zip(lengths, strides, size, wanted, strict=True):
         whole = (n - 1) * s + k
@@ -221,6 +221,31 @@ def _crops(task: Task, size: tuple[int, ...], strides: tuple[int, ...], first: b
         sides.append((front, whole + extra - front - out))
     task.converted.append(f"output shape {wanted} by cropping the whole transposed convolution")
     return sides, tuple(extras) if any(extras) else None
+
+
+def _stated(
+    task: Task, lengths: list[int], size: tuple[int, ...], strides: tuple[int, ...], stated: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The output shape of a Deconvolution2D, of which releases differ in what they stored."""
+    same = task.config.get("padding", "valid") == "same"
+    sizes = list(zip(lengths, size, strides, stated, strict=True))
+    if same and task.origin.theano and any(k % 2 == 0 for k in size):
+        task.converted.append('border_mode "same" with an even kernel: cut to the length over the stride, as Theano did')
+        return tuple(min(out, -(-n // s)) if k % 2 == 0 else out for n, k, s, out in sizes)
+    if task.origin.releases[-1] >= (1, 2, 0):
+        return stated
+    wanted = []
+    for n, k, s, out in sizes:
+        computed = (n - 1) * s + k - 2 * (k // 2 if same else 0)
+        least = (n - 1) * s + (1 if same else k)
+        usual = n * s if same else least
+        wanted.append(out if least <= out < least + s and out != computed else usual)
+    if tuple(wanted) != stated:
+        task.assumed.append(
+            f"output shape {tuple(wanted)}, size times stride: before 1.2 files held what Keras computed, here {stated}, "
+            "and not the one it ran with; where the file is right, say --written-by keras==1.2.0"
+        )
+    return tuple(wanted)
 
 
 def locally_connected(task: Task, rank: int) -> Block:

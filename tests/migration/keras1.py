@@ -430,11 +430,12 @@ class Keras1:
         act = ACTIVATIONS[config["activation"]]
         return self._run(config, x, lambda x, h: [act(x @ w + h[0] @ u + b)], 1, mask)
 
-    def Bidirectional(self, config, x):  # noqa: N802
+    def Bidirectional(self, config, x, mask=None):  # noqa: N802
         inner = config["layer"]["config"]
         run = getattr(self, config["layer"]["class_name"])
-        forward = run(inner, x, name=f"forward_{inner['name']}")
-        backward = run(inner | {"go_backwards": not inner["go_backwards"]}, x, name=f"backward_{inner['name']}")
+        forward = run(inner, x, name=f"forward_{inner['name']}", mask=mask)
+        turned = inner | {"go_backwards": not inner["go_backwards"]}
+        backward = run(turned, x, name=f"backward_{inner['name']}", mask=mask)
         if inner["return_sequences"]:
             backward = backward[:, ::-1]
         for side in ("forward_", "backward_"):

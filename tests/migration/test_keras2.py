@@ -131,6 +131,32 @@ def test_lstm(kind, tmp_path):
     np.testing.assert_allclose(got, lstm(x, *map(np.float64, (kernel, inner, bias)), gate), atol=1e-5)
 
 
+@pytest.mark.parametrize(("version", "zero"), [("2.2.4", False), ("2.1.6-tf", False), ("2.2.4-tf", True), ("2.4.0", True)])
+def test_masked_steps_of_both_directions_by_release(version, zero, tmp_path):
+    """Zero in tf.keras since TensorFlow 1.13, as in Keras 3; the output before them in all others."""
+    inner = entry("LSTM", "l", units=2, activation="tanh", recurrent_activation="sigmoid", return_sequences=True)
+    del inner["inbound_nodes"], inner["name"]
+    config = chain((4, 3), entry("Masking", "m", mask_value=0.0), entry("Bidirectional", "b", layer=inner, merge_mode="sum"))
+    weights = [[draw(3, 8), draw(2, 8), draw(8)] for _ in range(2)]
+    stored = [
+        (f"b/{side}_l/{kind}:0", w)
+        for side, arrays in zip(("forward", "backward"), weights, strict=True)
+        for kind, w in zip(("kernel", "recurrent_kernel", "bias"), arrays, strict=True)
+    ]
+    x = draw(2, 4, 3)
+    x[:, 2] = 0  # between two steps that count
+    forward, backward = (
+        [lstm(part, *map(np.float64, arrays), sigmoid) for part in parts]
+        for arrays, parts in zip(
+            weights, ([x[:, :1], x[:, :2], x[:, [0, 1, 3]]], [x[:, [3, 1, 0]], x[:, [3, 1]], x[:, [3]]]), strict=True
+        )
+    )
+    middle = np.zeros((2, 2)) if zero else forward[1] + backward[2]
+    expected = np.stack([forward[0] + backward[0], forward[1] + backward[1], middle, forward[2] + backward[2]], 1)
+    path = save(tmp_path / "o.h5", config, {"m": [], "b": stored}, version=version)
+    np.testing.assert_allclose(predicted(path, tmp_path, x), expected, atol=1e-5)
+
+
 def test_an_encoder_hands_its_states_to_a_decoder(tmp_path):
     """Several outputs of one call, several inputs of another, as in every sequence-to-sequence example."""
     options = {"units": 4, "activation": "tanh", "recurrent_activation": "sigmoid"}

@@ -242,9 +242,10 @@ def test_recurrent_layers(kind, consume_less, options, tmp_path):
 
 @pytest.mark.parametrize("merge_mode", ["concat", "sum", "mul", "ave"])
 @pytest.mark.parametrize("sequences", [True, False])
+@pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_bidirectional(kind, sequences, merge_mode, tmp_path):
-    inner = layer(kind, output_dim=4, return_sequences=sequences)
+def test_bidirectional(kind, backwards, sequences, merge_mode, tmp_path):
+    inner = layer(kind, output_dim=4, return_sequences=sequences, go_backwards=backwards)
     model = sequential((6, 3), layer("Bidirectional", merge_mode=merge_mode, layer=inner))
     assert difference(Keras1(), model, tmp_path, draw(6, 3)) < 1e-5
 

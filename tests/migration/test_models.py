@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from evennorm.errors import InputError
-from evennorm.keras import BatchNormalization
+from evennorm.keras import BatchNormalization, legacy
 from evennorm.tools.migrate import migrate
 from tests.migration.building import both, difference, functional, layer, sequential
 from tests.migration.keras1 import Keras1
@@ -188,6 +188,64 @@ def test_sequentials_in_a_sequential_had_no_names(same, tmp_path):
     report = migrate(old.save(tmp_path / "w.h5", model, whole=False), architecture=plain, written_by="keras==1.2.2")
     np.testing.assert_allclose(report.model.predict_on_batch(x), expected, atol=1e-5)
     assert report.notes == ("layers of the architecture do not all have names; they were matched in their order",)
+
+
+def test_time_distributed_models(tmp_path):
+    inner = {**sequential((5,), dense("d", activation="relu"), layer("BatchNormalization", "bn")), "name": "inner"}
+    model = sequential((3, 5), layer("TimeDistributed", "each", layer=inner), layer("LSTM", output_dim=2))
+    assert difference(Keras1(), model, tmp_path, draw(3, 5)) < 1e-5
+
+
+def test_words_that_are_masked(tmp_path):
+    """A masked step keeps the state, as it did."""
+    words = np.random.default_rng(0).integers(0, 4, (5, 6))
+    words[:, 3:] = 0
+    old = Keras1()
+    embedding = layer("Embedding", input_dim=10, output_dim=4, input_length=6, mask_zero=True)
+    lstm = layer("LSTM", output_dim=3)
+    model = sequential((6,), embedding, lstm)
+    x = old.Embedding(embedding["config"], words)
+    expected = old.LSTM(lstm["config"], x, mask=words != 0)
+    migrate(old.save(tmp_path / "old.h5", model), tmp_path / "new.keras")
+    got = keras.saving.load_model(tmp_path / "new.keras").predict_on_batch(words)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def tagged(old, merge_mode, tmp_path):
+    """A file whose Bidirectional layer returns sequences of masked words; the words; what Keras 1 predicted."""
+    words = np.random.default_rng(0).integers(0, 4, (5, 6))
+    words[:, 4:] = 0
+    embedding = layer("Embedding", input_dim=10, output_dim=4, input_length=6, mask_zero=True)
+    inner = layer("LSTM", "inner", output_dim=3, return_sequences=True)
+    wrapped = layer("Bidirectional", "both", layer=inner, merge_mode=merge_mode)
+    expected = old.Bidirectional(wrapped["config"], old.Embedding(embedding["config"], words), mask=words != 0)
+    return old.save(tmp_path / "old.h5", sequential((6,), embedding, wrapped)), words, expected
+
+
+@pytest.mark.parametrize("merge_mode", ["concat", "sum", "mul", "ave"])
+def test_both_directions_repeat_their_output_at_masked_steps(merge_mode, tmp_path):
+    path, words, expected = tagged(Keras1(), merge_mode, tmp_path)
+    migrate(path, tmp_path / "new.keras")
+    new = keras.saving.load_model(tmp_path / "new.keras")
+    assert type(new.layers[-1]) is legacy.Bidirectional
+    np.testing.assert_allclose(new.predict_on_batch(words), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("version", "backend", "said"),
+    [
+        ("1.0.8", "tensorflow", True),
+        ("1.1.0", "tensorflow", True),
+        ("1.1.0", "theano", False),
+        ("1.2.0", "tensorflow", False),
+    ],
+)
+def test_masks_that_ran_backwards_are_those_of_their_sample(version, backend, said, tmp_path):
+    path, words, expected = tagged(Keras1(backend, version), "concat", tmp_path)
+    report = migrate(path)
+    np.testing.assert_allclose(report.model.predict_on_batch(words), expected, atol=1e-5)
+    sentences = [sentence for found in report.layers for sentence in found.assumed]
+    assert any("TensorFlow gave each sample the mask of another" in sentence for sentence in sentences) is said
 
 
 def test_a_stateful_model_keeps_its_batch_size_and_its_state(tmp_path):

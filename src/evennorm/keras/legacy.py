@@ -12,7 +12,7 @@ from evennorm.keras.layer import BatchNormalization as _BatchNormalization
 
 _ZERO, _ONE = Default("zero"), Default("one")
 
-__all__ = ["BatchNormalization", "WeightRegularizer", "hard_sigmoid", "l1", "l1l2", "l2"]
+__all__ = ["BatchNormalization", "Bidirectional", "WeightRegularizer", "hard_sigmoid", "l1", "l1l2", "l2"]
 
 
 @keras.saving.register_keras_serializable(package="evennorm", name="Keras1BatchNormalization")
@@ -52,6 +52,25 @@ class BatchNormalization(_BatchNormalization):
             beta_regularizer=beta_regularizer,
             **kwargs,
         )
+
+
+@keras.saving.register_keras_serializable(package="evennorm", name="Keras1Bidirectional")
+class Bidirectional(keras.layers.Bidirectional):
+    """`keras.layers.Bidirectional` whose sequences repeat their last output at masked steps; Keras 3's are zero there.
+
+    Source: Keras 1.2.2 and 2.3.1, `rnn` of keras/backend/tensorflow_backend.py.
+
+    Example:
+        >>> import keras
+        >>> from evennorm.keras.legacy import Bidirectional
+        >>> Bidirectional(keras.layers.LSTM(4, return_sequences=True)).forward_layer.zero_output_for_mask
+        False
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        for layer in (self.forward_layer, self.backward_layer):
+            layer.zero_output_for_mask = False
 
 
 def WeightRegularizer(l1: float = 0.0, l2: float = 0.0) -> keras.regularizers.Regularizer:  # noqa: N802

@@ -230,20 +230,20 @@ class _Model:
                 "masks run backwards with their sequences, as on Theano and from 1.2 on; before, TensorFlow gave each "
                 "sample the mask of another"
             )
-        block = self._wrapped(task) if layer.inner is not None else translate(task)
+        block = self._wrapped(task, masked) if layer.inner is not None else translate(task)
         kinds = ", ".join(type(x).__name__ if not isinstance(x, keras.Model) else "Model" for x in block.layers)
         self.builder.reports.append(
             LayerReport(layer.path, layer.written, kinds, len(task.arrays), tuple(task.converted), tuple(task.assumed))
         )
         return block, moved
 
-    def _wrapped(self, task: Task) -> Block:
+    def _wrapped(self, task: Task, masked: bool) -> Block:
         inner = task.layer.inner
         assert inner is not None
         if inner.kind not in KNOWN and inner.model is None:
             raise InputError(f"{task.name!r} wraps {inner.name!r}, a {inner.written}, which migration does not know")
         if task.layer.kind == "Bidirectional":
-            return recurrent.bidirectional(task, replace(task, layer=inner, converted=[], assumed=[]))
+            return recurrent.bidirectional(task, replace(task, layer=inner, converted=[], assumed=[]), masked)
         shape = (None, *task.shape[2:])
         if inner.model is not None:
             model = self.builder.model(inner.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from evennorm.keras import legacy
 from evennorm.keras.old.arguments import SLOPE, activation
 from evennorm.keras.old.block import Block, Task, tuple_of
 from evennorm.keras.old.convolutions import flipped
+from evennorm.keras.old.provenance import Provenance
 
 _FLAGS = ("return_sequences", "return_state", "go_backwards", "stateful", "unroll", "zero_output_for_mask")
 _GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1, "ConvLSTM2D": 4}
@@ -27,16 +29,40 @@ def recurrent(task: Task) -> Block:
     return Block([layer], [(layer, arrays_of(task, task.arrays))])
 
 
-def bidirectional(task: Task, inner: Task) -> Block:
-    """The wrapper's arrays are those of the forward layer, then those of the backward one."""
+def bidirectional(task: Task, inner: Task, masked: bool) -> Block:
+    """The wrapper's arrays are those of the forward layer, then those of the backward one.
+
+    Args:
+        masked: whether its input comes with a mask.
+    """
     half = len(task.arrays) // 2
     if len(task.arrays) % 2:
         raise InputError(f"{task.name!r} has two layers alike, and the file {len(task.arrays)} weights; it is damaged")
-    wrapped = layers.Bidirectional(build(inner), merge_mode=task.config.get("merge_mode", "concat"), **task.base)
+    repeats = masked and bool(inner.config.get("return_sequences")) and _repeats_at_masked_steps(task.origin)
+    if repeats:
+        task.converted.append(
+            "became evennorm.keras.legacy.Bidirectional: masked steps repeat the output before them, Keras 3's are zero"
+        )
+    class_ = legacy.Bidirectional if repeats else layers.Bidirectional
+    other = _turned(inner) if inner.config.get("go_backwards") else None
+    wrapped = class_(build(inner), merge_mode=task.config.get("merge_mode", "concat"), backward_layer=other, **task.base)
     values = [array for part in (task.arrays[:half], task.arrays[half:]) for array in arrays_of(inner, part)]
     task.converted.extend(dict.fromkeys(inner.converted))
     task.assumed.extend(dict.fromkeys(inner.assumed))
     return Block([wrapped], [(wrapped, values)])
+
+
+def _turned(inner: Task) -> Any:
+    """The other direction of a layer that runs backwards: Keras 3 turns only those that run forwards."""
+    name = f"backward_{inner.name}"
+    return build(replace(inner, layer=replace(inner.layer, name=name, config={**inner.config, "go_backwards": False})))
+
+
+def _repeats_at_masked_steps(origin: Provenance) -> bool:
+    """Up to Keras 2.3.1 and TensorFlow 1.12; tf.keras since then gave zeros, as Keras 3 does."""
+    if origin.said and origin.said.endswith("-tf"):
+        return origin.releases[-1] < (2, 2, 0)
+    return origin.releases[-1] < (2, 4, 0)
 
 
 def build(task: Task) -> Any:

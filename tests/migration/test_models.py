@@ -42,6 +42,27 @@ def test_merges_of_vectors(mode, tmp_path):
     assert difference(Keras1(), model, tmp_path, draw(5), draw(5, seed=2)) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("version", "backend", "said"),
+    [
+        ("1.0.8", "tensorflow", True),
+        ("1.1.2", "tensorflow", True),
+        ("1.1.2", "theano", False),
+        ("1.2.0", "tensorflow", False),
+    ],
+)
+@pytest.mark.parametrize("mode", ["dot", "cos"])
+def test_products_of_vectors_are_of_one_sample(mode, version, backend, said, tmp_path):
+    """TensorFlow multiplied all samples of a batch with all before 1.2; what is predicted depends on no other sample."""
+    merged = layer("Merge", "merged", mode=mode, dot_axes=[1, 1])
+    model = functional({"a": (5,), "b": (5,)}, [(dense("d", 5), "a"), (merged, "d", "b")], ["merged"])
+    expected, got, report = both(Keras1(backend, version), model, tmp_path, draw(5), draw(5, seed=2))
+    assert got[0].shape == ((4, 1) if mode == "dot" else (4, 1, 1))
+    np.testing.assert_allclose(got[0].ravel(), expected[0].ravel(), atol=1e-5)
+    sentences = [sentence for found in report.layers for sentence in found.assumed]
+    assert any("TensorFlow multiplied all samples of the batch with all" in sentence for sentence in sentences) is said
+
+
 @pytest.mark.parametrize("axes", [[2, 2], [1, 1], [1, 2]])
 def test_dot_merge_of_matrices(axes, tmp_path):
     model = functional(
@@ -136,27 +157,6 @@ def test_a_sequential_that_begins_with_a_merge(tmp_path):
     first["config"]["layers"] = branches
     model = {"class_name": "Sequential", "config": [first, dense("out", 3)]}
     assert difference(Keras1(), model, tmp_path, draw(5), draw(6, seed=2)) < 1e-5
-
-
-def test_time_distributed_models(tmp_path):
-    inner = {**sequential((5,), dense("d", activation="relu"), layer("BatchNormalization", "bn")), "name": "inner"}
-    model = sequential((3, 5), layer("TimeDistributed", "each", layer=inner), layer("LSTM", output_dim=2))
-    assert difference(Keras1(), model, tmp_path, draw(3, 5)) < 1e-5
-
-
-def test_words_that_are_masked(tmp_path):
-    """A masked step keeps the state, as it did."""
-    words = np.random.default_rng(0).integers(0, 4, (5, 6))
-    words[:, 3:] = 0
-    old = Keras1()
-    embedding = layer("Embedding", input_dim=10, output_dim=4, input_length=6, mask_zero=True)
-    lstm = layer("LSTM", output_dim=3)
-    model = sequential((6,), embedding, lstm)
-    x = old.Embedding(embedding["config"], words)
-    expected = old.LSTM(lstm["config"], x, mask=words != 0)
-    migrate(old.save(tmp_path / "old.h5", model), tmp_path / "new.keras")
-    got = keras.saving.load_model(tmp_path / "new.keras").predict_on_batch(words)
-    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_a_branch_under_two_merges_is_one_branch(tmp_path):

@@ -313,6 +313,36 @@ def test_other_convolutions(kind, padding, tmp_path):
     np.testing.assert_allclose(predicted(path, tmp_path, x), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("order", ["channels_first", "channels_last"])
+def test_bilinear_sampling_from_the_corners(order, tmp_path):
+    """Place i of the output lies at i / size of the input in Keras 2.2.3 to 2.3.1, and never behind the last."""
+    x, kernel, bias = draw(2, 3, 4, 2), draw(1, 1, 2, 2), draw(2)
+    rows, columns = (np.minimum(np.arange(n * f) / f, n - 1) for n, f in ((3, 2), (4, 3)))
+    tall = np.stack([[[np.interp(rows, range(3), x[n, :, w, c]) for c in range(2)] for w in range(4)] for n in range(2)])
+    wide = np.stack(
+        [[[np.interp(columns, range(4), tall[n, :, c, y]) for c in range(2)] for y in range(6)] for n in range(2)]
+    )
+    expected = np.einsum("nycw,cd->nywd", wide, kernel[0, 0]) + bias
+    first = order == "channels_first"
+    conv = entry("Conv2D", "c", filters=2, kernel_size=[1, 1], data_format=order, activation="linear")
+    up = entry("UpSampling2D", "u", size=[2, 3], interpolation="bilinear", data_format=order)
+    config = chain((2, 3, 4) if first else (3, 4, 2), up, conv)
+    path = save(tmp_path / "o.h5", config, {"u": [], "c": [("c/kernel:0", kernel), ("c/bias:0", bias)]}, version="2.2.4")
+    got = predicted(path, tmp_path, np.moveaxis(x, -1, 1) if first else x)
+    np.testing.assert_allclose(np.moveaxis(got, 1, -1) if first else got, expected, atol=1e-5)
+
+
+def test_bilinear_sampling_of_tf_keras(tmp_path):
+    options = {"size": [2, 2], "interpolation": "bilinear", "data_format": "channels_last"}
+    config = chain((3, 4, 2), entry("UpSampling2D", "u", **options))
+    x = draw(2, 3, 4, 2)
+    for version, assumed in (("2.2.4-tf", 1), ("2.4.0", 0)):
+        report = migrate(save(tmp_path / "o.h5", config, {"u": []}, version=version))
+        expected = keras.layers.UpSampling2D(2, interpolation="bilinear")(x)
+        np.testing.assert_allclose(report.model.predict_on_batch(x), keras.ops.convert_to_numpy(expected), atol=1e-5)
+        assert len(report.layers[-1].assumed) == assumed
+
+
 def test_weights_alone_say_who_wrote_them(tmp_path):
     kernel, bias, x = draw(5, 4), draw(4), draw(3, 5)
     config = chain((5,), entry("Dense", "d", units=4, activation="tanh"))

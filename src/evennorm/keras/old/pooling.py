@@ -92,5 +92,36 @@ def up_sampling(task: Task, rank: int) -> Block:
     """UpSampling1D, 2D, 3D."""
     size = tuple_of(task.config.get("size", 2), rank)
     options: dict[str, Any] = {"interpolation": task.config.get("interpolation", "nearest")} if rank == 2 else {}
+    if options.get("interpolation") == "bilinear":
+        said = task.origin.said or ""
+        if not said.endswith("-tf") and task.origin.releases[-1] < (2, 4, 0):
+            return _bilinear(task, size)
+        if said == "2.2.4-tf":
+            task.assumed.append("bilinear as of TensorFlow 2; 1.13 to 1.15, of the same version, sampled from the corners")
     layer: keras.Layer = getattr(layers, task.layer.kind)(size[0] if rank == 1 else size, **options, **task.base)
     return Block([layer])
+
+
+def _bilinear(task: Task, size: tuple[int, ...]) -> Block:
+    """Keras 2.2.3 to 2.3.1: place i takes from i / size, where Keras 3 takes from (i + 1/2) / size - 1/2."""
+    rows, columns = task.shape[1:3]
+    if task.origin.theano or rows is None or columns is None:
+        raise InputError(
+            f"{task.name!r} interpolates as {'Theano' if task.origin.theano else 'TensorFlow 1'} did, which migration knows "
+            "for TensorFlow and inputs of a known size only; rebuild that layer in Keras 3"
+        )
+    steps = []
+    shape = [rows, columns, task.shape[3]]
+    for axis, (n, factor, equation) in enumerate(
+        zip((rows, columns), size, ("bhwc,hy->bywc", "bhwc,wy->bhyc"), strict=True)
+    ):
+        places = np.arange(n * factor) / factor
+        low = places.astype(int)
+        matrix = np.zeros((n, n * factor))
+        np.add.at(matrix, (low, np.arange(n * factor)), 1 - (places - low))
+        np.add.at(matrix, (np.minimum(low + 1, n - 1), np.arange(n * factor)), places - low)
+        shape[axis] = n * factor
+        name = f"{task.name}_{('rows', 'columns')[axis]}"
+        steps.append((layers.EinsumDense(equation, output_shape=tuple(shape), trainable=False, name=name), [matrix]))
+    task.converted.append("became two EinsumDense that sample from the corners, as TensorFlow 1 did, and Keras 3 does not")
+    return Block([step for step, _ in steps], steps)

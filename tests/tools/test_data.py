@@ -5,6 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from evennorm.errors import InputError
 from evennorm.tools.data import open_data
@@ -268,3 +269,16 @@ def test_labels_may_be_required() -> None:
     for source in (X, [X]):
         with pytest.raises(InputError, match="needs labels"):
             open_data(source).require_labels("accuracy")
+
+
+def test_images_are_grey_only_where_all_are(tmp_path) -> None:
+    """One colour image among 200 grey ones, and 16 bits of grey, of which the upper byte counts."""
+    for name in range(200):
+        Image.fromarray(np.full((2, 2), name, np.uint8)).save(tmp_path / f"{name:03}.png")
+    Image.fromarray(np.full((2, 2), 0x1234, np.uint16)).save(tmp_path / "199.png")
+    assert open_data(tmp_path, "keras").first(200).x[-1].tolist() == [[[0x12]] * 2] * 2
+    Image.fromarray(np.full((2, 2, 3), (1, 2, 3), np.uint8)).save(tmp_path / "101.png")
+    x = open_data(tmp_path, "keras").first(200).x
+    assert x.shape == (200, 2, 2, 3)
+    assert x[101, 0, 0].tolist() == [1, 2, 3]
+    assert x[-1, 0, 0].tolist() == [0x12] * 3

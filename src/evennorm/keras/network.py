@@ -16,7 +16,7 @@ from keras import Operation, layers
 
 from evennorm.core.network import Network, Role, Step
 from evennorm.core.state import BatchNormState
-from evennorm.errors import ArgumentError
+from evennorm.errors import ArgumentError, first_line
 from evennorm.keras.graph import Node, calls, data_inputs, graph, is_model
 from evennorm.keras.layer import BatchNormalization
 from evennorm.keras.roles import activation_of, channel_axis, has_bias, role_of
@@ -197,7 +197,7 @@ class _Reader:
         try:
             inputs = keras.tree.map_shape_structure(lambda shape: keras.Input(batch_shape=(None, *shape[1:])), shapes)
         except Exception as error:
-            self._gap(model.name, model, _first_line(error))
+            self._gap(model.name, model, first_line(error))
             return None
         return self._run(model, model.name, inputs, (inputs,), {})
 
@@ -227,7 +227,7 @@ class _Reader:
                 warnings.simplefilter("ignore")
                 return keras.Model(inputs, layer.call(*args, **kwargs))
         except Exception as error:  # its code may do anything
-            self._gap(path, layer, f"its code does not run on symbols ({_first_line(error)})")
+            self._gap(path, layer, f"its code does not run on symbols ({first_line(error)})")
             return None
 
     def _gap(self, path: str, layer: keras.Layer, why: str) -> None:
@@ -316,11 +316,6 @@ def _built_shapes(model: keras.Model) -> Any:
         return None
     values = list(shapes.values())
     return values[0] if len(values) == 1 else None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _unique(names: Any) -> list[str]:

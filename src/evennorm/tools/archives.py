@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import stat
 import zipfile
-from collections.abc import Iterable
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from evennorm.errors import InputError, MissingExtra
+from evennorm.errors import InputError, MissingExtra, first_line
 
 _FLOOR = 1 << 28
 """Bytes below which no announced size is called a bomb."""
@@ -98,10 +97,3 @@ def check_growth(name: str, place: str, announced: int, stored: int) -> None:
         raise InputError(
             f"{name} is not opened: {place} announces {announced / 1e6:,.0f} MB and stores {stored / 1e6:,.1f}, as bombs do"
         )
-
-
-def first_line(error: BaseException) -> str:
-    """An error of a library as one line: its class and the first line of its text that says something."""
-    lines: Iterable[str] = (line.strip() for line in str(error).splitlines())
-    text = next((line for line in lines if line), "")
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import io
 import logging
@@ -17,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evennorm.errors import InputError, MissingExtra
-from evennorm.tools.archives import check_hdf5_file, check_zip, first_line
+from evennorm.errors import InputError, MissingExtra, first_line
+from evennorm.tools.archives import check_hdf5_file, check_zip
 from evennorm.tools.atomic import replacing
+from evennorm.tools.imported import imported
 from evennorm.tools.weights import as_safetensors, load_weights
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -82,7 +82,7 @@ def save_model(opened: Opened, model: Any, path: str | os.PathLike[str]) -> None
     suffix = Path(path).suffix
     with replacing(path) as partial:
         if opened.framework == "keras":
-            with _quiet():  # that .h5 is an old format
+            with quiet():  # that .h5 is an old format
                 model.save(partial)
         elif suffix == ".safetensors":
             partial.write_bytes(as_safetensors(model.state_dict()))
@@ -143,18 +143,7 @@ def _recognized(model: Any, name: str) -> Opened:
 def _from_function(module: str, function: str) -> Opened:
     prepare_keras_if_installed()
     name = f"{module}:{function}"
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does
-    try:
-        found: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise InputError(f"{name}: no module {error.name!r} can be imported from {os.getcwd()}") from error
-    except Exception as error:
-        raise InputError(f"{name}: importing {module} fails: {first_line(error)}") from error
-    for part in function.split("."):
-        if not hasattr(found, part):
-            raise InputError(f"{name}: {module} has no {function!r}; it is to return, or to be, a model")
-        found = getattr(found, part)
+    found = imported(name, name, f"{function!r}; it is to return, or to be, a model")
     try:
         return _recognized(found, name)
     except InputError:
@@ -260,7 +249,7 @@ def _loaded(path: Path) -> Opened:
     import evennorm.keras.legacy  # noqa: F401  # registers the layers for loading
 
     def load(compiled: bool) -> Any:
-        with _quiet():  # about the state of an optimizer
+        with quiet():  # about the state of an optimizer
             return keras.saving.load_model(path, compile=compiled, safe_mode=True)
 
     try:
@@ -274,7 +263,7 @@ def _loaded(path: Path) -> Opened:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without Keras's warnings, whichever way it gives them."""
     logger = logging.getLogger("absl")
     level = logger.level

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from evennorm.errors import EvennormError, InputError, MissingExtra
-from evennorm.tools.archives import check_hdf5_file, check_zip, first_line
+from evennorm.errors import EvennormError, InputError, MissingExtra, first_line
+from evennorm.tools.archives import check_hdf5_file, check_zip
 
 
 def as_safetensors(state: dict[str, Any], metadata: dict[str, str] | None = None) -> bytes:

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from evennorm.core.fold_plan import Folded, Plan, plan
 from evennorm.core.folding import ScaleShift
 from evennorm.core.network import Step
-from evennorm.errors import ArgumentError
+from evennorm.errors import ArgumentError, first_line
 from evennorm.torch.conversion.places import checked
 from evennorm.torch.conversion.steps import is_watched
 from evennorm.torch.linear import Describer, write
@@ -53,25 +53,20 @@ def fold(model: nn.Module, inputs: Sequence[Any]) -> tuple[nn.Module, Plan]:
         model = copy.deepcopy(model).eval()
     except Exception as error:  # whatever a module holds that cannot be copied
         raise ArgumentError(
-            f"fold works on a copy of the model, which copy.deepcopy could not make ({_first_line(error)}); give the "
+            f"fold works on a copy of the model, which copy.deepcopy could not make ({first_line(error)}); give the "
             "model as it is before it is wrapped or run"
         ) from error
     try:
         ran = runs(model, inputs)
     except Exception as error:
         raise ArgumentError(
-            f"fold runs the model on example inputs, which fails ({_first_line(error)}); give inputs that fit it"
+            f"fold runs the model on example inputs, which fails ({first_line(error)}); give inputs that fit it"
         ) from error
     reading = read(model, inputs)
     describer = Describer(model, reading, ran)
     rewriting = _Rewriting(model, reading, ran)
     made = plan(reading.network, describer, lambda step: rewriting.fixed(step) or _sentence(describer.miscounted(step)))
     return rewriting.by(made), made
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _sentence(clause: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from evennorm.errors import EvennormError
+from evennorm.errors import EvennormError, reason_of
 from evennorm.tools.bench.cases import Case
 from evennorm.tools.bench.clock import in_turns
 from evennorm.tools.bench.contestants import LIMIT, Calls, Contestant, Data, draw, module_of
@@ -55,7 +55,7 @@ def _rows(settings: Settings, protocol: str, case: Case, data: Data, everyone: l
         try:
             ready[one] = _prepared(one, case, data, settings.passes)
         except Exception as error:  # of frameworks, which raise what they like
-            reasons[one] = _first_line(error)
+            reasons[one] = reason_of(error)
             if one.ours is None and one.family != LIMIT:
                 raise EvennormError(f"{one.name} failed on {case}: {reasons[one]}") from error
     saved = {one: calls.saved() for one, calls in ready.items() if calls.saved is not None}
@@ -79,11 +79,6 @@ def _prepared(one: Contestant, case: Case, data: Data, passes: tuple[str, ...]) 
     if calls.both is not None and "both" in passes:
         calls.both()
     return calls
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return (text.splitlines()[0] if text else type(error).__name__)[:200]
 
 
 def contestant_names(settings: Settings) -> list[str]:

@@ -6,7 +6,7 @@ import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from evennorm.errors import EvennormError
+from evennorm.errors import EvennormError, reason_of
 from evennorm.tools.bench.cases import Case
 from evennorm.tools.bench.contestants import LIMIT, Data
 from evennorm.tools.bench.rows import IN_TURNS, Row
@@ -95,8 +95,7 @@ def _turn(plan: Plan, calls: Sequence[Callable[[], Any]]) -> Turn:
 
 
 def _reason(one: Contestant, case: Case, error: Exception) -> str:
-    text = str(error).strip()
-    reason = (text.splitlines()[0] if text else type(error).__name__)[:200]
+    reason = reason_of(error)
     if one.ours is None and one.family not in (LIMIT, "evennorm, module"):
         raise EvennormError(f"{one.name} failed on {case}: {reason}") from error
     return reason

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evennorm.errors import reason_of
 from evennorm.tools.bench_gpu import clock as clocks
 from evennorm.tools.bench_gpu.clock import Clock
 from evennorm.torch import convert, recompute_outputs, report
@@ -212,8 +213,7 @@ def steps(
                 _measured(empty, change(model.to(device, memory_format=torch.channels_last).train()), side, rounds, clock)
             )
         except Exception as error:
-            text = str(error).strip()
-            found.append(replace(empty, reason=(text.splitlines()[0] if text else type(error).__name__)[:200]))
+            found.append(replace(empty, reason=reason_of(error)))
         del model
         if device == "cuda":
             torch.cuda.empty_cache()

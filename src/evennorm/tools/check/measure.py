@@ -12,9 +12,8 @@ import numpy as np
 from evennorm.core.moments import Moments
 from evennorm.core.network import Network, Step
 from evennorm.core.program import Program
-from evennorm.errors import EvennormError, InputError
+from evennorm.errors import EvennormError, InputError, first_line
 from evennorm.numpy import merge, moments
-from evennorm.tools.archives import first_line
 from evennorm.tools.check.drift import DRIFT, SPREAD
 from evennorm.tools.data.batch import leaves
 

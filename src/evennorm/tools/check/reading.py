@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evennorm.core.network import Network
-from evennorm.errors import EvennormError, InputError
-from evennorm.tools.archives import first_line
+from evennorm.errors import EvennormError, InputError, first_line
 from evennorm.tools.models import Opened
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evennorm.errors import InputError, MissingExtra
+from evennorm.errors import InputError, reason_of
+from evennorm.tools.images import check_size, class_folders, is_grey, labelled_images, pixels
 
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -108,8 +109,9 @@ def read_npz(path: Path) -> Labelled:
     except InputError:
         raise
     except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} is not a readable .npz file ({reason}); write it again with numpy.savez") from error
+        raise InputError(
+            f"{path} is not a readable .npz file ({reason_of(error)}); write it again with numpy.savez"
+        ) from error
     return Labelled(str(path), x, y, x_test, y_test)
 
 
@@ -174,50 +176,18 @@ def read_class_folders(folder: Path) -> Labelled:
 
 def _image_paths(folder: Path) -> list[tuple[Path, int]]:
     """Every image with the number of its class folder, in the order of names."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtra("reading images", "tools") from error
-    suffixes = set(Image.registered_extensions())
-    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    classes = class_folders(folder)
     if not classes:
         raise InputError(
             f"{folder} must hold one folder of images per class, or the four IDX files of MNIST; it has no folders"
         )
-    found: list[tuple[Path, int]] = []
-    for label, directory in enumerate(classes):
-        images = sorted(path for path in directory.iterdir() if path.suffix.lower() in suffixes and path.is_file())
-        if not images:
-            raise InputError(f"{directory} holds no images; remove it, or put the images of its class there")
-        found.extend((path, label) for path in images)
-    return found
+    return labelled_images(classes)
 
 
 def _read_images(paths: list[Path]) -> np.ndarray:
-    from PIL import Image
-
-    opened = []
+    grey = all(map(is_grey, paths))
+    opened: list[np.ndarray] = []
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                image.load()
-                # 16-bit grey (I;16) keeps its upper byte; Pillow would clip it.
-                grey = image.mode in ("1", "L", "LA", "I;16")
-                pixels = (
-                    np.asarray(image, np.uint16) >> 8
-                    if image.mode == "I;16"
-                    else np.asarray(image.convert("L" if grey else "RGB"))
-                )
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(
-                f"{path} is not a readable image ({str(error).splitlines()[0]}); repair or remove it"
-            ) from error
-        opened.append(pixels.astype(np.uint8))
-        if pixels.shape[:2] != opened[0].shape[:2]:
-            sizes = [f"{other.shape[1]} x {other.shape[0]}" for other in (opened[0], pixels)]
-            raise InputError(
-                f"images must have one size: {paths[0]} is {sizes[0]} and {path} is {sizes[1]}; resize them to one of these"
-            )
-    if any(pixels.ndim == 3 for pixels in opened):
-        opened = [pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2) for pixels in opened]
-    return np.stack(opened)
+        opened.append(pixels(path, grey))
+        check_size((paths[0], opened[0]), (path, opened[-1]))
+    return np.stack(opened)[..., 0] if grey else np.stack(opened)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import json
 import os
 import re
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evennorm.errors import EvennormError, InputError
+from evennorm.errors import EvennormError, InputError, first_line
 from evennorm.tools.compare.data import Data
+from evennorm.tools.imported import imported
 
 if TYPE_CHECKING:
     import keras
@@ -125,7 +124,7 @@ def _from_file(path: str) -> Callable[[], keras.Model]:
             model = keras.saving.load_model(path, compile=True, safe_mode=True)
     except Exception as error:  # Keras raises many kinds; a file of unknown origin may cause any
         raise InputError(
-            f"{path} cannot be loaded as a Keras model: {_first_line(error)}; save it again by this Keras"
+            f"{path} cannot be loaded as a Keras model: {first_line(error)}; save it again by this Keras"
         ) from error
 
     def build() -> keras.Model:
@@ -139,17 +138,8 @@ def _from_file(path: str) -> Callable[[], keras.Model]:
 def _from_function(name: str, data: Data) -> Callable[[], keras.Model]:
     import keras
 
-    module_name, function_name = name.split(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except ModuleNotFoundError as error:
-        raise InputError(f"--model {name}: no module {error.name!r} can be imported from {os.getcwd()}") from error
-    except AttributeError as error:
-        raise InputError(f"--model {name}: {module_name} has no function {function_name!r}") from error
-    except Exception as error:
-        raise InputError(f"--model {name}: importing {module_name} fails: {_first_line(error)}") from error
+    _, function_name = name.split(":")
+    function = imported(name, f"--model {name}", f"function {function_name!r}")
     given = {"input_shape": data.input_shape, "classes": data.classes}
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -170,7 +160,7 @@ def _from_function(name: str, data: Data) -> Callable[[], keras.Model]:
         try:
             model = function(**arguments)
         except Exception as error:
-            raise InputError(f"--model {name}: calling it fails: {_first_line(error)}") from error
+            raise InputError(f"--model {name}: calling it fails: {first_line(error)}") from error
         if not isinstance(model, keras.Model):
             raise InputError(f"--model {name}: it must return a keras.Model; received {type(model).__name__}")
         if not model.built:
@@ -219,7 +209,3 @@ def _digest(model: keras.Model) -> str:
         description = json.dumps([type(model).__name__, [[weight.path, list(weight.shape)] for weight in model.weights]])
     # Keras numbers names by what else was built in the process: dense_3 is the dense of another one.
     return hashlib.sha256(re.sub(r"_\d+(?=[\"/])", "", description).encode()).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error).strip() else type(error).__name__

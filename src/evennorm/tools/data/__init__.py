@@ -5,23 +5,21 @@ Nothing is held but one batch, so that data may be larger than memory.
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evennorm.errors import InputError
-from evennorm.tools.archives import first_line
+from evennorm.errors import InputError, first_line
 from evennorm.tools.data.arrays import from_arrays, open_npy, open_npz
 from evennorm.tools.data.batch import Batch, Data, Pair
 from evennorm.tools.data.fit import check_fit
 from evennorm.tools.data.folders import open_folder
 from evennorm.tools.data.streams import from_stream
+from evennorm.tools.imported import imported
 
 __all__ = ["Batch", "Data", "check_fit", "open_data"]
 
@@ -79,16 +77,7 @@ def _from_text(text: str, framework: str) -> Data:
 
 def _from_function(module: str, function: str) -> Data:
     name = f"{module}:{function}"
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except ModuleNotFoundError as error:
-        raise InputError(f"{name}: no module {error.name!r} can be imported from {os.getcwd()}") from error
-    except AttributeError as error:
-        raise InputError(f"{name}: {module} has no {function!r}; it is to return batches") from error
-    except Exception as error:
-        raise InputError(f"{name}: importing {module} fails: {first_line(error)}") from error
+    found = imported(name, name, f"{function!r}; it is to return batches")
     return _from_object(found, name)
 
 

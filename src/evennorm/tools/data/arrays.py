@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from evennorm.errors import InputError
-from evennorm.tools.archives import check_zip, first_line
+from evennorm.errors import InputError, first_line
+from evennorm.tools.archives import check_zip
 from evennorm.tools.data.batch import Batch, Data, leaves, mapped, ranges
 
 X = ("x", "x_train", "inputs", "X")

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from evennorm.errors import EvennormError, InputError
-from evennorm.tools.archives import first_line
+from evennorm.errors import EvennormError, InputError, first_line
 from evennorm.tools.data.batch import Batch, Data, leaves, mapped
 
 _RULE = "batches are x, (x, y) or (x, y, weights), arrays with the samples along their first axis"

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from evennorm.errors import InputError
-from evennorm.tools.archives import first_line
+from evennorm.errors import InputError, first_line
 from evennorm.tools.data import check_fit, open_data
 from evennorm.tools.fold import files
 from evennorm.tools.fold.difference import TOLERANCES, Difference, Run, difference, repeats

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
-import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evennorm.errors import InputError
-from evennorm.tools.archives import first_line
+from evennorm.errors import InputError, first_line
 from evennorm.tools.atomic import replacing
-from evennorm.tools.models import Opened, check_output, save_model
+from evennorm.tools.models import Opened, check_output, quiet, save_model
 
 _BEGIN = (1980, 1, 1, 0, 0, 0)
 """The first date that a zip file can hold."""
@@ -55,26 +51,12 @@ def write(opened: Opened, folded: Any, path: str | os.PathLike[str], example: Se
             partial.write_bytes(content)
     elif suffix == ".keras":
         with replacing(path) as partial:
-            with _silence():
+            with quiet():
                 folded.save(partial)
             _settle(partial)
     else:
-        with _silence():
+        with quiet():
             save_model(opened, folded, path)
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keras warns of its own .h5 format."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _settle(path: Path) -> None:
@@ -116,7 +98,7 @@ def _exported(folded: Any, example: Sequence[Any]) -> bytes:
     any_size = torch.export.Dim.AUTO  # which becomes fixed where the model asks for one
     shapes = [{axis: any_size for axis in range(each.dim()) if axis != 1} for each in example]
     try:
-        with _silence():
+        with quiet():
             program = torch.export.export(folded, tuple(example), dynamic_shapes=shapes)
     except Exception as error:  # torch.export refuses in many ways
         raise InputError(

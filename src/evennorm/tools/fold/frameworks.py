@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from evennorm.core.fold_plan import Plan
-from evennorm.errors import ArgumentError, InputError
-from evennorm.tools.archives import first_line
+from evennorm.errors import ArgumentError, InputError, first_line
 from evennorm.tools.data.batch import leaves
 from evennorm.tools.fold.difference import Run
 from evennorm.tools.fold.inputs import Input, inputs_of_keras, inputs_of_torch
@@ -97,7 +96,7 @@ class TorchModel:
             finally:
                 for module, training in modes:
                     module.training = training
-            return [_array(each) for each in _tensors(y)]
+            return [_array(each) for each in leaves(y) if hasattr(each, "detach")]
 
         return run
 
@@ -141,14 +140,6 @@ def _failure(run: Run, inputs: Sequence[Input]) -> str:
     except Exception as error:  # whatever its code makes of them
         return first_line(error)
     return ""
-
-
-def _tensors(y: Any) -> list[Any]:
-    if isinstance(y, dict):
-        return [each for value in y.values() for each in _tensors(value)]
-    if isinstance(y, tuple | list):
-        return [each for value in y for each in _tensors(value)]
-    return [y] if hasattr(y, "detach") else []
 
 
 def _array(tensor: Any) -> np.ndarray:

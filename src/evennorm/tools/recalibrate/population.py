@@ -30,8 +30,6 @@ class Population:
         axis = state.axis if len(state.axis) > 1 else state.axis[0]
         if isinstance(axis, int) and x.ndim == 1:
             axis = -1
-        if isinstance(axis, int) and x.ndim == 2 and axis == 1:
-            axis = -1  # torch's (samples, channels)
         floating = x if x.dtype in (np.float32, np.float64) else x.astype("float32")
         found = moments(floating, axis=axis, mask=None if mask is None else mask.astype(bool))
         if not (np.isfinite(found.mean).all() and np.isfinite(found.variance).all()):

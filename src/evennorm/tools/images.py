@@ -1,0 +1,91 @@
+"""Image files go in, in one folder for each class; their paths with labels, and their pixels as bytes, come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from evennorm.errors import InputError, MissingExtra, reason_of
+
+T = TypeVar("T")
+_GREY = ("1", "L", "LA", "I;16")
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """The folders in it, by name, hidden ones left out."""
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def images_in(folder: Path) -> list[Path]:
+    """
+    Raises:
+        MissingExtra: Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtra("reading images", "tools") from error
+    suffixes = set(Image.registered_extensions())
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file())
+
+
+def labelled_images(classes: list[Path]) -> list[tuple[Path, int]]:
+    """Every image with the number of its class folder, in the order of names.
+
+    Raises:
+        InputError: a folder without images.
+    """
+    found: list[tuple[Path, int]] = []
+    for label, place in enumerate(classes):
+        images = images_in(place)
+        if not images:
+            raise InputError(f"{place} holds no images; remove it, or put the images of its class there")
+        found.extend((path, label) for path in images)
+    return found
+
+
+def is_grey(path: Path) -> bool:
+    """Whether an image has no colours; its header alone is read."""
+    return _opened(path, lambda image: image.mode in _GREY)
+
+
+def pixels(path: Path, grey: bool) -> np.ndarray:
+    """(height, width, 1) if `grey`, else (height, width, 3).
+
+    Raises:
+        InputError: a damaged image.
+    """
+
+    def read(image: Any) -> np.ndarray:
+        if image.mode == "I;16":  # 16-bit grey keeps its upper byte; Pillow would clip it
+            upper = (np.asarray(image, np.uint16) >> 8).astype(np.uint8)[..., None]
+            return upper if grey else upper.repeat(3, axis=2)
+        values = np.asarray(image.convert("L" if grey else "RGB"))
+        return values[..., None] if grey else values
+
+    return _opened(path, read)
+
+
+def check_size(first: tuple[Path, np.ndarray], other: tuple[Path, np.ndarray]) -> None:
+    """
+    Raises:
+        InputError: two images are not of one size.
+    """
+    sizes = [f"{image.shape[1]} x {image.shape[0]}" for _, image in (first, other)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"images must have one size: {first[0]} is {sizes[0]} and {other[0]} is {sizes[1]}; resize them to one of these"
+        )
+
+
+def _opened(path: Path, use: Callable[[Any], T]) -> T:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return use(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} is not a readable image ({reason_of(error)}); repair or remove it") from error

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import load_file
 
 from evennorm.cli import main
 from evennorm.errors import ArgumentError, InputError
@@ -264,8 +265,6 @@ def test_architecture_of_the_users_own_code(tmp_path, monkeypatch):
 
 
 def test_to_torch(chain, tmp_path):
-    load_file = pytest.importorskip("safetensors.numpy").load_file
-
     assert command(chain, "-o", tmp_path / "new.keras").exit_code == 0
     for source in (chain, tmp_path / "new.keras"):
         result = command(source, "--to", "torch", "-o", tmp_path / "new.safetensors")

@@ -70,7 +70,6 @@ def test_each_alone() -> None:
 
 
 def test_chosen_rivals_on_torch() -> None:
-    pytest.importorskip("torch")
     found = bench("torch", "8x4x6x6:first", against=["torch eager"], rounds=3)
     assert {row.family for row in found.rows} == {"evennorm", "torch eager", "limit"}
     assert {row.passes for row in found.rows} == {"forward", "both"}
@@ -159,7 +158,6 @@ def test_what_the_engine_is_told() -> None:
 
 
 def test_torch_computes_with_as_many_threads() -> None:
-    pytest.importorskip("torch")
     settings = Settings("torch", (Case((4, 5)),), threads=1)
     code = "import torch; print(torch.get_num_threads())"
     run = subprocess.run(

@@ -94,18 +94,17 @@ def test_npy_and_folders(tmp_path) -> None:
 
 
 def test_images(tmp_path) -> None:
-    image = pytest.importorskip("PIL.Image")
     random = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), dtype="uint8")
     for i, pixels in enumerate(random):
         place = tmp_path / "ab"[i % 2]
         place.mkdir(exist_ok=True)
-        image.fromarray(pixels).save(place / f"{i}.png")
+        Image.fromarray(pixels).save(place / f"{i}.png")
     x, y = whole(open_data(tmp_path))
     np.testing.assert_array_equal(x, random[[0, 2, 4, 1, 3, 5]])
     assert y.tolist() == [0, 0, 0, 1, 1, 1]
     x, _ = whole(open_data(tmp_path, "torch"))
     np.testing.assert_allclose(x, random[[0, 2, 4, 1, 3, 5]].transpose(0, 3, 1, 2) / 255, rtol=1e-6)
-    image.fromarray(random[0][:3]).save(tmp_path / "b" / "9.png")
+    Image.fromarray(random[0][:3]).save(tmp_path / "b" / "9.png")
     refused(tmp_path, "images must have one size", "5 x 3")
     (tmp_path / "b" / "9.png").write_bytes(b"\x89PNG\r\n")
     refused(tmp_path, "not a readable image")
@@ -136,18 +135,21 @@ def sequence():
 
 
 def loader():
-    torch = pytest.importorskip("torch")
+    import torch
+
     pairs = torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y))
     return torch.utils.data.DataLoader(pairs, batch_size=8)
 
 
 def torch_dataset():
-    torch = pytest.importorskip("torch")
+    import torch
+
     return torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y))
 
 
 def tf_data():
-    tensorflow = pytest.importorskip("tensorflow")
+    import tensorflow
+
     return tensorflow.data.Dataset.from_tensor_slices((X, Y)).batch(8)
 
 

@@ -133,7 +133,8 @@ def test_pickles_are_not_run(tmp_path, monkeypatch, name) -> None:
 
 
 def test_pickles_in_a_state_dict_are_not_run(tmp_path, monkeypatch) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     monkeypatch.chdir(tmp_path)
     torch.save({"weight": torch.ones(3), "bomb": Bomb()}, "state.pt")
     with pytest.raises(InputError, match="more than tensors") as caught:
@@ -262,9 +263,8 @@ def test_saving_is_whole_or_not_at_all(tmp_path, saved) -> None:
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_state_dicts_of_torch(tmp_path, suffix) -> None:
-    torch = pytest.importorskip("torch")
-    if suffix == ".safetensors":
-        pytest.importorskip("safetensors")
+    import torch
+
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
     model[1].running_mean.fill_(5)
     path = tmp_path / f"state{suffix}"

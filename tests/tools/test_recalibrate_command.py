@@ -68,7 +68,8 @@ def test_a_keras_file(folder) -> None:
 
 
 def test_a_torch_function_and_json(folder) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     result = command("recalibrate_nets:net", "--data", "recalibrate_nets:batches", "-o", "out.pt", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -116,7 +117,6 @@ def test_bad_data(folder, data, there) -> None:
     ],
 )
 def test_bad_models_and_outputs(folder, model, output, words) -> None:
-    pytest.importorskip("torch")
     result = command(model, "--data", "data.npz", "-o", output)
     assert result.exit_code == 2
     assert words in result.stderr

@@ -51,7 +51,8 @@ def through_torch(state, norm):
 
 
 def through_flax(state, norm):
-    nnx = pytest.importorskip("flax.nnx")
+    from flax import nnx
+
     from evennorm.jax import nnx as door
 
     model = nnx.Dict(bn=nnx.BatchNorm(4, rngs=nnx.Rngs(0), use_running_average=True))
@@ -194,7 +195,6 @@ def article():
 
 @pytest.mark.parametrize("epsilon", [None, 1e-5])
 def test_a_whole_model_for_torch(tmp_path, epsilon) -> None:
-    pytest.importorskip("safetensors")
     model, x = article(), random.normal(size=(5, 8, 8, 3)).astype("float32")
     found = write_state_dict(model, tmp_path / "net.safetensors", epsilon)
     net = Net(1e-3 if epsilon is None else epsilon).eval()
@@ -208,7 +208,6 @@ def test_a_whole_model_for_torch(tmp_path, epsilon) -> None:
 
 
 def test_what_torch_has_not(tmp_path) -> None:
-    pytest.importorskip("safetensors")
     model = keras.Sequential([keras.Input((5, 3)), layers.LSTM(4), BatchNormalization(mode=1, name="one")])
     found = torch_state_dict(model)
     assert found.arrays == {}

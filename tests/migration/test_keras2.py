@@ -211,6 +211,20 @@ def test_statistics_that_were_of_the_sample_are_kept_and_said(tmp_path):
         assert any("n / (n - (1 + epsilon))" in sentence for sentence in layer.assumed) is said
 
 
+@pytest.mark.parametrize(("version", "said"), [("2.2.4", False), ("2.2.4-tf", True), ("2.4.0", True), ("2.15.0", True)])
+@pytest.mark.parametrize("shape", [(3, 3, 2), (2,)])
+def test_statistics_that_tf_keras_took_of_the_sample_are_said(shape, version, said, tmp_path):
+    """Where it fused the layer: of images."""
+    arrays = [abs(draw(2)) + 0.5 for _ in range(4)]
+    config = chain(shape, entry("BatchNormalization", "bn", axis=-1, epsilon=0.01))
+    report = migrate(save(tmp_path / "o.h5", config, {"bn": stored_norm("bn", *arrays)}, version), tmp_path / "n.keras")
+    [assumed] = [layer.assumed for layer in report.layers if layer.old == "bn"]
+    assert any("n / (n - 1), where tf.keras fused" in sentence for sentence in assumed) is (said and len(shape) == 3)
+    x = draw(4, *shape)
+    new = keras.saving.load_model(tmp_path / "n.keras")
+    np.testing.assert_allclose(np.asarray(new.predict_on_batch(x)), normalized(x, *arrays), atol=1e-5)
+
+
 def test_renormalization_keeps_its_statistics(tmp_path):
     arrays = [draw(5), draw(5), draw(5), *(np.abs(draw(5)) + 0.1 for _ in range(2)), draw(5), np.abs(draw(5)) + 0.1]
     clipping = {"rmax": 3.0, "rmin": 0.3, "dmax": 5.0}

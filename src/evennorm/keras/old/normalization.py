@@ -115,11 +115,17 @@ def _say_what_it_holds(task: Task) -> None:
         task.assumed.append(
             "the moving variance holds variance + epsilon, as Theano's did; kept, since outputs depend on it"
         )
-    unbiased = (2, 1, 4) <= first <= (2, 3, 1)
-    if unbiased and task.origin.said and "tf" not in task.origin.said:
+    if task.origin.said is None:
+        return
+    of_tensorflow = "tf" in task.origin.said or first >= (2, 4, 0)
+    kept = "kept, since outputs depend on it; training goes on with the plain variance"
+    if of_tensorflow and len(task.shape) == 4:
         task.assumed.append(
-            "the moving variance is of the sample, times n / (n - (1 + epsilon)), as Keras 2.1.4 to 2.3.1 had it; kept, "
-            "since outputs depend on it; training goes on with the plain variance"
+            f"the moving variance is of the sample, times n / (n - 1), where tf.keras fused the layer; {kept}"
+        )
+    elif not of_tensorflow and (2, 1, 4) <= first <= (2, 3, 1):
+        task.assumed.append(
+            f"the moving variance is of the sample, times n / (n - (1 + epsilon)), as Keras 2.1.4 to 2.3.1 had it; {kept}"
         )
 
 

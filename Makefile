@@ -23,8 +23,8 @@ test: $(VENV)/.installed ## Run all tests, on every engine.
 	@failed=0; \
 	run() { echo "== $$1"; shift; env "$$@" || failed=1; }; \
 	run "everything, Keras on jax" KERAS_BACKEND=jax $(PYTEST); \
-	run "Keras on torch" KERAS_BACKEND=torch $(PYTEST) tests/keras tests/upstream; \
-	run "Keras on tensorflow" KERAS_BACKEND=tensorflow $(PYTEST) tests/keras tests/upstream; \
+	run "Keras on torch" KERAS_BACKEND=torch $(PYTEST) tests/keras tests/migration tests/upstream; \
+	run "Keras on tensorflow" KERAS_BACKEND=tensorflow $(PYTEST) tests/keras tests/migration tests/upstream; \
 	run "Keras on numpy" KERAS_BACKEND=numpy $(PYTEST) tests/keras; \
 	run "the GPU kernels, in Triton's interpreter" $(MAKE) --no-print-directory test-triton; \
 	exit $$failed

@@ -5,6 +5,8 @@
 
 namespace evennorm::EVENNORM_ISA {
 
+constexpr int64_t kBackwardSharedFrom = 1 << 16;  // elements
+
 template <class S>
 class BackwardGroup {
  public:
@@ -22,10 +24,17 @@ class BackwardGroup {
         signs_(call.signs == nullptr ? nullptr : const_cast<uint8_t*>(call.signs) + g * layout_.sign_bytes()) {}
 
   void run(Visit what, Workers& workers) {
-    linear_of(statistics(0), parameter(call_.gamma, 0), parameter(call_.beta, 0), call_.epsilon, layout_.channel, coefficients_.all);
-    if (what == Visit::apply) set_gradient(0, layout_.channel);
-    coefficients_.repeat();
+    if (what == Visit::apply) {
+      start(0, layout_.channel);
+      set_gradient(0, layout_.channel);
+      coefficients_.repeat();
+    }
     visit(*this, layout_, direct(layout_, x_) && direct(layout_, dy_), what, workers);
+  }
+
+  void start(int64_t c, int64_t channels) {
+    linear_of(statistics(c), parameter(call_.gamma, c), parameter(call_.beta, c), call_.epsilon, channels, coefficients_.all.from(c));
+    if (channels == layout_.channel) coefficients_.repeat();
   }
 
   void sums(const Chunk& chunk, int64_t c, int64_t channels, double* first, double* second) const {
@@ -169,7 +178,7 @@ void backward_as(Backward call, Visit what, Workers& workers) {
       static_cast<A*>(call.sum_dz)[i] = static_cast<A*>(call.sum_dz_centred)[i] = 0;
     }
   } else if (call.shape.channel > 0) {
-    each_group(call.shape, workers, [&](int64_t g, Workers& these) { BackwardGroup<S>(call, g).run(what, these); });
+    each_group(call.shape, kBackwardSharedFrom, workers, [&](int64_t g, Workers& these) { BackwardGroup<S>(call, g).run(what, these); });
   }
   if (what != Visit::apply) {
     parameter_gradients_of(static_cast<const A*>(call.variance), call.epsilon, static_cast<const A*>(call.sum_dz),

@@ -26,6 +26,17 @@ struct View {
   int64_t group = 0, outer = 0, channel = 0, inner = 0;  // strides, in elements
 };
 
+// Statistics of one value per channel that follow the batches of a training, as core/running.py defines, of the type computed in.
+struct Running {
+  void* mean = nullptr;       // null where nothing follows
+  void* mean_low = nullptr;   // what rounding took from the mean
+  void* variance = nullptr;
+  int64_t* batches = nullptr;  // counts every batch; or null
+  int64_t* refused = nullptr;  // counts those that changed nothing, being empty or not finite; or null
+  double decay = 0;  // weight of the old values; below 0, all batches that were not refused weigh the same, as far as they are counted
+  bool unbiased = true;
+};
+
 // Arrays without strides are dense, of the type that is computed in: double for float64, else float.
 struct Forward {
   Dtype dtype;
@@ -39,6 +50,7 @@ struct Forward {
   uint8_t* signs;        // sign_bytes many, one bit per element: whether the activation was open; or null
   double epsilon;
   double negative_slope;  // 1: no activation, 0: relu, else leaky relu
+  Running running{};      // follow the moments of this batch, not given ones
 };
 
 struct Backward {
@@ -65,9 +77,10 @@ struct Backward {
 // One set of kernels per instruction set; `operations()` is the best that this processor has.
 struct Operations {
   const char* name;
-  void (*moments)(const Forward&, Workers&);
+  // False where running statistics refused the batch; true where they took it, or there are none.
+  bool (*moments)(const Forward&, Workers&);
+  bool (*forward)(const Forward&, Workers&);  // moments, then normalize while the data is still in cache
   void (*normalize)(const Forward&, Workers&);
-  void (*forward)(const Forward&, Workers&);  // moments, then normalize while the data is still in cache
   void (*gradient_sums)(const Backward&, Workers&);
   void (*input_gradient)(const Backward&, Workers&);
   void (*backward)(const Backward&, Workers&);  // gradient_sums, then input_gradient

@@ -14,6 +14,7 @@
 
 #include "batch_norm.h"
 #include "channels.h"
+#include "exchange.h"
 #include "pages.h"
 
 namespace nb = nanobind;
@@ -59,64 +60,228 @@ const Operations* forced = nullptr;  // by a test
 
 const Operations& current() { return forced != nullptr ? *forced : operations(); }
 
+Exchange exchange;
+
+int bits_of(Dtype dtype) { return dtype == Dtype::float64 ? 64 : 32; }
+
+// mean, mean_low and variance, one behind the other.
+struct Statistics {
+  void *mean, *mean_low, *variance;
+
+  Statistics(void* first, Dtype dtype, const Shape& shape) : mean(first), mean_low(first), variance(first) {
+    if (first == nullptr) return;
+    const int64_t step = shape.groups * shape.channel * (bits_of(dtype) / 8);
+    mean_low = static_cast<char*>(first) + step;
+    variance = static_cast<char*>(first) + 2 * step;
+  }
+};
+
+// What a forward pass answers: as `Fate` in kernels/cpu.py.
+enum Fate { kAccepted, kSkipped, kUnfit };
+
+// Forward passes over arrays of one shape that lie in one way.
+class ForwardPlan {
+ public:
+  ForwardPlan(int dtype, const Sizes& sizes, const Sizes& x, const Sizes& residual, const Sizes& y, double epsilon, double negative_slope)
+      : call_{} {
+    call_.dtype = dtype_of(dtype);
+    call_.shape = shape_of(sizes);
+    call_.x = view(0, x);
+    call_.residual = view(0, residual);
+    call_.y = view(0, y);
+    call_.epsilon = epsilon;
+    call_.negative_slope = negative_slope;
+  }
+
+  int64_t mask_bytes() const {
+    View y = call_.y;
+    y.data = at(1);
+    return current().sign_bytes(call_.shape, y);
+  }
+
+  // By the moments of x, which are written to `statistics`.
+  int forward(nb::handle x, nb::handle residual, nb::handle y, nb::handle gamma, nb::handle beta, nb::handle statistics, nb::handle mask,
+              nb::handle running_mean, nb::handle running_mean_low, nb::handle running_variance, double decay, bool unbiased,
+              nb::handle batches, nb::handle skipped) const {
+    Arrays arrays(exchange);
+    Forward call = placed(arrays, x, residual, y, gamma, beta, mask);
+    const auto all = statistics_of(arrays, statistics);
+    call.mean = all.mean;
+    call.mean_low = all.mean_low;
+    call.variance = all.variance;
+    call.running.mean = row(arrays, running_mean);
+    call.running.mean_low = row(arrays, running_mean_low);
+    call.running.variance = row(arrays, running_variance);
+    call.running.decay = decay;
+    call.running.unbiased = unbiased;
+    call.running.batches = static_cast<int64_t*>(arrays.row(batches, 1, kInteger, 64));
+    call.running.refused = static_cast<int64_t*>(arrays.row(skipped, 1, kInteger, 64));
+    const bool whole = running_mean.is_none() == running_mean_low.is_none() && running_mean.is_none() == running_variance.is_none();
+    if (!arrays.fit() || !whole) return kUnfit;
+    return run(current().forward, call) ? kAccepted : kSkipped;
+  }
+
+  int normalize(nb::handle x, nb::handle residual, nb::handle y, nb::handle gamma, nb::handle beta, nb::handle mean, nb::handle mean_low,
+                nb::handle variance, nb::handle mask) const {
+    Arrays arrays(exchange);
+    Forward call = placed(arrays, x, residual, y, gamma, beta, mask);
+    call.mean = row(arrays, mean);
+    call.mean_low = row(arrays, mean_low);
+    call.variance = row(arrays, variance);
+    return finished(arrays, call);
+  }
+
+  int normalize_again(nb::handle x, nb::handle residual, nb::handle y, nb::handle gamma, nb::handle beta, nb::handle statistics,
+                      nb::handle mask) const {
+    Arrays arrays(exchange);
+    Forward call = placed(arrays, x, residual, y, gamma, beta, mask);
+    const auto all = statistics_of(arrays, statistics);
+    call.mean = all.mean;
+    call.mean_low = all.mean_low;
+    call.variance = all.variance;
+    return finished(arrays, call);
+  }
+
+  int moments(nb::handle x, nb::handle statistics) const {
+    Arrays arrays(exchange);
+    Forward call = call_;
+    call.x.data = arrays.array(x);
+    const auto all = statistics_of(arrays, statistics);
+    call.mean = all.mean;
+    call.mean_low = all.mean_low;
+    call.variance = all.variance;
+    if (!arrays.fit()) return kUnfit;
+    run(current().moments, call);
+    return kAccepted;
+  }
+
+ private:
+  template <class Result>
+  static Result run(Result (*operation)(const Forward&, Workers&), const Forward& call) {
+    const nb::gil_scoped_release released;
+    return operation(call, process_workers());
+  }
+
+  static int finished(const Arrays& arrays, const Forward& call) {
+    if (!arrays.fit()) return kUnfit;
+    run(current().normalize, call);
+    return kAccepted;
+  }
+
+  void* row(Arrays& arrays, nb::handle object) const {
+    return arrays.row(object, call_.shape.channel, kFloat, bits_of(call_.dtype));
+  }
+
+  Statistics statistics_of(Arrays& arrays, nb::handle object) const {
+    const int64_t count = 3 * call_.shape.groups * call_.shape.channel;
+    return Statistics(arrays.own_row(object, count, kFloat, bits_of(call_.dtype)), call_.dtype, call_.shape);
+  }
+
+  Forward placed(Arrays& arrays, nb::handle x, nb::handle residual, nb::handle y, nb::handle gamma, nb::handle beta,
+                 nb::handle mask) const {
+    Forward call = call_;
+    call.x.data = arrays.array(x);
+    call.residual.data = arrays.array(residual);
+    call.y.data = arrays.array(y);
+    call.gamma = row(arrays, gamma);
+    call.beta = row(arrays, beta);
+    call.signs = static_cast<uint8_t*>(arrays.array(mask));
+    return call;
+  }
+
+  Forward call_;
+};
+
+// Likewise of backward passes. `count` are the values behind each mean, infinite where statistics were given.
+class BackwardPlan {
+ public:
+  BackwardPlan(int dtype, const Sizes& sizes, const Sizes& dy, const Sizes& x, const Sizes& dx, double epsilon, double negative_slope,
+               double count)
+      : call_{} {
+    call_.dtype = dtype_of(dtype);
+    call_.shape = shape_of(sizes);
+    call_.dy = view(0, dy);
+    call_.x = view(0, x);
+    call_.dx = call_.d_residual = view(0, dx);
+    call_.epsilon = epsilon;
+    call_.negative_slope = negative_slope;
+    call_.count = count;
+  }
+
+  int backward(nb::handle dy, nb::handle x, nb::handle dx, nb::handle d_residual, nb::handle gamma, nb::handle beta,
+               nb::handle statistics, nb::handle mask, nb::handle d_mean, nb::handle d_variance, nb::handle d_gamma,
+               nb::handle d_beta) const {
+    Arrays arrays(exchange);
+    const auto row = [&](nb::handle object, int64_t rows) {
+      return arrays.row(object, rows * call_.shape.channel, kFloat, bits_of(call_.dtype));
+    };
+    const int64_t groups = call_.shape.groups;
+    Backward call = call_;
+    call.dy.data = arrays.array(dy);
+    call.x.data = arrays.array(x);
+    call.dx.data = arrays.array(dx);
+    call.d_residual.data = arrays.array(d_residual);
+    call.gamma = row(gamma, 1);
+    call.beta = row(beta, 1);
+    const auto own_row = [&](nb::handle object, int64_t rows) {
+      return arrays.own_row(object, rows * call_.shape.channel, kFloat, bits_of(call_.dtype));
+    };
+    const Statistics all(own_row(statistics, 3 * groups), call.dtype, call.shape);
+    call.mean = all.mean;
+    call.mean_low = all.mean_low;
+    call.variance = all.variance;
+    call.signs = static_cast<const uint8_t*>(arrays.array(mask));
+    call.d_mean = row(d_mean, groups);
+    call.d_variance = row(d_variance, groups);
+    call.d_gamma = own_row(d_gamma, 1);
+    call.d_beta = own_row(d_beta, 1);
+    if (!arrays.fit()) return kUnfit;
+    const Operations& operations = current();
+    const nb::gil_scoped_release released;
+    operations.backward(call, process_workers());
+    return kAccepted;
+  }
+
+ private:
+  Backward call_;
+};
 
 }  // namespace
 
 NB_MODULE(_cpu, m) {
-  m.def(
-      "forward",
-      [](int what, int dtype, const Sizes& sizes, uintptr_t x, const Sizes& x_strides, uintptr_t residual, const Sizes& residual_strides,
-         uintptr_t y, const Sizes& y_strides, uintptr_t gamma, uintptr_t beta, uintptr_t mean, uintptr_t mean_low, uintptr_t variance,
-         uintptr_t signs, double epsilon, double negative_slope) {
-        const Forward call{dtype_of(dtype), shape_of(sizes), view(x, x_strides), view(residual, residual_strides), view(y, y_strides),
-                           at(gamma),       at(beta),        at(mean),           at(mean_low),                     at(variance),
-                           static_cast<uint8_t*>(at(signs)), epsilon,            negative_slope};
-        const Operations& all = current();
-        const nb::gil_scoped_release released;
-        (what == 0 ? all.moments : what == 1 ? all.normalize : all.forward)(call, process_workers());
-      });
-  m.def(
-      "backward",
-      [](int what, int dtype, const Sizes& sizes, uintptr_t dy, const Sizes& dy_strides, uintptr_t x, const Sizes& x_strides,
-         uintptr_t dx, const Sizes& dx_strides, uintptr_t d_residual, uintptr_t gamma, uintptr_t beta, uintptr_t mean,
-         uintptr_t mean_low, uintptr_t variance, uintptr_t signs, uintptr_t d_mean, uintptr_t d_variance, uintptr_t sum_dz,
-         uintptr_t sum_dz_centred, uintptr_t d_gamma, uintptr_t d_beta, double epsilon, double negative_slope, double count) {
-        const Backward call{dtype_of(dtype),
-                            shape_of(sizes),
-                            view(dy, dy_strides),
-                            view(x, x_strides),
-                            view(dx, dx_strides),
-                            view(d_residual, dx_strides),
-                            at(gamma),
-                            at(beta),
-                            at(mean),
-                            at(mean_low),
-                            at(variance),
-                            static_cast<const uint8_t*>(at(signs)),
-                            at(d_mean),
-                            at(d_variance),
-                            at(sum_dz),
-                            at(sum_dz_centred),
-                            at(d_gamma),
-                            at(d_beta),
-                            epsilon,
-                            negative_slope,
-                            count};
-        const Operations& all = current();
-        const nb::gil_scoped_release released;
-        (what == 0 ? all.gradient_sums : what == 1 ? all.input_gradient : all.backward)(call, process_workers());
-      });
-  m.def("follow", [](int dtype, int64_t groups, int64_t channels, int64_t count, uintptr_t mean, uintptr_t mean_low, uintptr_t variance,
-                     bool unbiased, double decay, uintptr_t running_mean, uintptr_t running_mean_low, uintptr_t running_variance) {
-    const auto as = [&]<class A>(A*) {
-      const auto array = [](uintptr_t address) { return static_cast<A*>(at(address)); };
-      return follow<A>({array(mean), array(mean_low), array(variance)}, count, groups, channels, unbiased, decay, array(running_mean),
-                       array(running_mean_low), array(running_variance));
-    };
-    return dtype_of(dtype) == Dtype::float64 ? as(static_cast<double*>(nullptr)) : as(static_cast<float*>(nullptr));
+  nb::set_leak_warnings(false);  // plans are kept in caches until the interpreter ends
+  constexpr auto array = nb::arg().none();  // or None where there is no such array
+  constexpr auto number = nb::arg();
+  nb::class_<ForwardPlan>(m, "ForwardPlan")
+      .def(nb::init<int, const Sizes&, const Sizes&, const Sizes&, const Sizes&, double, double>())
+      .def_prop_ro("mask_bytes", &ForwardPlan::mask_bytes)
+      .def("forward", &ForwardPlan::forward, array, array, array, array, array, array, array, array, array, array, number, number, array, array)
+      .def("normalize", &ForwardPlan::normalize, array, array, array, array, array, array, array, array, array)
+      .def("normalize_again", &ForwardPlan::normalize_again, array, array, array, array, array, array, array)
+      .def("moments", &ForwardPlan::moments);
+  nb::class_<BackwardPlan>(m, "BackwardPlan")
+      .def(nb::init<int, const Sizes&, const Sizes&, const Sizes&, const Sizes&, double, double, double>())
+      .def("backward", &BackwardPlan::backward, array, array, array, array, array, array, array, array, array, array, array, array);
+  m.def("enable_exchange", [](const nb::capsule& table, const std::vector<nb::handle>& types) {
+    exchange.enable(table, types);
+    return exchange.enabled();
   });
-  m.def("sign_bytes", [](const Sizes& sizes, const Sizes& y_strides) {
-    return current().sign_bytes(shape_of(sizes), view(1, y_strides));
+  m.def("update_running_stats", [](int dtype, int64_t groups, int64_t channels, int64_t count, bool unbiased, double decay,
+                                   nb::handle mean, nb::handle mean_low, nb::handle variance, nb::handle running_mean,
+                                   nb::handle running_mean_low, nb::handle running_variance) {
+    Arrays arrays(exchange);
+    const int bits = bits_of(dtype_of(dtype));
+    void* moments[] = {arrays.row(mean, groups * channels, kFloat, bits), arrays.row(mean_low, groups * channels, kFloat, bits),
+                       arrays.row(variance, groups * channels, kFloat, bits)};
+    void* running[] = {arrays.row(running_mean, channels, kFloat, bits), arrays.row(running_mean_low, channels, kFloat, bits),
+                       arrays.row(running_variance, channels, kFloat, bits)};
+    if (!arrays.fit()) throw std::invalid_argument("statistics are dense, of one dtype and in CPU memory");
+    const auto as = [&]<class A>(A*) {
+      const auto array = [](void* address) { return static_cast<A*>(address); };
+      return follow<A>({array(moments[0]), array(moments[1]), array(moments[2])}, count, groups, channels, unbiased, decay,
+                       array(running[0]), array(running[1]), array(running[2]));
+    };
+    return bits == 64 ? as(static_cast<double*>(nullptr)) : as(static_cast<float*>(nullptr));
   });
   m.def("instruction_set", [] { return std::string(current().name); });
   m.def("use_instruction_set", [](const std::string& name) {
@@ -143,5 +308,5 @@ NB_MODULE(_cpu, m) {
   m.def("buffered_bytes", &buffered_bytes);
   m.def("write_past_cache_from", &write_past_cache_from);
   m.attr("PAST_CACHE") = kPastCache;
-  m.def("advise", [](uintptr_t address, int64_t bytes) { advise_huge(at(address), bytes); });
+  m.def("advise", [](nb::handle array, int64_t bytes) { advise_huge(Arrays(exchange).array(array), bytes); });
 }

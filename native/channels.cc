@@ -7,23 +7,22 @@ namespace evennorm {
 template <class A>
 bool moments_of(const double* first, const double* second, double n, int64_t channels, bool last, A* shift, A* mean, A* mean_low,
                 A* variance) {
-  const auto rest = [&](int64_t c) { return first[c] / n; };
-  const auto biased = [&](int64_t c) { return second[c] / n - rest(c) * rest(c); };
-  // rest^2 > kFarShift * biased, times n^2
-  const auto far = [&](int64_t c) { return (1 + kFarShift) * (first[c] * first[c]) > kFarShift * n * second[c]; };
-  int64_t far_ones = 0;
-  for (int64_t c = 0; c < channels && !last; ++c) far_ones += far(c) ? 1 : 0;
-  if (far_ones > 0) {
-    for (int64_t c = 0; c < channels; ++c) {
-      if (far(c)) shift[c] = static_cast<A>(shift[c] + rest(c));
+  if (!last) {
+    // rest^2 > kFarShift * biased, times n^2
+    const auto far = [&](int64_t c) { return (1 + kFarShift) * (first[c] * first[c]) > kFarShift * n * second[c]; };
+    int64_t far_ones = 0;
+    for (int64_t c = 0; c < channels; ++c) far_ones += far(c) ? 1 : 0;
+    for (int64_t c = 0; far_ones > 0 && c < channels; ++c) {
+      if (far(c)) shift[c] = static_cast<A>(shift[c] + first[c] / n);
     }
-    return false;
+    if (far_ones > 0) return false;
   }
   for (int64_t c = 0; c < channels; ++c) {
-    const double v = biased(c);
-    mean[c] = static_cast<A>(shift[c] + rest(c));
-    mean_low[c] = static_cast<A>((shift[c] - static_cast<double>(mean[c])) + rest(c));
-    variance[c] = static_cast<A>(v < 0 ? 0 : v);
+    const double rest = first[c] / n, biased = second[c] / n - rest * rest;
+    const A rounded = static_cast<A>(shift[c] + rest);
+    mean[c] = rounded;
+    mean_low[c] = static_cast<A>((shift[c] - static_cast<double>(rounded)) + rest);
+    variance[c] = static_cast<A>(biased < 0 ? 0 : biased);
   }
   return true;
 }
@@ -82,37 +81,77 @@ void parameter_gradients_of(const A* variance, double epsilon, const A* sum_dz, 
   }
 }
 
+namespace {
+
+constexpr int64_t kTogether = 64;  // channels at a time, so that what ghost batches say of them needs no memory
+
+template <class A>
+struct Average {
+  A mean_low[kTogether], variance[kTogether];
+};
+
+// The averages over ghost batches of what lies beyond the first one's mean, and of the variance, for the channels from `from` on.
+template <class A>
+Average<A> average_of(const Statistics<A>& batch, int64_t from, int64_t width, int64_t count, int64_t groups, int64_t channels,
+                      bool unbiased) {
+  const A correction = unbiased && count > 1 ? static_cast<A>(count) / static_cast<A>(count - 1) : A{1};
+  Average<A> sum;  // written first, not cleared: that takes as long as the sums
+  const A *const base = batch.mean + from, *const low = batch.mean_low + from, *const variance = batch.variance + from;
+  for (int64_t c = 0; c < width; ++c) {
+    sum.mean_low[c] = A{0} + ((base[c] - base[c]) + low[c]);
+    sum.variance[c] = count == 1 ? 0 : A{0} + variance[c] * correction;
+  }
+  for (int64_t i = from + channels; i < groups * channels; i += channels) {
+    for (int64_t c = 0; c < width; ++c) sum.mean_low[c] += (batch.mean[i + c] - base[c]) + batch.mean_low[i + c];
+    if (count == 1) continue;  // of one value there is no variance
+    for (int64_t c = 0; c < width; ++c) sum.variance[c] += batch.variance[i + c] * correction;
+  }
+  for (int64_t c = 0; groups > 1 && c < width; ++c) {
+    sum.mean_low[c] /= static_cast<A>(groups);
+    sum.variance[c] /= static_cast<A>(groups);
+  }
+  return sum;
+}
+
+}  // namespace
+
 template <class A>
 bool follow(const Statistics<A>& batch, int64_t count, int64_t groups, int64_t channels, bool unbiased, double decay, A* running_mean,
             A* running_mean_low, A* running_variance) {
   if (count == 0 || groups == 0 || channels == 0) return false;
-  const A correction = unbiased && count > 1 ? static_cast<A>(count) / static_cast<A>(count - 1) : A{1};
-  const auto mean_low = [&](int64_t c) {
-    A sum = 0;
-    for (int64_t i = c; i < groups * channels; i += channels) sum += (batch.mean[i] - batch.mean[c]) + batch.mean_low[i];
-    return sum / static_cast<A>(groups);
+  const auto each_part = [&](const auto& body) {
+    for (int64_t c = 0; c < channels; c += kTogether) {
+      const int64_t width = c + kTogether < channels ? kTogether : channels - c;
+      body(c, width, average_of(batch, c, width, count, groups, channels, unbiased));
+    }
   };
-  const auto variance = [&](int64_t c) {
-    A sum = 0;  // of one value there is none
-    for (int64_t i = c; count > 1 && i < groups * channels; i += channels) sum += batch.variance[i] * correction;
-    return sum / static_cast<A>(groups);
-  };
-  for (int64_t c = 0; c < channels; ++c) {
-    if (!std::isfinite(batch.mean[c] + mean_low(c)) || !std::isfinite(variance(c))) return false;
+  A poison[kTogether] = {};  // 0 as long as all is finite, else NaN: loops that leave early are no vectors
+  each_part([&](int64_t from, int64_t width, const Average<A>& is) {
+    for (int64_t c = 0; c < width; ++c) poison[c] += (batch.mean[from + c] + is.mean_low[c]) * A{0} + is.variance[c] * A{0};
+  });
+  for (const A p : poison) {
+    if (p != 0) return false;
   }
   const A share = static_cast<A>(1 - decay), old_share = static_cast<A>(decay);
-  for (int64_t c = 0; c < channels; ++c) {
-    // A mean set from outside leaves a low part behind that belongs to another value; it is then at most rounding.
-    const A old = running_mean[c], limit = static_cast<A>(0x1p-24) * std::abs(old);
-    const A before = running_mean_low[c] > limit ? limit : running_mean_low[c] < -limit ? -limit : running_mean_low[c];
-    const A low = before + ((batch.mean[c] - old) + (mean_low(c) - before)) * share;
-    running_mean[c] = old + low;
-    running_mean_low[c] = low - (running_mean[c] - old);
-    if (count == 1) continue;
+  each_part([&](int64_t from, int64_t width, const Average<A>& is) {
+    A *const mean = running_mean + from, *const mean_low = running_mean_low + from, *const variance = running_variance + from;
+    for (int64_t c = 0; c < width; ++c) {
+      // A mean set from outside leaves a low part behind that belongs to another value; it is then at most rounding.
+      const A old = mean[c], limit = static_cast<A>(0x1p-24) * std::abs(old), kept = mean_low[c];
+      const A below = kept > limit ? limit : kept, before = below < -limit ? -limit : below;
+      const A low = before + ((batch.mean[from + c] - old) + (is.mean_low[c] - before)) * share;
+      const A now = old + low;
+      mean[c] = now;
+      mean_low[c] = low - (now - old);
+    }
+    if (count == 1) return;
     // From the nearer end: with decay 0, 1 + (1e-6 - 1) * 1 would have lost most of the new 1e-6.
-    const A was = running_variance[c], is = variance(c);
-    running_variance[c] = decay < 0.5 ? is + (was - is) * old_share : was + (is - was) * share;
-  }
+    if (decay < 0.5) {
+      for (int64_t c = 0; c < width; ++c) variance[c] = is.variance[c] + (variance[c] - is.variance[c]) * old_share;
+    } else {
+      for (int64_t c = 0; c < width; ++c) variance[c] = variance[c] + (is.variance[c] - variance[c]) * share;
+    }
+  });
   return true;
 }
 

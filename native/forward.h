@@ -6,6 +6,7 @@
 namespace evennorm::EVENNORM_ISA {
 
 constexpr int64_t kFirst = 16;  // values whose mean is the first shift
+constexpr int64_t kForwardSharedFrom = 3 << 15;  // elements; for 1 << 16, two threads take as long as one
 
 template <class S>
 class ForwardGroup {
@@ -28,10 +29,37 @@ class ForwardGroup {
     if (what == Visit::apply) {
       set_linear(0, layout_.channel);
       coefficients_.repeat();
-    } else {
-      first_shift();
     }
     visit(*this, layout_, direct(layout_, x_) && direct(layout_, residual_), what, workers);
+  }
+
+  // The shift of the sums, the mean of the first values.
+  void start(int64_t from, int64_t channels) {
+    const int64_t n = layout_.inner < kFirst ? layout_.inner : kFirst;
+    A* const shift = coefficients_.all.mean + from;
+    const S* const x = static_cast<const S*>(x_.data) + from * x_.channel;
+    if (x_.channel == 1) {
+      constexpr int64_t kTogether = 256;
+      for (int64_t begin = 0; begin < channels; begin += kTogether) {
+        const int64_t width = channels - begin < kTogether ? channels - begin : kTogether;
+        double sums[kTogether];
+        for (int64_t c = 0; c < width; ++c) sums[c] = 0;
+        for (int64_t i = 0; i < n; ++i) {
+          const S* const row = x + begin + i * x_.inner;
+          over<A>(
+              width, [&](int64_t c) { add_to<A>(&sums[c], load(row + c)); },
+              [&](int64_t c, int64_t left) { add_some_to<A>(&sums[c], load_some(row + c, left), left); });
+        }
+        for (int64_t c = 0; c < width; ++c) shift[begin + c] = static_cast<A>(sums[c] / static_cast<double>(n));
+      }
+    } else {
+      for (int64_t c = 0; c < channels; ++c) {
+        double sum = 0;
+        for (int64_t i = 0; i < n; ++i) sum += load_one(x + c * x_.channel + i * x_.inner);
+        shift[c] = static_cast<A>(sum / static_cast<double>(n));
+      }
+    }
+    if (channels == layout_.channel) coefficients_.repeat();
   }
 
   void sums(const Chunk& chunk, int64_t c, int64_t channels, double* first, double* second) const {
@@ -84,27 +112,6 @@ class ForwardGroup {
     return layout_of(call_.shape, views + absent, 3 - absent, call_.signs != nullptr);
   }
 
-  void first_shift() {
-    const int64_t n = layout_.inner < kFirst ? layout_.inner : kFirst, channel = layout_.channel;
-    const S* const x = static_cast<const S*>(x_.data);
-    Buffer<double> sums(channel);
-    for (int64_t c = 0; c < channel; ++c) sums[c] = 0;
-    if (x_.channel == 1) {
-      for (int64_t i = 0; i < n; ++i) {
-        const S* const row = x + i * x_.inner;
-        over<A>(
-            channel, [&](int64_t c) { add_to<A>(&sums[c], load(row + c)); },
-            [&](int64_t c, int64_t left) { add_some_to<A>(&sums[c], load_some(row + c, left), left); });
-      }
-    } else {
-      for (int64_t c = 0; c < channel; ++c) {
-        for (int64_t i = 0; i < n; ++i) sums[c] += load_some(x + c * x_.channel + i * x_.inner, 1)[0];
-      }
-    }
-    for (int64_t c = 0; c < channel; ++c) coefficients_.all.mean[c] = static_cast<A>(sums[c] / static_cast<double>(n));
-    coefficients_.repeat();
-  }
-
   void set_linear(int64_t c, int64_t channels) {
     const A *const gamma = static_cast<const A*>(call_.gamma), *const beta = static_cast<const A*>(call_.beta);
     const A* const low = mean_low_ == nullptr ? nullptr : mean_low_ + c;
@@ -149,26 +156,49 @@ class ForwardGroup {
   uint8_t* signs_;
 };
 
+// Lets running statistics follow the moments of all groups, and counts the batch. True where there are none.
+template <class A>
+bool follow_batch(const Forward& call) {
+  const Running& running = call.running;
+  // An array of no channels may be null too; its batches are counted.
+  const bool counts = running.batches != nullptr || running.refused != nullptr;
+  if (running.mean == nullptr && (call.shape.channel > 0 || !counts)) return true;
+  double decay = running.decay;
+  if (decay < 0) {
+    const int64_t refused = running.refused == nullptr ? 0 : *running.refused;
+    const A before = running.batches == nullptr ? 0 : static_cast<A>(*running.batches - refused);
+    decay = running.batches == nullptr ? 1 : before / (before + 1);
+  }
+  const Shape& shape = call.shape;
+  const Statistics<A> batch{static_cast<const A*>(call.mean), static_cast<const A*>(call.mean_low), static_cast<const A*>(call.variance)};
+  const bool accepted = follow<A>(batch, shape.outer * shape.inner, shape.groups, shape.channel, running.unbiased, decay,
+                                  static_cast<A*>(running.mean), static_cast<A*>(running.mean_low), static_cast<A*>(running.variance));
+  if (running.batches != nullptr) ++*running.batches;
+  if (running.refused != nullptr && !accepted) ++*running.refused;
+  return accepted;
+}
+
 template <class S>
-void forward_as(const Forward& call, Visit what, Workers& workers) {
+bool forward_as(const Forward& call, Visit what, Workers& workers) {
   using A = Compute<S>;
   if (call.shape.outer * call.shape.inner == 0) {  // no values: mean and variance are 0
     for (int64_t i = 0; what != Visit::apply && i < call.shape.groups * call.shape.channel; ++i) {
       static_cast<A*>(call.mean)[i] = static_cast<A*>(call.mean_low)[i] = static_cast<A*>(call.variance)[i] = 0;
     }
-    return;
+  } else if (call.shape.channel > 0) {
+    each_group(call.shape, kForwardSharedFrom, workers, [&](int64_t g, Workers& these) { ForwardGroup<S>(call, g).run(what, these); });
   }
-  if (call.shape.channel == 0) return;
-  each_group(call.shape, workers, [&](int64_t g, Workers& these) { ForwardGroup<S>(call, g).run(what, these); });
+  return what == Visit::apply || follow_batch<A>(call);
 }
 
-inline void forward_any(const Forward& call, Visit what, Workers& workers) {
+inline bool forward_any(const Forward& call, Visit what, Workers& workers) {
   switch (call.dtype) {
     case Dtype::float32: return forward_as<float>(call, what, workers);
     case Dtype::float64: return forward_as<double>(call, what, workers);
     case Dtype::bfloat16: return forward_as<BFloat16>(call, what, workers);
     case Dtype::float16: return forward_as<Float16>(call, what, workers);
   }
+  return true;
 }
 
 }  // namespace evennorm::EVENNORM_ISA

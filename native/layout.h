@@ -24,20 +24,27 @@ constexpr int64_t kStagedChannels = 16;  // channels gathered together, so that 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// Uninitialized memory for one call.
+// Uninitialized memory for one call. A little of it lies on the stack, where it costs nothing.
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(int64_t n) : data_(n == 0 ? nullptr : static_cast<T*>(std::malloc(sizeof(T) * static_cast<size_t>(n)))) {
-    if (n > 0 && data_ == nullptr) throw std::bad_alloc();
+  explicit Buffer(int64_t n) : data_(reinterpret_cast<T*>(little_)) {
+    if (n <= kLittle) return;
+    data_ = static_cast<T*>(std::malloc(sizeof(T) * static_cast<size_t>(n)));
+    if (data_ == nullptr) throw std::bad_alloc();
   }
-  ~Buffer() { std::free(data_); }
+  ~Buffer() {
+    if (data_ != reinterpret_cast<T*>(little_)) std::free(data_);
+  }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   T* get() const { return data_; }
   T& operator[](int64_t i) const { return data_[i]; }
 
  private:
+  static constexpr int64_t kLittle = 1024 / sizeof(T);
+
+  alignas(kVectorBytes) unsigned char little_[kLittle * sizeof(T)];
   T* data_;
 };
 

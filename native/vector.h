@@ -134,6 +134,12 @@ inline Vec<Compute<S>> load(const S* p) {
 }
 
 template <class S>
+inline Compute<S> load_one(const S* p) {
+  if constexpr (sizeof(S) == 2) return widen(Bits16{p->bits}, S{})[0];
+  else return *p;
+}
+
+template <class S>
 inline void store(S* p, Vec<Compute<S>> v) {
   if constexpr (sizeof(S) == 2) {
     const Bits16 h = narrow(v, S{});

@@ -219,6 +219,8 @@ class ProcessWorkers final : public Workers {
     return num_threads();
   }
 
+  bool awake() const override { return openmp() != nullptr; }
+
   void run(int64_t tasks, void (*work)(const void*, int64_t), const void* context) override {
     const int threads = static_cast<int>(std::min<int64_t>(tasks, count()));
     Tasks shared_tasks(tasks, std::max(1, threads), work, context);

@@ -13,6 +13,9 @@ class Workers {
   // How many threads may take part, this one included.
   virtual int count() const = 0;
 
+  // Whether the others are awake more often than not, so that less work is worth their help.
+  virtual bool awake() const { return false; }
+
   // Calls work(context, i) for every i in [0, tasks), each exactly once, and returns when all are done. Neighbouring parts go to
   // the same thread, the same ones each time where nobody is late, so that a second pass finds its data in that thread's cache.
   virtual void run(int64_t tasks, void (*work)(const void* context, int64_t i), const void* context) = 0;

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <thread>
 #include <vector>
@@ -136,7 +137,7 @@ void compare(const Operations& kernels, const Shape& s, Lie lie, Lie other, doub
   check(worst < bound, "y, dx and the residual's gradient", s, kernels.name);
 }
 
-constexpr std::array<Shape, 14> kShapes{{{1, 1, 1, 1},
+constexpr std::array<Shape, 15> kShapes{{{1, 1, 1, 1},
                                          {1, 2, 3, 1},
                                          {1, 5, 7, 3},
                                          {1, 3, 17, 49},
@@ -149,7 +150,8 @@ constexpr std::array<Shape, 14> kShapes{{{1, 1, 1, 1},
                                          {0, 2, 4, 3},
                                          {1, 2, 0, 3},
                                          {1, 16, 1, 5},
-                                         {1, 40, 64, 196}}};
+                                         {1, 40, 64, 196},
+                                         {1, 49, 1603, 1}}};
 
 void layouts() {
   for (const char* name : {"baseline", "avx2", "avx512"}) {
@@ -169,6 +171,45 @@ void layouts() {
             }
           }
         }
+      }
+    }
+  }
+}
+
+// Running statistics inside the forward call: as `follow` leaves them after it, counted, and refused as a whole.
+template <class A>
+void running_statistics(Dtype dtype) {
+  constexpr double kCumulative = -1;
+  for (const Shape& s : kShapes) {
+    for (const double decay : {0.9, 0.0, kCumulative}) {
+      for (const bool poisoned : {false, true}) {
+        const size_t channels = static_cast<size_t>(s.channel), all = static_cast<size_t>(s.groups) * channels;
+        Array<A> x(s, Lie::planes), y(s, Lie::planes);
+        each(s, [&](int64_t g, int64_t o, int64_t c, int64_t i) { x.at(g, o, c, i) = static_cast<A>((g + 3 * o + c * i) % 17 + 100); });
+        const bool has_values = !x.values.empty();
+        if (poisoned && has_values) x.values.back() = std::numeric_limits<A>::infinity();
+        const bool taken = has_values && !poisoned;
+        std::vector<A> batch(3 * all, A(7)), running(3 * channels, A(2)), expected = running;
+        std::fill(running.begin() + s.channel, running.begin() + 2 * s.channel, A(1e-8));
+        std::copy(running.begin(), running.end(), expected.begin());
+        int64_t batches = 6, refused = 2;
+        A* const mean = batch.data();
+        Forward call{dtype, s, x.view, {}, y.view, nullptr, nullptr, mean, mean + all, mean + 2 * all, nullptr, 1e-3, 0};
+        call.running = {running.data(), running.data() + s.channel, running.data() + 2 * s.channel, &batches, &refused, decay, true};
+        check(operations().forward(call, process_workers()) == taken, "what running statistics refuse", s, operations().name);
+        check(batches == 7 && refused == (taken ? 2 : 3), "batches are counted", s, operations().name);
+        const double weight = decay == kCumulative ? static_cast<A>(4) / static_cast<A>(5) : decay;
+        follow<A>({mean, mean + all, mean + 2 * all}, s.outer * s.inner, s.groups, s.channel, true, weight, expected.data(),
+                  expected.data() + s.channel, expected.data() + 2 * s.channel);
+        check(running == expected, "running statistics inside the call", s, operations().name);
+
+        call.running.batches = call.running.refused = nullptr;  // without a count the cumulative average stays where it is
+        operations().moments(call, process_workers());
+        follow<A>({mean, mean + all, mean + 2 * all}, s.outer * s.inner, s.groups, s.channel, true, decay == kCumulative ? 1 : decay,
+                  expected.data(), expected.data() + s.channel, expected.data() + 2 * s.channel);
+        check(running == expected, "running statistics beside the moments", s, operations().name);
+        operations().normalize(call, process_workers());
+        check(running == expected, "given statistics move nothing", s, operations().name);
       }
     }
   }
@@ -240,10 +281,13 @@ int main(int argc, char**) {
   if (argc > 1) {
     compare<float>(operations(), {1, 40, 64, 196}, Lie::planes, Lie::planes, 0, true);
     compare<float>(operations(), {1, 3000, 64, 1}, Lie::rows, Lie::planes, 0, false);
+    compare<float>(operations(), {1, 80, 1603, 1}, Lie::rows, Lie::rows, 0, false);
     compare<float>(operations(), {40, 30, 64, 4}, Lie::rows, Lie::rows, 1, false);
   } else {
     layouts();
     half_precision();
+    running_statistics<float>(Dtype::float32);
+    running_statistics<double>(Dtype::float64);
     forked_child();
   }
   write_past_cache_from(0);

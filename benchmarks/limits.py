@@ -21,13 +21,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _environment import ROOT, environment, sentence
 
 import evennorm
+from evennorm.core.call import Call
 from evennorm.core.geometry import Geometry
-from evennorm.kernels import cpu, cpu_halves
+from evennorm.kernels import cpu
 from evennorm.tools.bench import bench
 from evennorm.tools.bench.cases import Case, cases
 from evennorm.tools.bench.machine import cores, last_cache
 from evennorm.torch import engine
-from evennorm.torch.cpu import memory
+from evennorm.torch.kernels import cpu_kernel
 
 RESULT = ROOT / "benchmarks" / "results" / "limits.json"
 PAGE = ROOT / "docs" / "limits.md"
@@ -69,18 +70,16 @@ MEMORIES = {
 def stages(case: Case) -> dict[str, Callable[[], Any]]:
     """Calls of the kernels; what they return is dropped, and comes from memory that was used before."""
     x, dy, gamma, beta = tensors(case)
-    geometry = Geometry(tuple(x.shape), case.axis)
+    call = Call(Geometry(tuple(x.shape), case.axis), epsilon=EPSILON, negative_slope=0.0)
     y = torch.empty_like(x)
-    _, saved = cpu.forward(memory, geometry, x, gamma, beta, None, EPSILON, 0.0)
-    flat = [statistic.reshape(-1) for statistic in saved.statistics]
+    _, saved = cpu_kernel.forward(call, x, gamma, beta)
+    mean, mean_low, variance = (statistic.reshape(-1) for statistic in saved[0])
     return {
         "copy": lambda: y.copy_(x),
-        "moments": lambda: cpu_halves.moments(memory, geometry, x),
-        "normalize": lambda: cpu.inference(
-            memory, geometry, x, flat[0], flat[2], gamma, beta, None, EPSILON, 0.0, y, flat[1]
-        ),
-        "forward": lambda: cpu.forward(memory, geometry, x, gamma, beta, None, EPSILON, 0.0, out=y),
-        "backward": lambda: cpu.backward(memory, geometry, dy, x, saved, gamma, beta, False, EPSILON, 0.0),
+        "moments": lambda: cpu_kernel.moments(call, x),
+        "normalize": lambda: cpu_kernel.infer(call, x, mean, variance, gamma, beta, mean_low=mean_low, out=y),
+        "forward": lambda: cpu_kernel.forward(call, x, gamma, beta, out=y),
+        "backward": lambda: cpu_kernel.backward(call, dy, x, gamma, beta, saved, False),
     }
 
 
@@ -88,10 +87,10 @@ def step(case: Case) -> Callable[[], Any]:
     """Forward and backward as a user calls them."""
     x, dy, gamma, beta = tensors(case)
     leaves = [tensor.requires_grad_() for tensor in (x, gamma, beta)]
-    geometry = Geometry(tuple(x.shape), case.axis)
+    call = Call(Geometry(tuple(x.shape), case.axis), epsilon=EPSILON, negative_slope=0.0)
 
     def both() -> Any:
-        y, _ = engine.train(geometry, x, gamma, beta, epsilon=EPSILON, negative_slope=0.0)
+        y, _ = engine.train(call, x, gamma, beta)
         return y, torch.autograd.grad(y, leaves, dy)
 
     return both

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 import evennorm
 from evennorm.core import running
+from evennorm.core.call import Call
 from evennorm.core.geometry import Geometry
 from evennorm.core.moments import Moments
-from evennorm.core.normalize import Gradients
 from evennorm.kernels import cpu
+from evennorm.kernels.contract import UnfitError
 from evennorm.numpy import xp as numpy_xp
 from evennorm.torch import batch_norm, engine, normalize
-from evennorm.torch import cpu as torch_cpu
+from evennorm.torch.kernels import cpu_kernel, kernel_for
 
 pytestmark = pytest.mark.skipif(not cpu.AVAILABLE, reason="built without the compiled kernels")
 
@@ -120,7 +121,7 @@ def test_any_memory(problem) -> None:
         leaf.requires_grad_()
     _cpu.use_instruction_set(problem["instruction_set"])
     _cpu.write_past_cache_from(0 if problem["past_cache"] else _cpu.PAST_CACHE)
-    assert torch_cpu.serves(x, gamma, beta, residual)
+    assert kernel_for(x, gamma, beta, residual) is cpu_kernel
     y, moments = batch_norm(
         x, gamma, beta, axis=problem["axis"], epsilon=1e-3, activation=problem["activation"], residual=residual
     )
@@ -200,6 +201,28 @@ def test_any_number_of_threads_gives_the_same_bits(shape, axis, dtype, group) ->
     one = results(1)
     for threads in (2, 5):
         assert all(torch.equal(a, b) for a, b in zip(one, results(threads), strict=True)), threads
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_are_taken_again_for_those_of_many_channels_whose_first_values_lie_apart(dtype) -> None:
+    rng = np.random.default_rng(6)
+    x = torch.tensor(rng.standard_normal((90, 2100))).to(getattr(torch, dtype))
+    x[:16, 700:705] += 1e4
+    x[:16, 2099] += 1e4
+
+    def results(threads):
+        evennorm.set_num_threads(threads)
+        y, moments = batch_norm(x, epsilon=1e-3)
+        return [y, *moments[1:]]
+
+    one = results(1)
+    for threads in (2, 5):
+        assert all(torch.equal(a, b) for a, b in zip(one, results(threads), strict=True)), threads
+    exact = x.double()
+    y = (exact - exact.mean(0)) / torch.sqrt(exact.var(0, correction=0) + 1e-3)
+    assert (one[0].double() - y).abs().max() < DTYPES[dtype]
+    apart, _ = batch_norm(x[:, 690:710].contiguous(), epsilon=1e-3)
+    np.testing.assert_allclose(one[0][:, 690:710], apart, rtol=0, atol=DTYPES[dtype])
 
 
 def test_signs_near_zero_agree_in_forward_and_backward() -> None:
@@ -283,8 +306,8 @@ def test_the_number_of_threads() -> None:
 
 def test_the_reference_kernel_can_be_forced() -> None:
     code = (
-        "import torch, evennorm.torch as e; from evennorm.torch import cpu; x = torch.ones(2, 3);"
-        "print(cpu.serves(x), float(e.batch_norm(x)[0].sum()))"
+        "import torch, evennorm.torch as e; from evennorm.torch.kernels import kernel_for; x = torch.ones(2, 3);"
+        "print(kernel_for(x) is not None, float(e.batch_norm(x)[0].sum()))"
     )
     assert run(code, EVENNORM_KERNEL="reference") == "False 0.0"
     assert run(code, EVENNORM_KERNEL="") == "True 0.0"
@@ -344,16 +367,57 @@ def test_running_statistics_follow_as_the_core_defines(groups, count, decay, unb
         expected = [*followed, running.updated(numpy_xp, kept[2], batch.variance, decay, batch.has_variance)]
 
     tensors = tuple(torch.tensor(values) for values in kept)
-    accepted = engine.follow(tensors, Moments(count, *map(torch.tensor, statistics)), decay, unbiased)
+    accepted = engine.update_running_stats(tensors, Moments(count, *map(torch.tensor, statistics)), decay, unbiased)
     assert accepted is bool(batch.accepted)
     for found, wanted in zip(tensors, expected, strict=True):
         np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-6 if dtype == "float32" else 1e-14, atol=1e-9)
 
 
-def test_the_gradient_is_a_record() -> None:
-    x = torch.randn(9, 4)
-    y, saved = cpu.forward(torch_cpu.memory, Geometry((9, 4)), x, None, None, None, 1e-3, 1.0)
-    g = cpu.backward(torch_cpu.memory, Geometry((9, 4)), x, x, saved, None, None, False, 1e-3, 1.0)
-    assert isinstance(g, Gradients)
-    assert (g.gamma, g.beta, g.residual) == (None, None, None)
-    assert y.shape == g.x.shape
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 9, 70, 5), (3, 4, 5, 1), (1, 1, 6, 1), (1, 0, 4, 3), (2, 7, 0, 3)])
+@pytest.mark.parametrize("decay", [0.9, 0.0, None])
+@pytest.mark.parametrize("poisoned", [False, True])
+def test_running_statistics_are_updated_inside_the_call(dtype, shape, decay, poisoned) -> None:
+    """To the bits of an update afterwards."""
+    groups, outer, channel, inner = shape
+    wide = torch.float64 if dtype == "float64" else torch.float32
+    generator = torch.Generator().manual_seed(3)
+    x = (torch.randn((groups * outer, channel, inner), generator=generator) + 50).to(getattr(torch, dtype))
+    if poisoned and x.numel():
+        x[-1, -1, -1] = torch.inf
+    kept = [torch.randn(channel, generator=generator).to(wide) for _ in range(3)]
+    batches, skipped = torch.tensor(7), torch.tensor(3)
+    call = Call(Geometry(tuple(x.shape), 1), dtype, 1e-3, group_size=outer if groups > 1 else None)
+
+    running = [t.clone() for t in kept]
+    _, (statistics, _) = cpu_kernel.forward(call, x, None, None, running=(*running, decay, True, batches, skipped))
+    accepted = x.numel() > 0 and not poisoned
+    assert (int(batches), int(skipped)) == (8, 3 if accepted else 4)
+    before = torch.tensor(4, dtype=wide)
+    expected = [t.clone() for t in kept]
+    weight = float(before / (before + 1)) if decay is None else decay
+    moments = Moments(outer * inner, *statistics)
+    assert cpu_kernel.update_running_stats((*expected, weight, True, None, None), moments) is accepted
+    assert all(torch.equal(a, b) for a, b in zip(running, expected, strict=True))
+
+
+def test_what_a_kernel_cannot_read_is_refused_before_anything_is_written() -> None:
+    call, x, row = Call(Geometry((9, 4))), torch.randn(9, 4), torch.ones(4)
+    for unfit in (row[:3], row.double(), torch.ones(8)[::2], torch.ones(4, dtype=torch.cfloat).conj().imag, row.to("meta")):
+        running, count = [torch.zeros(4), torch.zeros(4), torch.ones(4)], torch.tensor(0)
+        with pytest.raises(UnfitError):
+            cpu_kernel.forward(call, x, unfit, None, running=(*running, 0.9, True, count, None))
+        with pytest.raises(UnfitError):
+            cpu_kernel.forward(call, x, None, None, running=(running[0], unfit, running[2], 0.9, True, count, None))
+        assert [float(t.sum()) for t in running] == [0, 0, 4]
+        assert int(count) == 0
+    with pytest.raises(UnfitError):
+        cpu_kernel.forward(call, x, None, None, running=(*running, 0.9, True, torch.tensor(0, dtype=torch.int32), None))
+
+
+def test_gradients_are_those_of_what_there_is() -> None:
+    call, x = Call(Geometry((9, 4))), torch.randn(9, 4)
+    y, saved = cpu_kernel.forward(call, x, None, None)
+    dx, *others = cpu_kernel.backward(call, x, x, None, None, saved, False)
+    assert others == [None, None, None]
+    assert y.shape == dx.shape

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evennorm import ArgumentError, ShapeError
-from evennorm.core.engine import slope_of
+from evennorm.core.call import slope_of
 from evennorm.kernels import choose
 from evennorm.numpy import batch_norm, normalize
 from tests.contract.engines import ENGINES

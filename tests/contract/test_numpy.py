@@ -374,7 +374,8 @@ def test_the_engine_of_keras_takes_layers_arrays() -> None:
     """`train` and `infer`, with moments of (groups, channel)."""
     x = np.random.default_rng(0).standard_normal((6, 4, 3)).astype(np.float32)
     geometry = Geometry((None, 4, 3), (1, 2))
-    y, found = engine.train(geometry, x, None, None, epsilon=1e-3)
+    y, found = engine.train(engine.make_call(geometry, x.dtype.name, 1e-3), x, None, None)
     assert found.mean.shape == (1, 12)
-    inferred = engine.infer(geometry, x, found.mean.reshape(4, 3), found.variance.reshape(4, 3), None, None, epsilon=1e-3)
+    call = engine.make_call(geometry, x.dtype.name, 1e-3, fixed_stats=True)
+    inferred = engine.infer(call, x, found.mean.reshape(4, 3), found.variance.reshape(4, 3), None, None)
     np.testing.assert_allclose(inferred, y, atol=2e-6)

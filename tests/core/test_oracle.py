@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from evennorm.core.call import Call, slope_of
+from evennorm.core.geometry import Geometry
 from evennorm.kernels import reference
 from evennorm.numpy import xp
 from tests.cases import CASES, Case
@@ -75,9 +77,6 @@ def test_textbook_gradients_by_numerical_differentiation(case: Case, activation:
 @pytest.mark.parametrize("case", [c for c in CASES if c.mask != "all masked" and c.masked_value != 0], ids=str)
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_the_oracle_gives_the_textbooks_gradients(case: Case, activation: str | None) -> None:
-    from evennorm.core.engine import slope_of
-    from evennorm.core.geometry import Geometry
-
     arrays = case.make()
     if arrays["mask"] is not None:
         arrays["x"] = np.nan_to_num(arrays["x"], nan=case.mean + 0.5)
@@ -85,9 +84,10 @@ def test_the_oracle_gives_the_textbooks_gradients(case: Case, activation: str | 
     view = {n: geometry.view(xp, arrays[n], case.group) for n in ("x", "dy", "residual")}
     flat = {n: arrays[n].reshape(geometry.channel) for n in ("gamma", "beta")}
     mask = None if arrays["mask"] is None else geometry.mask_view(xp, arrays["mask"], case.shape, case.group)
-    options = {"mask": mask, "epsilon": case.epsilon, "negative_slope": slope_of(activation)}
-    _, moments = reference.forward(xp, view["x"], **flat, residual=view["residual"], **options)
-    got = reference.backward(xp, view["dy"], view["x"], moments, **flat, residual=view["residual"], **options)
+    call = Call(geometry, "float64", case.epsilon, slope_of(activation), case.group)
+    options = {**flat, "residual": view["residual"], "mask": mask}
+    _, moments = reference.forward(xp, call, view["x"], **options)
+    got = reference.backward(xp, call, view["dy"], view["x"], moments, **options)
     expected = textbook.backward(case, **arrays, activation=activation)
     for a, b in zip(got, expected, strict=True):
         bound = 1e-9 * max(1.0, np.abs(b).max(initial=0.0))
@@ -98,9 +98,10 @@ def test_the_oracle_gives_the_textbooks_gradients(case: Case, activation: str | 
 def test_derivatives_that_reach_the_moments_on_another_way() -> None:
     """A loss on the moments alone: d mean / dx = 1 / n, d variance / dx = 2 (x - mean) / n."""
     x = np.random.default_rng(3).normal(size=(1, 7, 3, 1))
-    _, moments = reference.forward(xp, x, None, None, None, None, 1e-3, 1.0)
+    call = Call(Geometry((7, 3)), "float64")
+    _, moments = reference.forward(xp, call, x, None, None, None, None)
     d_mean, d_variance = np.array([[1.0, 2.0, 3.0]]), np.array([[-1.0, 0.5, 2.0]])
-    g = reference.backward(xp, 0 * x, x, moments, None, None, None, None, 1e-3, 1.0, d_mean, d_variance)
+    g = reference.backward(xp, call, 0 * x, x, moments, None, None, None, None, d_mean, d_variance)
     centred = x - x.mean(1, keepdims=True)
     expected = (d_mean[:, None, :, None] + 2 * d_variance[:, None, :, None] * centred) / 7
     np.testing.assert_allclose(g.x, expected, atol=1e-15)

@@ -1,29 +1,33 @@
-"""The way of the data through one engine: array and axis in, by Geometry and a kernel, array and moments out."""
+"""Normalize the arrays of one library: from array and axis, by Geometry and a kernel, to the array and its moments."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
-from evennorm.core.geometry import Geometry
+from evennorm.core.call import Call, checked_epsilon, slope_of
+from evennorm.core.geometry import Geometry, cached_geometry
 from evennorm.core.moments import Moments
 from evennorm.core.namespace import Array, Namespace
-from evennorm.errors import ArgumentError, ShapeError
+from evennorm.errors import ShapeError
 
 
 @dataclass(frozen=True)
 class Engine:
     """An array namespace with the two operations a framework module lends it, both on views.
 
-    `forward` and `inference` have the arguments of `kernels.reference` without xp; `forward` is differentiable in x, gamma,
-    beta and residual, and its moments in x.
+    `forward` and `inference` have the arguments of `forward` and `infer` of `kernels.reference` without xp; `forward` is
+    differentiable in x, gamma, beta and residual, and its moments in x.
     """
 
     name: str
     xp: Namespace
     forward: Callable[..., tuple[Array, Moments]]
     inference: Callable[..., Array]
+    make_call: Callable[..., Call] = field(default_factory=lambda: lru_cache(maxsize=4096)(Call), init=False, compare=False)
+    """`Call`, the same one for the same arguments: small arrays are normalized faster than a call is worked out."""
 
     def batch_norm(
         self,
@@ -73,18 +77,8 @@ class Engine:
             array([[-0.9701,  0.    ],
                    [ 0.9701,  0.    ]])
         """
-        return self.train(
-            self._geometry(x, axis),
-            x,
-            gamma,
-            beta,
-            epsilon=checked_epsilon(epsilon),
-            mask=mask,
-            negative_slope=slope_of(activation, negative_slope),
-            residual=residual,
-            virtual_batch_size=virtual_batch_size,
-            grouped=False,
-        )
+        call = self._call(x, axis, epsilon, activation, negative_slope, virtual_batch_size)
+        return self.train(call, x, gamma, beta, mask=mask, residual=residual, grouped=False)
 
     def normalize(
         self,
@@ -111,79 +105,62 @@ class Engine:
             array([[-0.5],
                    [ 1. ]])
         """
-        return self.infer(
-            self._geometry(x, axis),
-            x,
-            mean,
-            variance,
-            gamma,
-            beta,
-            epsilon=checked_epsilon(epsilon),
-            negative_slope=slope_of(activation, negative_slope),
-            residual=residual,
-        )
+        call = self._call(x, axis, epsilon, activation, negative_slope, fixed_stats=True)
+        return self.infer(call, x, mean, variance, gamma, beta, residual=residual)
 
     def train(
         self,
-        geometry: Geometry,
+        call: Call,
         x: Array,
         gamma: Array | None,
         beta: Array | None,
         *,
-        epsilon: float,
         mask: Array | None = None,
-        negative_slope: float = 1.0,
         residual: Array | None = None,
-        virtual_batch_size: int | None = None,
         grouped: bool = True,
     ) -> tuple[Array, Moments]:
-        """`batch_norm` for a layer that knows its geometry; the moments are (groups, channel), unless `grouped` is false."""
-        sizes = self.xp.shape(x)
+        """Compute `batch_norm` for a layer that has made its call; moments are (groups, channel) if `grouped`."""
+        sizes, geometry = self.xp.shape(x), call.geometry
         y, moments = self.forward(
-            geometry.view(self.xp, x, virtual_batch_size),
+            call,
+            geometry.view(self.xp, x, call.group_size),
             self._flat(gamma, geometry),
             self._flat(beta, geometry),
-            self._residual_view(residual, sizes, geometry, virtual_batch_size),
-            None if mask is None else geometry.mask_view(self.xp, self.xp.boolean(mask), sizes, virtual_batch_size),
-            epsilon,
-            negative_slope,
+            self._residual_view(residual, sizes, call),
+            None if mask is None else geometry.mask_view(self.xp, self.xp.boolean(mask), sizes, call.group_size),
         )
-        shaped = moments if grouped else self._of_parameter_shape(moments, geometry, virtual_batch_size)
-        return geometry.restore(self.xp, y, sizes), shaped
+        return geometry.restore(self.xp, y, sizes), moments if grouped else self._of_parameter_shape(moments, call)
 
     def infer(
         self,
-        geometry: Geometry,
+        call: Call,
         x: Array,
         mean: Array,
         variance: Array,
         gamma: Array | None,
         beta: Array | None,
         *,
-        epsilon: float,
-        negative_slope: float = 1.0,
         residual: Array | None = None,
     ) -> Array:
-        """`normalize` for a layer that knows its geometry."""
-        sizes = self.xp.shape(x)
+        """Compute `normalize` for a layer that has made its call."""
+        sizes, geometry = self.xp.shape(x), call.geometry
         row = (1, geometry.channel)
         mean = self.xp.reshape(self._flat(mean, geometry), row)
         variance = self.xp.reshape(self._flat(variance, geometry), row)
         y = self.inference(
+            call,
             geometry.view(self.xp, x),
             Moments(1, mean, None, variance),
             self._flat(gamma, geometry),
             self._flat(beta, geometry),
-            self._residual_view(residual, sizes, geometry),
-            epsilon,
-            negative_slope,
+            self._residual_view(residual, sizes, call),
         )
         return geometry.restore(self.xp, y, sizes)
 
-    def follow(
+    def update_running_stats(
         self, running: tuple[Array, Array, Array], moments: Moments, decay: float, unbiased: bool = False
     ) -> bool | Array | None:
-        """Writes running mean, its low part and running variance in place, as `core.running` has it.
+        """Update running mean, its low part and running variance in place, as `core.running` defines.
 
         Returns:
             Whether the batch was accepted, a scalar on its device where asking would mean to wait; None where the engine
@@ -191,9 +168,25 @@ class Engine:
         """
         return None
 
-    def _geometry(self, x: Array, axis: int | Iterable[int]) -> Geometry:
+    def _call(
+        self,
+        x: Array,
+        axis: int | Iterable[int],
+        epsilon: float = 1e-5,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+        virtual_batch_size: int | None = None,
+        fixed_stats: bool = False,
+    ) -> Call:
+        """Check the arguments of `batch_norm` and `normalize`."""
         shape = tuple(size if isinstance(size, int) else None for size in self.xp.shape(x))
-        return Geometry(shape, axis)
+        axis = tuple(axis) if isinstance(axis, Iterable) else axis
+        numbers = checked_epsilon(epsilon), slope_of(activation, negative_slope), virtual_batch_size
+        return self.make_call(cached_geometry(shape, axis), self._dtype_name(x), *numbers, fixed_stats)
+
+    def _dtype_name(self, x: Array) -> str:
+        dtype = self.xp.dtype(x)
+        return getattr(dtype, "name", None) or str(dtype)
 
     def _flat(self, parameter: Array | None, geometry: Geometry) -> Any:
         if parameter is None:
@@ -206,11 +199,9 @@ class Engine:
             )
         return parameter if len(received) == 1 else self.xp.reshape(parameter, (geometry.channel,))
 
-    def _residual_view(
-        self, residual: Array | None, sizes: tuple[Any, ...], geometry: Geometry, virtual_batch_size: int | None = None
-    ) -> Array | None:
+    def _residual_view(self, residual: Array | None, sizes: tuple[Any, ...], call: Call) -> Array | None:
         self._check_residual(residual, sizes)
-        return None if residual is None else geometry.view(self.xp, residual, virtual_batch_size)
+        return None if residual is None else call.geometry.view(self.xp, residual, call.group_size)
 
     def _check_residual(self, residual: Array | None, sizes: tuple[Any, ...]) -> None:
         if residual is None:
@@ -222,10 +213,12 @@ class Engine:
                 f"residual is added to the normalized array and has its shape, {tuple(sizes)}; received shape {received}"
             )
 
-    def _of_parameter_shape(self, moments: Moments, geometry: Geometry, virtual_batch_size: int | None) -> Moments:
+    def _of_parameter_shape(self, moments: Moments, call: Call) -> Moments:
+        geometry = call.geometry
+
         def shaped(statistic: Array) -> Array:
             groups, channel = self.xp.shape(statistic)
-            lead = () if virtual_batch_size is None else (groups,)
+            lead = () if call.group_size is None else (groups,)
             trail = geometry.parameter_shape if channel == geometry.channel else (1,) * len(geometry.axis)
             return self.xp.reshape(statistic, (*lead, *trail))
 
@@ -233,25 +226,3 @@ class Engine:
         if not isinstance(count, int) and self.xp.shape(count):
             count = shaped(count)
         return Moments(count, *(shaped(statistic) for statistic in moments[1:]))
-
-
-def slope_of(activation: str | None, negative_slope: float = 0.01) -> float:
-    """The slope below zero that the name of an activation stands for.
-
-    Raises:
-        ArgumentError: a name that no kernel fuses.
-    """
-    if activation is None:
-        return 1.0
-    slopes = {"relu": 0.0, "leaky_relu": negative_slope}
-    if activation not in slopes:
-        known = ", ".join(map(repr, (None, *slopes)))
-        raise ArgumentError(f"activation is one of {known}; received {activation!r}; apply any other one to the result")
-    return slopes[activation]
-
-
-def checked_epsilon(epsilon: float) -> float:
-    """`epsilon`, unless it could turn the square root of a variance into NaN."""
-    if not epsilon >= 0:
-        raise ArgumentError(f"epsilon is a small number added to the variance, 0 or more; received epsilon={epsilon}")
-    return float(epsilon)

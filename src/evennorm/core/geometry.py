@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -201,6 +202,10 @@ class Geometry:
         from evennorm.core.explanation import Explanation
 
         return Explanation.of(self).text()
+
+
+cached_geometry = lru_cache(maxsize=4096)(Geometry)
+"""`Geometry`, the same one for the same arguments: small arrays are normalized faster than their geometry is worked out."""
 
 
 def _check_shape(shape: tuple[Size, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from evennorm.core.call import Call
 from evennorm.core.engine import Engine
 from evennorm.core.moments import Moments, count_of
 from evennorm.errors import MissingExtra
@@ -25,15 +26,13 @@ __all__ = ["Moments", "batch_norm", "engine", "normalize"]
 lowering.register()
 
 
-def _train(
-    x: Any, gamma: Any, beta: Any, residual: Any, mask: Any, epsilon: float, negative_slope: float
-) -> tuple[Any, Moments]:
+def _train(call: Call, x: Any, gamma: Any, beta: Any, residual: Any, mask: Any) -> tuple[Any, Moments]:
     wide = reference.wide(xp, x)
     gamma, beta = (None if p is None else xp.astype(p, wide.dtype) for p in (gamma, beta))
     residual = None if residual is None else xp.astype(residual, x.dtype)
     given = {"x": x, "gamma": gamma, "beta": beta, "residual": residual, "mask": mask}
     arrays = _all_varying({name: a for name, a in given.items() if a is not None})
-    options = Options(epsilon, negative_slope, choose("jax", x.dtype.name, training=True))
+    options = Options(call.epsilon, call.negative_slope, choose("jax", x.dtype.name, training=True))
     y, *statistics = forward_p.bind(
         *arrays.values(), given=tuple(arrays), linear=(), options=options, wanted=("y", *STATISTICS)
     )
@@ -58,6 +57,6 @@ def _varying(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     return jax.lax.pcast(x, axes, to="varying") if hasattr(jax.lax, "pcast") else jax.lax.pvary(x, axes)
 
 
-engine = Engine("jax", xp, _train, partial(reference.inference, xp))
+engine = Engine("jax", xp, _train, partial(reference.infer, xp))
 batch_norm = engine.batch_norm
 normalize = engine.normalize

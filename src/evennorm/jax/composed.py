@@ -36,7 +36,7 @@ def forward(given: Arrays, _: Arrays, options: Options, wanted: Names) -> Arrays
     """y and the statistics of x; signs, where wanted: which elements of y the activation let through, a bit each."""
     x, gamma, beta, residual, mask = given["x"], *map(given.get, ("gamma", "beta", "residual", "mask"))
     if "signs" not in wanted:
-        y, statistics = reference.forward(xp, x, gamma, beta, residual, mask, *options[:2])
+        y, statistics = reference.forward(xp, options, x, gamma, beta, residual, mask)
         return {"y": y, **_named(statistics)}
     wide = reference.wide(xp, x)
     statistics = moments(xp, wide, mask)
@@ -64,7 +64,8 @@ def backward(saved: Arrays, cotangents: Arrays, options: Options, wanted: Names)
     gamma, beta = saved.get("gamma"), saved.get("beta")
     d_mean, d_variance = cotangents.get("mean_low"), cotangents.get("variance")
     statistics, mask = _statistics(saved), saved.get("mask")
-    g = reference.backward(xp, dz, saved["x"], statistics, gamma, beta, None, mask, options.epsilon, 1.0, d_mean, d_variance)
+    linear = options._replace(negative_slope=1.0)  # dz is behind the activation already
+    g = reference.backward(xp, linear, dz, saved["x"], statistics, gamma, beta, None, mask, d_mean, d_variance)
     found = g._replace(residual=xp.astype(dz, xp.dtype(saved["x"])))._asdict()
     return {name: found[name] for name in wanted}
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
 from keras import ops
 
-from evennorm.core.engine import checked_epsilon
+from evennorm.core.call import Call, checked_epsilon
 from evennorm.core.geometry import Geometry
 from evennorm.core.moments import Moments
 from evennorm.core.sample import normalize_samples
@@ -233,29 +234,22 @@ class BatchNormalization(keras.layers.Layer):
         return ops.cast(y, self.compute_dtype)
 
     def _by_moving_statistics(self, x: Any, geometry: Geometry, residual: Any) -> Any:
-        return self._activated(
-            self._engine.infer,
-            residual,
-            geometry,
-            x,
-            self._wide(self.moving_mean, x),
-            self._wide(self.moving_variance, x),
-            self._wide(self.gamma, x),
-            self._wide(self.beta, x),
-            epsilon=self.epsilon,
-        )
+        values = self.moving_mean, self.moving_variance, self.gamma, self.beta
+        rows = [self._wide(value, x) for value in values]
+        return self._activated(self._engine.infer(self._call(x, geometry, fixed_stats=True), x, *rows, residual=residual))
 
     def _by_batch(self, x: Any, geometry: Geometry, mask: Any, residual: Any) -> Any:
         if mask is not None:
             self._check_mask(geometry, mask)
         engine = synchronized_engine() if self.synchronized else self._engine
-        options = {"epsilon": self.epsilon, "mask": mask, "virtual_batch_size": self.virtual_batch_size}
         if self.renorm:
-            xhat, moments = engine.train(geometry, x, None, None, **options)
+            plain = replace(self._call(x, geometry), negative_slope=1.0)
+            xhat, moments = engine.train(plain, x, None, None, mask=mask)
             y = self._finished(moving.renormalized(self, self._engine.xp, xhat, geometry, moments), residual)
         else:
             gamma, beta = self._wide(self.gamma, x), self._wide(self.beta, x)
-            y, moments = self._activated(engine.train, residual, geometry, x, gamma, beta, **options)
+            y, moments = engine.train(self._call(x, geometry), x, gamma, beta, mask=mask, residual=residual)
+            y = self._activated(y)
         if self.mode == 0:
             self._warn_of_single_values(moments)
             moving.follow(self, self._engine, self._bookkeeping, moments)
@@ -266,13 +260,17 @@ class BatchNormalization(keras.layers.Layer):
         gamma, beta = self._wide(self.gamma, x), self._wide(self.beta, x)
         return normalize_samples(self._engine.xp, wide, gamma, beta, self.epsilon, geometry)
 
-    def _activated(self, compute: Callable[..., Any], residual: Any, *args: Any, **options: Any) -> Any:
-        """Runs an engine's function with residual and activation fused; one that no kernel knows is applied after it."""
+    def _call(self, x: Any, geometry: Geometry, fixed_stats: bool = False) -> Call:
+        """Return what an engine computes for this layer, the activation included where kernels fuse it."""
         slope = arguments.fused_slope(self.activation)
-        fused = compute(*args, residual=residual, negative_slope=1.0 if slope is None else slope, **options)
-        if slope is not None:
-            return fused
-        return (self.activation(fused[0]), fused[1]) if isinstance(fused, tuple) else self.activation(fused)
+        slope = 1.0 if slope is None else slope
+        group_size = None if fixed_stats else self.virtual_batch_size
+        dtype = keras.backend.standardize_dtype(x.dtype)
+        return self._engine.make_call(geometry, dtype, self.epsilon, slope, group_size, fixed_stats)
+
+    def _activated(self, y: Any) -> Any:
+        """Apply an activation that no kernel fuses."""
+        return y if arguments.fused_slope(self.activation) is not None else self.activation(y)
 
     def _finished(self, y: Any, residual: Any) -> Any:
         return self.activation(y if residual is None else y + ops.cast(residual, y.dtype))

@@ -33,7 +33,7 @@ def _in_place(layer: BatchNormalization, engine: Engine, bookkeeping: Bookkeepin
         return False
     variables = layer.moving_mean, bookkeeping.moving_mean_low, layer.moving_variance
     running = tuple(variable.value for variable in variables)
-    accepted = engine.follow(running, moments, layer.momentum, layer.unbiased_variance)
+    accepted = engine.update_running_stats(running, moments, layer.momentum, layer.unbiased_variance)
     if accepted is not None and accepted is not True:  # False, or a scalar on a device
         bookkeeping.count(accepted)
     return accepted is not None

@@ -1,24 +1,25 @@
-"""The compiled CPU kernels: arrays as they lie in memory go in; y, statistics and gradients come out, in new memory.
+"""Run the compiled CPU kernels on the arrays of a library, as they lie in memory.
 
-What `kernels.reference` defines, without masks. Arrays of a library are reached through `Memory`, so that one text serves
-NumPy and torch. The activation's signs are kept as bits where a residual would otherwise have to be.
+How arrays of one shape and layout are visited is worked out once and kept with the call; after that a pass allocates its
+results and makes one native call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from math import inf, prod
 from typing import Any, NamedTuple
 
-from evennorm.core.geometry import Geometry, Strides
+from evennorm.core.call import Call
+from evennorm.core.geometry import Strides
 from evennorm.core.moments import Moments
 from evennorm.core.namespace import Array
-from evennorm.core.normalize import Gradients
+from evennorm.kernels.contract import ArrayAccess, Gradients, RunningStats, Saved, UnfitError
 
 try:
     from evennorm.kernels import _cpu
-except ImportError:  # a source tree that was not built: the reference kernel serves
+except ImportError:  # a source tree that was not built: the reference kernel computes
     _cpu = None  # type: ignore[assignment]
 
 AVAILABLE = _cpu is not None
@@ -26,250 +27,285 @@ DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 HUGE = 4 << 20
 """Bytes from which an array is written to memory that was used before, or failing that in huge pages."""
 
-__all__ = ["AVAILABLE", "DTYPES", "Memory", "Saved", "_cpu", "backward", "follow", "forward", "inference"]
+__all__ = ["AVAILABLE", "DTYPES", "HUGE", "CpuKernel", "_cpu", "writable"]
 
-_MOMENTS, _NORMALIZE, _BOTH = range(3)
 _NOWHERE: Strides = (0, 0, 0, 0)
+_NOT_RUNNING: RunningStats = (None, None, None, 0.0, False, None, None)
+_UNFIT = 2
+"""What a native function answers where it has computed nothing; all else means that it has."""
 
 
-class Memory(NamedTuple):
-    """How an array library shows and takes memory."""
+class _Fresh(NamedTuple):
+    """How an output of a shape is allocated."""
 
-    address: Callable[[Array], int]
-    strides: Callable[[Array], tuple[int, ...]]
-    """In elements."""
-    sizes: Callable[[Array], tuple[int, ...]]
-    empty_like: Callable[[Array], Array]
-    """Dense, its axes in the order of the array's memory."""
-    empty_contiguous: Callable[[Array], Array]
-    from_dlpack: Callable[[Any], Array] | None
-    """None where the library's own memory serves as well."""
-    empty: Callable[[tuple[int, ...], Array], Array]
-    """Of the precision that an array is computed in."""
-    empty_bytes: Callable[[int], Array]
-    copy_like: Callable[[Array, Array], Array]
-    """A dense copy of the first array in the order of the second's memory."""
-    dtype: Callable[[Array], int]
-    item_bytes: Callable[[Array], int]
+    contiguous: bool
+    """Because the order of the input's memory would take channel axes apart."""
+    buffered: bool
+    """From memory that was used before."""
+    advised: int
+    """Bytes to ask huge pages for, or 0."""
 
 
-class Saved(NamedTuple):
-    """What the backward pass needs beside x."""
+class _ForwardPlan(NamedTuple):
+    """A forward pass over arrays that lie in one way. The functions are native, and answer whether the arrays were fit."""
 
-    statistics: Sequence[Array]
-    """mean, mean_low and variance, groups * channel values each."""
-    signs: Array | None
-    """A bit per element, along the runs of y: those of dx, which lies like it."""
-
-
-@lru_cache(maxsize=4096)
-def _view(
-    geometry: Geometry, sizes: tuple[int, ...], strides: tuple[tuple[int, ...], ...], group_size: int | None
-) -> tuple[Strides, list[Strides]] | None:
-    return geometry.in_memory(sizes, strides, group_size)
-
-
-def forward(
-    memory: Memory,
-    geometry: Geometry,
-    x: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    residual: Array | None,
-    epsilon: float,
-    negative_slope: float,
-    group_size: int | None = None,
-    out: Array | None = None,
-    statistic_shape: tuple[int, ...] | None = None,
-    given: Sequence[Array] | None = None,
-) -> tuple[Array, Saved]:
-    """Training: `x` normalized by its own moments. Parameters are dense, in the precision that `x` is computed in.
-
-    Each statistic is (groups, channel), or of another `statistic_shape` with as many values. Mean, mean_low and variance
-    that are `given` take the place of the moments.
-    """
-    y = _fresh_like(memory, x, geometry) if out is None else out
-    with_signs = residual is not None and negative_slope != 1
-    sizes, (y_strides, x_strides, residual_strides), x, residual = _placed(
-        memory, geometry, group_size, y, x, residual, with_signs
-    )
-    if given is None:
-        shape = (sizes[0], sizes[2]) if statistic_shape is None else statistic_shape
-        mean, mean_low, variance = memory.empty(shape, x), memory.empty(shape, x), memory.empty(shape, x)
-    else:
-        mean, mean_low, variance = given
-    signs = memory.empty_bytes(_cpu.sign_bytes(sizes, y_strides)) if with_signs else None
-    address = memory.address
-    _cpu.forward(
-        _BOTH if given is None else _NORMALIZE,
-        memory.dtype(x),
-        sizes,
-        address(x),
-        x_strides,
-        0 if residual is None else address(residual),
-        residual_strides,
-        address(y),
-        y_strides,
-        0 if gamma is None else address(gamma),
-        0 if beta is None else address(beta),
-        address(mean),
-        address(mean_low),
-        address(variance),
-        0 if signs is None else address(signs),
-        epsilon,
-        negative_slope,
-    )
-    return y, Saved((mean, mean_low, variance), signs)
+    fresh: _Fresh | None
+    """How y is allocated; None for an array like x, as the library allocates it."""
+    forward: Any = None
+    """None where the arrays are copied first, since no view describes them all."""
+    normalize: Any = None
+    normalize_again: Any = None
+    moments: Any = None
+    statistics: Array = None
+    """An array (3, groups, channel) to allocate mean, mean_low and variance like."""
+    mask_bytes: int = 0
 
 
-def inference(
-    memory: Memory,
-    geometry: Geometry,
-    x: Array,
-    mean: Array,
-    variance: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    residual: Array | None,
-    epsilon: float,
-    negative_slope: float,
-    out: Array | None = None,
-    mean_low: Array | None = None,
-) -> Array:
-    """`x` normalized by given statistics, dense and in the precision that `x` is computed in."""
-    y = _fresh_like(memory, x, geometry) if out is None else out
-    sizes, (y_strides, x_strides, residual_strides), x, residual = _placed(memory, geometry, None, y, x, residual)
-    address = memory.address
-    _cpu.forward(
-        _NORMALIZE,
-        memory.dtype(x),
-        sizes,
-        address(x),
-        x_strides,
-        0 if residual is None else address(residual),
-        residual_strides,
-        address(y),
-        y_strides,
-        0 if gamma is None else address(gamma),
-        0 if beta is None else address(beta),
-        address(mean),
-        0 if mean_low is None else address(mean_low),
-        address(variance),
-        0,
-        epsilon,
-        negative_slope,
-    )
-    return y
+class _BackwardPlan(NamedTuple):
+    """Likewise a backward pass."""
+
+    fresh: _Fresh | None
+    backward: Callable[..., int] | None = None
 
 
-def backward(
-    memory: Memory,
-    geometry: Geometry,
-    dy: Array,
-    x: Array,
-    saved: Saved,
-    gamma: Array | None,
-    beta: Array | None,
-    has_residual: bool,
-    epsilon: float,
-    negative_slope: float,
-    group_size: int | None = None,
-    d_mean: Array | None = None,
-    d_variance: Array | None = None,
-    given: bool = False,
-) -> Gradients:
-    """The derivatives of `forward`; `given` says that the statistics were, so that x has acted on none."""
-    dx = _fresh_like(memory, x, geometry)
-    d_residual = _fresh_like(memory, x, geometry) if saved.signs is not None else None
-    sizes, (dx_strides, x_strides, dy_strides), x, dy = _placed(
-        memory, geometry, group_size, dx, x, dy, saved.signs is not None
-    )
-    _, outer, channel, inner = sizes
-    mean, mean_low, variance = saved.statistics
-    d_gamma = None if gamma is None else memory.empty((channel,), x)
-    d_beta = None if beta is None else memory.empty((channel,), x)
-    address = memory.address
-    _cpu.backward(
-        _BOTH,
-        memory.dtype(x),
-        sizes,
-        address(dy),
-        dy_strides,
-        address(x),
-        x_strides,
-        address(dx),
-        dx_strides,
-        0 if d_residual is None else address(d_residual),
-        0 if gamma is None else address(gamma),
-        0 if beta is None else address(beta),
-        address(mean),
-        address(mean_low),
-        address(variance),
-        0 if saved.signs is None else address(saved.signs),
-        0 if d_mean is None else address(d_mean),
-        0 if d_variance is None else address(d_variance),
-        0,
-        0,
-        0 if d_gamma is None else address(d_gamma),
-        0 if d_beta is None else address(d_beta),
-        epsilon,
-        negative_slope,
-        inf if given else float(outer * inner),  # behind a mean; of infinitely many values none moves it
-    )
-    return Gradients(
-        dx,
-        d_gamma,
-        d_beta,
-        None if not has_residual else dy if d_residual is None else d_residual,
-    )
+@dataclass(frozen=True)
+class CpuKernel:
+    """The compiled kernels for arrays in CPU memory, without a mask."""
+
+    access: ArrayAccess
+    name: str = "cpu"
+
+    def forward(
+        self,
+        call: Call,
+        x: Array,
+        gamma: Array | None,
+        beta: Array | None,
+        residual: Array | None = None,
+        *,
+        running: RunningStats | None = None,
+        statistics: Array | None = None,
+        out: Array | None = None,
+    ) -> tuple[Array, Saved]:
+        """Normalize `x` into new memory or `out`; all else as `Kernel.forward` has it."""
+        access = self.access
+        # Most calls find their plan by the strides of x alone.
+        if residual is None and out is None and (plan := call.plans.get(access.strides(x))) is not None and plan.forward:
+            y = access.empty_like(x) if plan.fresh is None else self._allocated(call, plan.fresh, x)
+            mask = None
+        else:
+            masked = residual is not None and call.negative_slope != 1
+            plan, x, residual, y = self._prepared(call, x, residual, out, masked)
+            mask = access.empty_bytes(plan.mask_bytes, x) if masked else None
+        if statistics is not None:
+            fate = plan.normalize_again(x, residual, y, gamma, beta, statistics, mask)
+        else:
+            statistics = access.empty_like(plan.statistics)
+            mean, mean_low, variance, decay, unbiased, batches, skipped = running or _NOT_RUNNING
+            decay = -1.0 if decay is None else decay
+            fate = plan.forward(
+                x, residual, y, gamma, beta, statistics, mask, mean, mean_low, variance, decay, unbiased, batches, skipped
+            )
+        if fate == _UNFIT:
+            raise UnfitError
+        return y, (statistics, mask)
+
+    def infer(
+        self,
+        call: Call,
+        x: Array,
+        mean: Array,
+        variance: Array,
+        gamma: Array | None,
+        beta: Array | None,
+        residual: Array | None = None,
+        *,
+        mean_low: Array | None = None,
+        out: Array | None = None,
+    ) -> Array:
+        """Normalize `x` by given statistics into new memory or `out`."""
+        plan, x, residual, y = self._prepared(call, x, residual, out, False)
+        if plan.normalize(x, residual, y, gamma, beta, mean, mean_low, variance, None) == _UNFIT:
+            raise UnfitError
+        return y
+
+    def moments(self, call: Call, x: Array) -> Array:
+        """Return mean, mean_low and variance of `x`, as `Saved.statistics` has them."""
+        access = self.access
+        if _view(call, access, x) is None:
+            x = access.copy_like(x, access.empty_contiguous(x))
+        plan = self._forward_plan(call, x, None, x, False)
+        statistics = access.empty_like(plan.statistics)
+        plan.moments(x, statistics)
+        return statistics
+
+    def backward(
+        self,
+        call: Call,
+        dy: Array,
+        x: Array,
+        gamma: Array | None,
+        beta: Array | None,
+        saved: Saved,
+        has_residual: bool,
+        d_mean: Array | None = None,
+        d_variance: Array | None = None,
+    ) -> Gradients:
+        """Differentiate `forward`, as `Kernel.backward` has it."""
+        access = self.access
+        statistics, mask = saved
+        key = access.strides(dy), access.strides(x), mask is None
+        plan = call.plans.get(key)
+        if plan is None:
+            plan = call.plans[key] = self._backward_plan(call, dy, x, mask is not None)
+        dx = access.empty_like(x) if plan.fresh is None else self._allocated(call, plan.fresh, x)
+        if plan.backward is None:
+            x, dy = access.copy_like(x, dx), access.copy_like(dy, dx)
+            return self.backward(call, dy, x, gamma, beta, saved, has_residual, d_mean, d_variance)
+        d_residual = None if mask is None else self._allocated(call, plan.fresh, x)
+        d_gamma = None if gamma is None else access.empty_like(gamma)
+        d_beta = None if beta is None else access.empty_like(beta)
+        fate = plan.backward(dy, x, dx, d_residual, gamma, beta, statistics, mask, d_mean, d_variance, d_gamma, d_beta)
+        if fate == _UNFIT:
+            raise UnfitError
+        return dx, d_gamma, d_beta, (dy if d_residual is None else d_residual) if has_residual else None
+
+    def open_elements(self, call: Call, x: Array, gamma: Array | None, beta: Array | None, saved: Saved) -> Array:
+        """Return which elements the activation let through: those whose residual has all of a gradient."""
+        ones = self.access.empty_like(x)
+        ones[...] = 1
+        _, _, _, d_residual = self.backward(call, ones, x, gamma, beta, saved, True)
+        return d_residual == 1
+
+    def update_running_stats(self, running: RunningStats, moments: Moments) -> bool:
+        """Update `running` by moments (groups, channel), all dense and of one precision; return whether it accepted them."""
+        mean, mean_low, variance, decay, unbiased, _, _ = running
+        assert decay is not None, "the cumulative average is that of the forward pass"
+        rows = [moments.mean, moments.mean_low, moments.variance, mean, mean_low, variance]
+        if self.access.address is not None:
+            rows = [self.access.address(row) for row in rows]
+        groups, channel = self.access.sizes(moments.mean)
+        dtype = DTYPES["float64" if self.access.item_bytes(moments.mean) == 8 else "float32"]
+        return _cpu.update_running_stats(dtype, groups, channel, moments.count, unbiased, decay, *rows)
+
+    def _native(self, function: Callable[..., int]) -> Callable[..., int]:
+        """A native function that is given arrays, or their addresses where it cannot read these itself."""
+        address = self.access.address
+        if address is None:
+            return function
+
+        def by_address(*given: Any) -> int:
+            try:
+                addresses = [v if v is None or isinstance(v, (bool, float)) else address(v) for v in given]
+            except RuntimeError:  # a tensor without memory of its own
+                return _UNFIT
+            return function(*addresses)
+
+        return by_address
+
+    def _prepared(
+        self, call: Call, x: Array, residual: Array | None, out: Array | None, masked: bool
+    ) -> tuple[_ForwardPlan, Array, Array | None, Array]:
+        """Return the plan of a forward pass, x and residual as it reads them, and y to be written."""
+        strides = self.access.strides
+        key: Any = strides(x)
+        if residual is not None or out is not None:
+            key = key, None if residual is None else strides(residual), None if out is None else strides(out), masked
+        plan = call.plans.get(key)
+        if plan is None:
+            plan = call.plans[key] = self._forward_plan(call, x, residual, out, masked)
+        y = self._allocated(call, plan.fresh, x) if out is None else out
+        if plan.forward is None:
+            residual = None if residual is None else self.access.copy_like(residual, y)
+            return self._prepared(call, self.access.copy_like(x, y), residual, y, masked)
+        return plan, x, residual, y
+
+    def _forward_plan(self, call: Call, x: Array, residual: Array | None, out: Array | None, masked: bool) -> _ForwardPlan:
+        fresh = self._fresh(call, x)
+        found = self._shared_view(call, masked, self._allocated(call, fresh, x) if out is None else out, x, residual)
+        if found is None:
+            return _ForwardPlan(fresh)
+        sizes, (y_strides, x_strides, residual_strides) = found
+        groups, _, channel, _ = sizes
+        numbers = call.epsilon, call.negative_slope
+        run = _cpu.ForwardPlan(DTYPES[call.dtype], sizes, x_strides, residual_strides, y_strides, *numbers)
+        return _ForwardPlan(
+            fresh,
+            self._native(run.forward),
+            self._native(run.normalize),
+            self._native(run.normalize_again),
+            self._native(run.moments),
+            self.access.empty((3, groups, channel), x),
+            run.mask_bytes if masked else 0,
+        )
+
+    def _backward_plan(self, call: Call, dy: Array, x: Array, masked: bool) -> _BackwardPlan:
+        fresh = self._fresh(call, x)
+        found = self._shared_view(call, masked, self._allocated(call, fresh, x), x, dy)
+        if found is None:
+            return _BackwardPlan(fresh)
+        sizes, (dx_strides, x_strides, dy_strides) = found
+        _, outer, _, inner = sizes
+        # Given statistics are those of infinitely many values, none of which moves a mean.
+        numbers = call.epsilon, call.negative_slope, inf if call.fixed_stats else float(outer * inner)
+        run = _cpu.BackwardPlan(DTYPES[call.dtype], sizes, dy_strides, x_strides, dx_strides, *numbers)
+        return _BackwardPlan(fresh, self._native(run.backward))
+
+    def _shared_view(
+        self, call: Call, masked: bool, written: Array, x: Array, other: Array | None
+    ) -> tuple[Strides, list[Strides]] | None:
+        """Return sizes, and strides of each array, of the view that describes all three; None where there is none.
+
+        The bits of an activation mask are counted along the written array's runs, so that `masked` asks for its sizes alone.
+        """
+        found = _view(call, self.access, written, x, *(() if other is None else (other,)))
+        if masked and found is not None:
+            alone = _view(call, self.access, written)
+            found = found if alone is not None and found[0] == alone[0] else None
+        if found is None:
+            return None
+        sizes, strides = found
+        return sizes, strides if other is not None else [*strides, _NOWHERE]
+
+    def _fresh(self, call: Call, x: Array) -> _Fresh | None:
+        """Decide how outputs like x are allocated: in the order of its memory, where that keeps channel axes together."""
+        access, whole = self.access, replace(call, group_size=None)
+        size = prod(access.sizes(x)) * access.item_bytes(x)
+        orderly = _dense(access.sizes(x), access.strides(x)) and _view(whole, access, x) is not None
+        if orderly and size < HUGE:
+            return None
+        if orderly and access.from_dlpack is not None:
+            return _Fresh(False, True, 0)
+        contiguous = _view(whole, access, access.empty_like(x)) is None
+        return _Fresh(contiguous, False, size if size >= HUGE else 0)
+
+    def _allocated(self, call: Call, fresh: _Fresh | None, x: Array) -> Array:
+        access = self.access
+        if fresh is None:
+            return access.empty_like(x)
+        if fresh.buffered:
+            buffer = _cpu.buffer(DTYPES[call.dtype], access.sizes(x), access.strides(x))
+            return access.from_dlpack(buffer)  # type: ignore[misc]
+        array = access.empty_contiguous(x) if fresh.contiguous else access.empty_like(x)
+        if fresh.advised:
+            _cpu.advise(array if access.address is None else access.address(array), fresh.advised)
+        return array
 
 
-def follow(memory: Memory, running: tuple[Array, Array, Array], moments: Moments, decay: float, unbiased: bool) -> bool:
-    """Writes running mean, its low part and running variance after one more batch; False where `core.running` refuses it.
-
-    All arrays are dense and of one precision; the moments are (groups, channel).
-    """
-    address, dtype = memory.address, memory.dtype(moments.mean)
-    groups, channel = memory.sizes(moments.mean)
-    count, mean, mean_low, variance = moments
-    running_mean, running_mean_low, running_variance = running
-    return _cpu.follow(
-        dtype,
-        groups,
-        channel,
-        count,
-        address(mean),
-        address(mean_low),
-        address(variance),
-        unbiased,
-        decay,
-        address(running_mean),
-        address(running_mean_low),
-        address(running_variance),
-    )
+def writable(access: ArrayAccess, call: Call, out: Array) -> bool:
+    """Whether kernels can write to an array as it lies: one view describes it, with contiguous channels or positions."""
+    found = _view(call, access, out)
+    if found is None:
+        return False
+    (_, outer, channel, inner), ((_, by_outer, by_channel, by_inner),) = found
+    if channel > 1 and by_channel == 1:
+        return True
+    positions = [stride for size, stride in ((outer, by_outer), (inner, by_inner)) if size > 1]
+    return not positions or 1 in positions
 
 
-def _fresh_like(memory: Memory, x: Array, geometry: Geometry) -> Array:
-    """An array to write, in the order of x's memory, or contiguous where that order takes the channel axes apart."""
-    sizes, strides = memory.sizes(x), memory.strides(x)
-    elements, orderly = _order(geometry, sizes, strides)
-    size = elements * memory.item_bytes(x)
-    if size < HUGE and orderly:
-        return memory.empty_like(x)
-    if size >= HUGE and orderly and memory.from_dlpack is not None:
-        return memory.from_dlpack(_cpu.buffer(memory.dtype(x), sizes, strides))
-    fresh = memory.empty_like(x)
-    if _view(geometry, sizes, (memory.strides(fresh),), None) is None:
-        fresh = memory.empty_contiguous(x)
-    if size >= HUGE:
-        _cpu.advise(memory.address(fresh), size)
-    return fresh
-
-
-@lru_cache(maxsize=4096)
-def _order(geometry: Geometry, sizes: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, bool]:
-    """The number of elements, and whether new arrays are written in the same order: dense, its channel axes together."""
-    return prod(sizes), _dense(sizes, strides) and _view(geometry, sizes, (strides,), None) is not None
+def _view(call: Call, access: ArrayAccess, *arrays: Array) -> tuple[Strides, list[Strides]] | None:
+    return call.geometry.in_memory(access.sizes(arrays[0]), tuple(map(access.strides, arrays)), call.group_size)
 
 
 def _dense(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
@@ -279,32 +315,3 @@ def _dense(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
             return False
         expected *= size
     return True
-
-
-def _placed(
-    memory: Memory,
-    geometry: Geometry,
-    group_size: int | None,
-    written: Array,
-    x: Array,
-    other: Array | None,
-    with_signs: bool = False,
-) -> tuple[Strides, list[Strides], Array, Array | None]:
-    """Sizes and strides of the view that serves all three arrays; those that no such view describes are copied first.
-
-    `with_signs` asks for the sizes of the written array alone, whose runs bits are counted along.
-    """
-    sizes = memory.sizes(x)
-    arrays = (written, x) if other is None else (written, x, other)
-    found = _view(geometry, sizes, tuple(map(memory.strides, arrays)), group_size)
-    if with_signs and found is not None:
-        alone = _view(geometry, sizes, (memory.strides(written),), group_size)
-        found = found if alone is not None and found[0] == alone[0] else None
-    if found is None:
-        x = memory.copy_like(x, written)
-        other = None if other is None else memory.copy_like(other, written)
-        arrays = (written, x) if other is None else (written, x, other)
-        found = _view(geometry, sizes, tuple(map(memory.strides, arrays)), group_size)
-    assert found is not None, "dense arrays of one order have a view, and others are contiguous"
-    four, strides = found
-    return four, strides if other is not None else [*strides, _NOWHERE], x, other

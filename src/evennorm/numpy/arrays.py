@@ -1,14 +1,12 @@
-"""Whatever a caller hands over goes in; arrays that kernels can compute with come out, or an error that says why not."""
+"""Turn whatever a caller hands over into arrays that kernels can compute with, or say why not."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from math import prod
 from typing import Any
 
 import numpy as np
 
-from evennorm.core.geometry import Geometry
 from evennorm.errors import ArgumentError, ShapeError
 from evennorm.kernels.cpu import DTYPES
 
@@ -57,14 +55,6 @@ def exact(mean: Any, x: np.ndarray) -> np.dtype:
 def parameter(value: Any, dtype: np.dtype, *, own: bool = False) -> Any:
     """gamma, beta or a statistic as a dense array; with `own` in memory that writing y cannot change."""
     return None if value is None else np.array(value, dtype, order="C", copy=own or None)
-
-
-def count(geometry: Geometry, x: np.ndarray, group_size: int | None = None) -> int:
-    """Values behind each mean."""
-    if group_size is None and geometry.channel > 0:
-        return x.size // geometry.channel
-    sizes = x.shape if group_size is None else (group_size, *x.shape[1:])
-    return prod(sizes[a] for a in geometry.reduced)
 
 
 def checked_out(out: Any, x: np.ndarray) -> np.ndarray | None:

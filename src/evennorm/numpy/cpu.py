@@ -1,18 +1,21 @@
-"""The compiled CPU kernels on NumPy arrays, of any strides and with any channel axes, into new memory or into `out`."""
+"""Run the compiled CPU kernels on NumPy arrays of any strides and channel axes, into new memory or into `out`."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from evennorm.core.call import Call
 from evennorm.core.geometry import Geometry
 from evennorm.core.moments import Moments
 from evennorm.core.normalize import Gradients
-from evennorm.kernels import choose, cpu
-from evennorm.kernels import cpu_halves as halves
-from evennorm.numpy.arrays import copy, count, overlap, wide
+from evennorm.kernels import choose
+from evennorm.kernels.contract import ArrayAccess, Saved
+from evennorm.kernels.cpu import CpuKernel, writable
+from evennorm.numpy.arrays import copy, overlap, wide
 
 
 class _Lent:
@@ -35,11 +38,6 @@ def serves(dtype: np.dtype) -> bool:
     return choose("numpy", dtype.name) == "cpu"
 
 
-@lru_cache(maxsize=16)
-def _number(dtype: np.dtype) -> int:
-    return cpu.DTYPES[dtype.name]
-
-
 def _strides(x: np.ndarray) -> tuple[int, ...]:
     size = x.itemsize
     return tuple(stride // size for stride in x.strides)
@@ -51,95 +49,87 @@ def _copy_like(x: np.ndarray, order: np.ndarray) -> np.ndarray:
     return copy
 
 
-memory = cpu.Memory(
-    address=lambda x: x.ctypes.data,
-    strides=_strides,
-    sizes=lambda x: x.shape,
-    empty_like=np.empty_like,
-    empty_contiguous=lambda x: np.empty_like(x, order="C"),
-    from_dlpack=lambda capsule: np.asarray(_Lent(capsule)),
-    empty=lambda shape, x: np.empty(shape, wide(x)),
-    empty_bytes=lambda size: np.empty(size, np.uint8),
-    copy_like=_copy_like,
-    dtype=lambda x: _number(x.dtype),
-    item_bytes=lambda x: x.itemsize,
+kernel = CpuKernel(
+    ArrayAccess(
+        address=lambda x: x.ctypes.data,
+        strides=_strides,
+        sizes=lambda x: x.shape,
+        item_bytes=lambda x: x.itemsize,
+        empty_like=np.empty_like,
+        empty_contiguous=lambda x: np.empty_like(x, order="C"),
+        empty=lambda shape, x: np.empty(shape, wide(x)),
+        empty_bytes=lambda size, x: np.empty(size, np.uint8),
+        copy_like=_copy_like,
+        from_dlpack=lambda capsule: np.asarray(_Lent(capsule)),
+    )
 )
-_memory_of_bfloat16 = memory._replace(from_dlpack=None)
+_kernel_of_bfloat16 = CpuKernel(kernel.access._replace(from_dlpack=None))
 
 
 def train(
-    geometry: Geometry,
+    call: Call,
     x: np.ndarray,
     gamma: np.ndarray | None,
     beta: np.ndarray | None,
-    *,
     residual: np.ndarray | None,
-    epsilon: float,
-    negative_slope: float,
-    group_size: int | None,
-    statistic_shape: tuple[int, ...] | None,
     out: np.ndarray | None,
 ) -> tuple[np.ndarray, Moments]:
-    """`Engine.train` without a mask, for arrays of one dtype; y stands in `out`, where that is given."""
-    axes, geometry, (x, residual) = _together(geometry, x, residual)
-    target = _target(geometry, axes, out, x, residual, group_size)
-    rest = residual, epsilon, negative_slope, group_size, target, statistic_shape
-    y, saved = cpu.forward(_of(x), geometry, x, gamma, beta, *rest)
-    return _delivered(y, axes, target, out), Moments(count(geometry, x, group_size), *saved.statistics)
+    """Compute `Engine.train` without a mask, for arrays of one dtype; y stands in `out`, where that is given."""
+    axes, call, (x, residual) = _together(call, x, residual)
+    target = _target(call, axes, out, x, residual)
+    y, saved = _kernel(call).forward(call, x, gamma, beta, residual, out=target)
+    return _delivered(y, axes, target, out), Moments(call.count(x.shape), *saved[0])
 
 
 def infer(
-    geometry: Geometry,
+    call: Call,
     x: np.ndarray,
     mean: np.ndarray,
     variance: np.ndarray,
     gamma: np.ndarray | None,
     beta: np.ndarray | None,
-    *,
     residual: np.ndarray | None,
-    epsilon: float,
-    negative_slope: float,
     out: np.ndarray | None,
 ) -> np.ndarray:
-    """`Engine.infer` likewise; what float32 cannot hold of a float64 mean is taken along."""
-    axes, geometry, (x, residual) = _together(geometry, x, residual)
-    target = _target(geometry, axes, out, x, residual, None)
+    """Compute `Engine.infer` likewise; what float32 cannot hold of a float64 mean is taken along."""
+    axes, call, (x, residual) = _together(call, x, residual)
+    target = _target(call, axes, out, x, residual)
     mean, mean_low = _split(mean, wide(x))
-    rest = residual, epsilon, negative_slope, target, mean_low
-    return _delivered(cpu.inference(_of(x), geometry, x, mean, variance, gamma, beta, *rest), axes, target, out)
+    y = _kernel(call).infer(call, x, mean, variance, gamma, beta, residual, mean_low=mean_low, out=target)
+    return _delivered(y, axes, target, out)
 
 
-def moments(geometry: Geometry, x: np.ndarray) -> Moments:
-    """Of shape (1, channel), in the precision that x is computed in."""
-    _, geometry, (x,) = _together(geometry, x)
-    statistics = halves.moments(_of(x), geometry, x)
-    return Moments(count(geometry, x), *statistics)
+def moments(call: Call, x: np.ndarray) -> Moments:
+    """Return moments of shape (1, channel), in the precision that x is computed in."""
+    _, call, (x,) = _together(call, x)
+    return Moments(call.count(x.shape), *_kernel(call).moments(call, x))
 
 
 def gradient(
-    geometry: Geometry,
+    call: Call,
     dy: np.ndarray,
     x: np.ndarray,
     moments: Moments,
     gamma: np.ndarray | None,
     beta: np.ndarray | None,
     residual: np.ndarray | None,
-    epsilon: float,
-    negative_slope: float,
-    group_size: int | None,
     d_mean: np.ndarray | None,
     d_variance: np.ndarray | None,
 ) -> Gradients:
-    """The derivatives of `train`, by its moments of shape (groups, channel); all numbers per channel dense and wide."""
-    axes, geometry, (x, dy, residual) = _together(geometry, x, dy, residual)
-    rest = epsilon, negative_slope, group_size
-    saved = halves.recalled(_of(x), geometry, x, moments[1:], gamma, beta, residual, *rest)
-    g = cpu.backward(_of(x), geometry, dy, x, saved, gamma, beta, residual is not None, *rest, d_mean, d_variance)
-    return g._replace(x=_apart(g.x, axes), residual=None if g.residual is None else _apart(g.residual, axes))
+    """Differentiate `train` by its moments of shape (groups, channel); all numbers per channel are dense and wide."""
+    axes, call, (x, dy, residual) = _together(call, x, dy, residual)
+    kernel, statistics = _kernel(call), np.stack(moments[1:])
+    saved: Saved = statistics, None
+    if residual is not None and call.negative_slope != 1:  # for the mask; y is dropped
+        _, saved = kernel.forward(call, x, gamma, beta, residual, statistics=statistics)
+    dx, d_gamma, d_beta, d_residual = kernel.backward(
+        call, dy, x, gamma, beta, saved, residual is not None, d_mean, d_variance
+    )
+    return Gradients(_apart(dx, axes), d_gamma, d_beta, None if d_residual is None else _apart(d_residual, axes))
 
 
-def _of(x: np.ndarray) -> cpu.Memory:
-    return _memory_of_bfloat16 if _number(x.dtype) == cpu.DTYPES["bfloat16"] else memory
+def _kernel(call: Call) -> CpuKernel:
+    return _kernel_of_bfloat16 if call.dtype == "bfloat16" else kernel
 
 
 def _split(mean: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray | None]:
@@ -154,14 +144,15 @@ def _split(mean: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray | 
 Axes = tuple[int, ...] | None
 
 
-def _together(geometry: Geometry, *arrays: np.ndarray | None) -> tuple[Axes, Geometry, list[Any]]:
+def _together(call: Call, *arrays: np.ndarray | None) -> tuple[Axes, Call, list[Any]]:
     """Arrays that kernels can read, their channel axes beside each other; the exchange of axes that brought them there."""
-    axes = geometry.permutation
+    axes = call.geometry.permutation
     if axes is None:
-        return None, geometry, [_readable(array) for array in arrays]
+        return None, call, [_readable(array) for array in arrays]
     moved = [None if array is None else array.transpose(axes) for array in arrays]
     shape = next(array.shape for array in moved if array is not None)
-    return axes, Geometry(shape, range(-len(geometry.axis), 0)), [_readable(array) for array in moved]
+    geometry = Geometry(shape, range(-len(call.geometry.axis), 0))
+    return axes, replace(call, geometry=geometry), [_readable(array) for array in moved]
 
 
 def _apart(y: np.ndarray, axes: Axes) -> np.ndarray:
@@ -179,12 +170,11 @@ def _lies_well(array: np.ndarray) -> bool:
 
 
 def _target(
-    geometry: Geometry,
+    call: Call,
     axes: Axes,
     out: np.ndarray | None,
     x: np.ndarray,
     residual: np.ndarray | None,
-    group_size: int | None,
 ) -> np.ndarray | None:
     """`out`, its axes exchanged like x's, if kernels can write there while they read x and residual; else None."""
     if out is None or not out.dtype.isnative or not _lies_well(out):
@@ -192,7 +182,7 @@ def _target(
     moved = out if axes is None else out.transpose(axes)
     if overlap(moved, x) or overlap(moved, residual):
         return None
-    return moved if halves.writable(memory, geometry, moved, group_size) else None
+    return moved if writable(kernel.access, call, moved) else None
 
 
 def _delivered(y: np.ndarray, axes: Axes, target: np.ndarray | None, out: np.ndarray | None) -> np.ndarray:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from evennorm.core.engine import Engine, checked_epsilon, slope_of
-from evennorm.core.geometry import Geometry
+from evennorm.core.call import Call
+from evennorm.core.engine import Engine
 from evennorm.core.moments import Moments
 from evennorm.kernels import reference
 from evennorm.numpy import cpu
@@ -74,19 +74,8 @@ class _NumPyEngine(Engine):
                    [ 0.9701,  0.    ]])
         """
         x = floats("x", x)
-        return self.train(
-            self._geometry(x, axis),
-            x,
-            gamma,
-            beta,
-            epsilon=checked_epsilon(epsilon),
-            mask=mask,
-            negative_slope=slope_of(activation, negative_slope),
-            residual=residual,
-            virtual_batch_size=virtual_batch_size,
-            grouped=False,
-            out=out,
-        )
+        call = self._call(x, axis, epsilon, activation, negative_slope, virtual_batch_size)
+        return self.train(call, x, gamma, beta, mask=mask, residual=residual, grouped=False, out=out)
 
     def normalize(
         self,
@@ -116,63 +105,43 @@ class _NumPyEngine(Engine):
                    [ 1. ]])
         """
         x = floats("x", x)
-        return self.infer(
-            self._geometry(x, axis),
-            x,
-            mean,
-            variance,
-            gamma,
-            beta,
-            epsilon=checked_epsilon(epsilon),
-            negative_slope=slope_of(activation, negative_slope),
-            residual=residual,
-            out=out,
-        )
+        call = self._call(x, axis, epsilon, activation, negative_slope, fixed_stats=True)
+        return self.infer(call, x, mean, variance, gamma, beta, residual=residual, out=out)
 
     def train(
         self,
-        geometry: Geometry,
+        call: Call,
         x: np.ndarray,
         gamma: np.ndarray | None,
         beta: np.ndarray | None,
         *,
-        epsilon: float,
         mask: np.ndarray | None = None,
-        negative_slope: float = 1.0,
         residual: np.ndarray | None = None,
-        virtual_batch_size: int | None = None,
         grouped: bool = True,
         out: np.ndarray | None = None,
     ) -> tuple[np.ndarray, Moments]:
         x, residual, target = self._arrays(x, residual, out)
         gamma, beta = (parameter(value, wide(x), own=out is not None) for value in (gamma, beta))
-        options: dict[str, Any] = {"epsilon": epsilon, "negative_slope": negative_slope, "residual": residual}
-        if served(geometry, x, mask, virtual_batch_size):
-            gamma, beta = self._flat(gamma, geometry), self._flat(beta, geometry)
-            shape = None if grouped or virtual_batch_size is not None else geometry.parameter_shape
-            options |= {"group_size": virtual_batch_size, "statistic_shape": shape, "out": target}
-            y, moments = cpu.train(geometry, x, gamma, beta, **options)
-            grouped = grouped or shape is not None  # they have their shape
+        if supports(call, x, mask):
+            gamma, beta = self._flat(gamma, call.geometry), self._flat(beta, call.geometry)
+            y, moments = cpu.train(call, x, gamma, beta, residual, target)
         else:
-            options |= {"mask": mask, "virtual_batch_size": virtual_batch_size}
             with np.errstate(invalid="ignore"):  # as quiet about values that are not finite as the compiled kernels
-                y, moments = super().train(geometry, x, gamma, beta, **options)
+                y, moments = super().train(call, x, gamma, beta, mask=mask, residual=residual)
             copy(y, target)
         if not grouped:
-            moments = self._of_parameter_shape(moments, geometry, virtual_batch_size)
+            moments = self._of_parameter_shape(moments, call)
         return y if out is None else out, moments
 
     def infer(
         self,
-        geometry: Geometry,
+        call: Call,
         x: np.ndarray,
         mean: np.ndarray,
         variance: np.ndarray,
         gamma: np.ndarray | None,
         beta: np.ndarray | None,
         *,
-        epsilon: float,
-        negative_slope: float = 1.0,
         residual: np.ndarray | None = None,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
@@ -180,13 +149,12 @@ class _NumPyEngine(Engine):
         own = out is not None
         mean = parameter(mean, exact(mean, x), own=own)
         variance, gamma, beta = (parameter(value, wide(x), own=own) for value in (variance, gamma, beta))
-        options: dict[str, Any] = {"epsilon": epsilon, "negative_slope": negative_slope, "residual": residual}
-        if served(geometry, x):
-            flat = (self._flat(value, geometry) for value in (mean, variance, gamma, beta))
-            y = cpu.infer(geometry, x, *flat, out=target, **options)
+        if supports(call, x):
+            mean, variance, gamma, beta = (self._flat(value, call.geometry) for value in (mean, variance, gamma, beta))
+            y = cpu.infer(call, x, mean, variance, gamma, beta, residual, target)
         else:
             with np.errstate(invalid="ignore"):
-                y = super().infer(geometry, x, mean, variance, gamma, beta, **options)
+                y = super().infer(call, x, mean, variance, gamma, beta, residual=residual)
             copy(y, target)
         return y if out is None else out
 
@@ -198,18 +166,12 @@ class _NumPyEngine(Engine):
             residual = residual.astype(x.dtype, copy=False)
         return x, residual, checked_out(out, x)
 
-    def _geometry(self, x: np.ndarray, axis: int | Iterable[int]) -> Geometry:
-        return _geometry(x.shape, axis) if type(axis) is int else super()._geometry(x, axis)
 
-
-def served(geometry: Geometry, x: np.ndarray, mask: Any = None, virtual_batch_size: int | None = None) -> bool:
+def supports(call: Call, x: np.ndarray, mask: Any = None) -> bool:
     """Whether the compiled kernels take a call, or the reference."""
-    return mask is None and cpu.serves(x.dtype) and (geometry.permutation is None or virtual_batch_size is None)
+    return mask is None and cpu.serves(x.dtype) and (call.geometry.permutation is None or call.group_size is None)
 
 
-# Small arrays are normalized faster than their geometry is worked out.
-_geometry = lru_cache(maxsize=1024)(Geometry)
-
-engine = _NumPyEngine("numpy", xp, partial(reference.forward, xp), partial(reference.inference, xp))
+engine = _NumPyEngine("numpy", xp, partial(reference.forward, xp), partial(reference.infer, xp))
 batch_norm = engine.batch_norm
 normalize = engine.normalize

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from evennorm.core.engine import checked_epsilon, slope_of
-from evennorm.core.geometry import Geometry
+from evennorm.core.call import Call
 from evennorm.core.moments import Moments
 from evennorm.core.normalize import Gradients
 from evennorm.errors import ArgumentError, ShapeError
 from evennorm.kernels import reference
 from evennorm.numpy import cpu
-from evennorm.numpy.arrays import count, floats, parameter, wide
-from evennorm.numpy.functional import engine, served
+from evennorm.numpy.arrays import floats, parameter, wide
+from evennorm.numpy.functional import engine, supports
 from evennorm.numpy.namespace import xp
 
 __all__ = ["batch_norm_gradient"]
@@ -70,8 +69,8 @@ def batch_norm_gradient(
         (array([ 0.3527, -0.4409,  0.0882]), array([-0.9258]), None)
     """
     x = floats("x", x)
-    geometry = engine._geometry(x, axis)
-    dtype, epsilon, slope = wide(x), checked_epsilon(epsilon), slope_of(activation, negative_slope)
+    call = engine._call(x, axis, epsilon, activation, negative_slope, virtual_batch_size)
+    geometry, dtype = call.geometry, wide(x)
     dy = _like("dy", dy, x)
     residual = None if residual is None else _like("residual", residual, x)
     gamma, beta = (engine._flat(parameter(value, dtype), geometry) for value in (gamma, beta))
@@ -90,12 +89,11 @@ def batch_norm_gradient(
     variance = flat("moments.variance", moments.variance, dtype)
     if mean_low is None or mean.dtype != dtype or mean_low.dtype != dtype:
         mean, mean_low = _near(dtype, mean, mean_low)
-    number = _checked_count(moments.count, groups, count(geometry, x, virtual_batch_size), mask)
+    number = _checked_count(moments.count, groups, call.count(x.shape), mask)
     used = Moments(number, mean, mean_low, variance)
     d_mean, d_variance = flat("d_mean", d_mean, dtype), flat("d_variance", d_variance, dtype)
-    rest = residual, epsilon, slope, virtual_batch_size, d_mean, d_variance
-    run = cpu.gradient if served(geometry, x, mask, virtual_batch_size) else partial(_reference, mask)
-    g = run(geometry, dy, x, used, gamma, beta, *rest)
+    run = cpu.gradient if supports(call, x, mask) else partial(_reference, mask)
+    g = run(call, dy, x, used, gamma, beta, residual, d_mean, d_variance)
     d_gamma, d_beta = (None if a is None else a.reshape(geometry.parameter_shape) for a in (g.gamma, g.beta))
     return Gradients(g.x, d_gamma, d_beta, g.residual)
 
@@ -103,24 +101,20 @@ def batch_norm_gradient(
 @np.errstate(invalid="ignore")
 def _reference(
     mask: Any,
-    geometry: Geometry,
+    call: Call,
     dy: np.ndarray,
     x: np.ndarray,
     moments: Moments,
     gamma: np.ndarray | None,
     beta: np.ndarray | None,
     residual: np.ndarray | None,
-    epsilon: float,
-    negative_slope: float,
-    group_size: int | None,
     d_mean: np.ndarray | None,
     d_variance: np.ndarray | None,
 ) -> Gradients:
-    views = (None if a is None else geometry.view(xp, a, group_size) for a in (dy, x, residual))
-    dy_view, x_view, residual_view = views
+    geometry, group_size = call.geometry, call.group_size
+    dy_view, x_view, residual_view = (None if a is None else geometry.view(xp, a, group_size) for a in (dy, x, residual))
     hidden = None if mask is None else geometry.mask_view(xp, xp.boolean(mask), x.shape, group_size)
-    rest = epsilon, negative_slope, d_mean, d_variance
-    g = reference.backward(xp, dy_view, x_view, moments, gamma, beta, residual_view, hidden, *rest)
+    g = reference.backward(xp, call, dy_view, x_view, moments, gamma, beta, residual_view, hidden, d_mean, d_variance)
     dx, d_residual = (None if a is None else geometry.restore(xp, a, x.shape) for a in (g.x, g.residual))
     return Gradients(dx, g.gamma, g.beta, d_residual)
 

@@ -15,7 +15,7 @@ from evennorm.errors import ArgumentError, ShapeError
 from evennorm.kernels import reference
 from evennorm.numpy import cpu
 from evennorm.numpy.arrays import floats
-from evennorm.numpy.functional import engine, served
+from evennorm.numpy.functional import engine, supports
 from evennorm.numpy.namespace import xp
 
 __all__ = ["merge", "moments"]
@@ -42,9 +42,9 @@ def moments(x: np.ndarray, *, axis: int | Iterable[int] = -1, mask: np.ndarray |
         (2, array([ 2., 10.]), array([1., 0.]))
     """
     x = floats("x", x)
-    geometry = engine._geometry(x, axis)
-    taken = cpu.moments(geometry, x) if served(geometry, x, mask) else _by_reference(geometry, x, mask)
-    return _wide(engine._of_parameter_shape(taken, geometry, None))
+    call = engine._call(x, axis)
+    taken = cpu.moments(call, x) if supports(call, x, mask) else _by_reference(call.geometry, x, mask)
+    return _wide(engine._of_parameter_shape(taken, call))
 
 
 @np.errstate(invalid="ignore")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evennorm.core.call import Call
 from evennorm.core.engine import Engine
 from evennorm.core.moments import Moments, per_channel
 from evennorm.core.normalize import activate
@@ -26,32 +27,30 @@ def _device() -> str:
 
 
 def _train(
+    call: Call,
     x: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
     residual: Tensor | None,
     mask: Tensor | None,
-    epsilon: float,
-    negative_slope: float,
 ) -> tuple[Tensor, Moments]:
     kernel = choose("tensorflow", x.dtype.name, compiled=compiled.serves(x, gamma, beta, residual), device=_device())
-    if kernel == "cpu" and mask is None and negative_slope >= 0:
-        return compiled.train(x, gamma, beta, residual, epsilon, negative_slope)
-    return composed.train(x, gamma, beta, residual, mask, epsilon, negative_slope)
+    if kernel == "cpu" and mask is None and call.negative_slope >= 0:
+        return compiled.train(call, x, gamma, beta, residual)
+    return composed.train(call, x, gamma, beta, residual, mask)
 
 
 def _inference(
+    call: Call,
     x: Tensor,
     statistics: Moments,
     gamma: Tensor | None,
     beta: Tensor | None,
     residual: Tensor | None,
-    epsilon: float,
-    negative_slope: float,
 ) -> Tensor:
     _, _, channel, inner = xp.shape(x)
-    if choose("tensorflow", x.dtype.name, training=False, inner=inner, epsilon=epsilon) == "reference":
-        return reference.inference(xp, x, statistics, gamma, beta, residual, epsilon, negative_slope)
+    if choose("tensorflow", x.dtype.name, training=False, inner=inner, epsilon=call.epsilon) == "reference":
+        return reference.infer(xp, call, x, statistics, gamma, beta, residual)
     # XLA turns the op into x * scale + offset, which cancels at large means, unless the mean is gone before.
     centred = reference.wide(xp, x) - per_channel(xp, statistics.mean)
     y, *_ = tf.raw_ops.FusedBatchNormV3(
@@ -60,13 +59,13 @@ def _inference(
         offset=tf.zeros((channel,)) if beta is None else beta,
         mean=tf.zeros((channel,)),
         variance=tf.reshape(statistics.variance, (channel,)),
-        epsilon=epsilon,
+        epsilon=call.epsilon,
         is_training=False,
     )
     y = tf.reshape(y, xp.shape(x))
     if residual is not None:
         y = y + reference.wide(xp, residual)
-    return xp.astype(activate(xp, y, negative_slope), x.dtype)
+    return xp.astype(activate(xp, y, call.negative_slope), x.dtype)
 
 
 class _TensorFlowEngine(Engine):

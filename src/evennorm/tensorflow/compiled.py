@@ -8,12 +8,14 @@ which is the CPU for TensorFlow and no device for XLA.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 from tensorflow.python.eager import forwardprop_util
 from tensorflow.python.ops.parallel_for.pfor import RegisterPFor, wrap
 
+from evennorm.core.call import Call, Formula
 from evennorm.core.moments import Moments, moments
 from evennorm.core.normalize import Gradients
 from evennorm.kernels import reference
@@ -54,26 +56,25 @@ def serves(x: Tensor, *others: Tensor | None) -> bool:
 
 @tf.autograph.experimental.do_not_convert
 def train(
+    call: Call,
     x: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
     residual: Tensor | None,
-    epsilon: float,
-    negative_slope: float,
 ) -> tuple[Tensor, Moments]:
     """`composed.train` without a mask, and with a slope of 0 or more, so that y has the sign that the activation saw."""
     wide = tf.float64 if x.dtype == tf.float64 else tf.float32
     casts = {"gamma": (gamma, wide), "beta": (beta, wide), "residual": (residual, x.dtype)}
     optional = {name: tf.cast(tensor, dtype) for name, (tensor, dtype) in casts.items() if tensor is not None}
-    call = _Call(tuple(optional), epsilon, negative_slope)
+    operation = _Operation(tuple(optional), call)
 
     @tf.custom_gradient
     def differentiable(x: Tensor, *tensors: Tensor) -> Any:
         # Of tensors that stand still: what is saved carries no derivatives, backward knows that it comes from x.
-        y, *saved = call.forward(*map(tf.stop_gradient, (x, *tensors)))
+        y, *saved = operation.forward(*map(tf.stop_gradient, (x, *tensors)))
 
         def gradient(dy: Tensor, _: Tensor, d_mean: Tensor, d_variance: Tensor) -> Any:
-            return call.backward(dy, d_mean, d_variance, y, saved, x, *tensors)
+            return operation.backward(dy, d_mean, d_variance, y, saved, x, *tensors)
 
         return (y, *saved[:3]), gradient
 
@@ -82,14 +83,21 @@ def train(
     return y, Moments(outer * inner, *statistics)
 
 
-class _Call:
+class _Numbers(NamedTuple):
+    """Of a call that is known by its operation's attributes alone."""
+
+    epsilon: float
+    negative_slope: float
+
+
+class _Operation:
     """What is known when a graph is traced. Tensors are x and those of `given`, in their order."""
 
-    def __init__(self, given: tuple[str, ...], epsilon: float, negative_slope: float):
+    def __init__(self, given: tuple[str, ...], call: Call):
         self.given = given
-        self.options: dict[str, Any] = {"epsilon": epsilon, "negative_slope": negative_slope}
-        self.keeps_signs = "residual" in given and negative_slope != 1
-        self.attributes = {name: repr(float(value)) for name, value in self.options.items()}
+        self.call = call
+        self.keeps_signs = "residual" in given and call.negative_slope != 1
+        self.attributes = {name: repr(float(getattr(call, name))) for name in ("epsilon", "negative_slope")}
 
     def forward(self, x: Tensor, *tensors: Tensor) -> list[Tensor]:
         """y, mean, mean_low, variance, and the signs that the activation saw, where backward needs them."""
@@ -103,7 +111,7 @@ class _Call:
             )
 
         def composed() -> list[Tensor]:
-            y, statistics = reference.forward(xp, x, **named, mask=None, **self.options)
+            y, statistics = reference.forward(xp, self.call, x, **named, mask=None)
             return [y, *statistics[1:], tf.zeros((0,), tf.uint8)]
 
         results = _on_cpu(compiled, composed)
@@ -137,10 +145,10 @@ class _Call:
             return self._found(Gradients(dx, d_gamma, d_beta, d_residual if self.keeps_signs else dy))
 
         def composed() -> list[Tensor]:
-            dz, slope = dy, self.options["negative_slope"]
+            dz, call = dy, self.call
             if self.keeps_signs:  # known by y, so that the residual need not be kept
-                dz, slope = xp.where(y <= 0, slope * dy, dy), 1.0
-            g = _composed_backward(dz, d_mean, d_variance, x, named["gamma"], named["beta"], self.options["epsilon"], slope)
+                dz, call = xp.where(y <= 0, call.negative_slope * dy, dy), replace(call, negative_slope=1.0)
+            g = _composed_backward(call, dz, d_mean, d_variance, x, named["gamma"], named["beta"])
             return self._found(g._replace(residual=dz))
 
         results = _on_cpu(compiled, composed)
@@ -156,18 +164,17 @@ class _Call:
 
 
 def _composed_backward(
+    call: Formula,
     dy: Tensor,
     d_mean: Tensor,
     d_variance: Tensor,
     x: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
-    epsilon: float,
-    negative_slope: float,
 ) -> Gradients:
     """As a function of x that derivatives can be taken of, its moments included. What follows a residual is done before."""
     statistics = moments(xp, reference.wide(xp, x))
-    return reference.backward(xp, dy, x, statistics, gamma, beta, None, None, epsilon, negative_slope, d_mean, d_variance)
+    return reference.backward(xp, call, dy, x, statistics, gamma, beta, None, None, d_mean, d_variance)
 
 
 tf.no_gradient("EvennormForward")  # what is saved carries no derivatives
@@ -191,7 +198,7 @@ def _second_derivatives(operation: tf.Operation, *upstream: Tensor) -> list[Tens
         tape.watch(inputs)
         dz = dy if share is None else dy * share
         gamma, beta = (None if tensor.shape == (0,) else tensor for tensor in (gamma, beta))
-        g = _composed_backward(dz, d_mean, d_variance, x, gamma, beta, epsilon, negative_slope)
+        g = _composed_backward(_Numbers(epsilon, negative_slope), dz, d_mean, d_variance, x, gamma, beta)
         outputs = [g.x, g.gamma, g.beta, dz if share is not None else None]
         wanted = [(value, by) for value, by in zip(outputs, upstream, strict=True) if value is not None]
     values, directions = zip(*wanted, strict=True)

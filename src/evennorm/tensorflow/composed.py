@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from evennorm.core.call import Call
 from evennorm.core.moments import Moments, count_of, pool
 from evennorm.core.moments import moments as core_moments
 from evennorm.kernels import reference
@@ -16,26 +17,24 @@ OPTIONAL = ("gamma", "beta", "residual")
 
 
 def train(
+    call: Call,
     x: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
     residual: Tensor | None,
     mask: Tensor | None,
-    epsilon: float,
-    negative_slope: float,
 ) -> tuple[Tensor, Moments]:
     """The reference kernel in both directions; TensorFlow differentiates its gradient again."""
     optional = dict(zip(OPTIONAL, (gamma, beta, residual), strict=True))
     given = [name for name, tensor in optional.items() if tensor is not None]
-    options: dict[str, Any] = {"mask": mask, "epsilon": epsilon, "negative_slope": negative_slope}
 
     @tf.custom_gradient
     def differentiable(x: Tensor, *tensors: Tensor) -> Any:
         inputs = {**dict.fromkeys(OPTIONAL), **dict(zip(given, tensors, strict=True))}
-        y, moments = reference.forward(xp, x, **inputs, **options)
+        y, moments = reference.forward(xp, call, x, **inputs, mask=mask)
 
         def gradient(dy: Tensor, _: Tensor, d_mean: Tensor, d_variance: Tensor) -> list[Tensor]:
-            g = reference.backward(xp, dy, x, moments, **inputs, **options, d_mean=d_mean, d_variance=d_variance)
+            g = reference.backward(xp, call, dy, x, moments, **inputs, mask=mask, d_mean=d_mean, d_variance=d_variance)
             return [g.x, *(getattr(g, name) for name in given)]
 
         return (y, *moments[1:]), gradient
@@ -45,17 +44,16 @@ def train(
 
 
 def train_synchronized(
+    call: Call,
     x: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
     residual: Tensor | None,
     mask: Tensor | None,
-    epsilon: float,
-    negative_slope: float,
 ) -> tuple[Tensor, Moments]:
     """Differentiated by TensorFlow itself, so that the exchanges between replicas are too."""
     moments = core_moments(xp, reference.wide(xp, x), mask)
     replica = tf.distribute.get_replica_context()
     if replica is not None and replica.num_replicas_in_sync > 1:
         moments = pool(xp, moments, lambda value: replica.all_reduce(tf.distribute.ReduceOp.SUM, value))
-    return reference.inference(xp, x, moments, gamma, beta, residual, epsilon, negative_slope), moments
+    return reference.infer(xp, call, x, moments, gamma, beta, residual), moments

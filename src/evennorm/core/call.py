@@ -1,0 +1,83 @@
+"""Say in one record what a call of batch normalization computes, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Protocol
+
+from evennorm.core.geometry import Geometry
+from evennorm.errors import ArgumentError
+
+
+class Formula(Protocol):
+    """The numbers in the formula of a call, which are all that the mathematics asks of it."""
+
+    @property
+    def epsilon(self) -> float: ...
+    @property
+    def negative_slope(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Call:
+    """Everything that a kernel is told beside its arrays.
+
+        y = activation(gamma * (x - mean) / sqrt(variance + epsilon) + beta [+ residual])
+
+    Args:
+        geometry: which values are normalized together; its shape is that of x.
+        dtype: that of x, such as "float32".
+        epsilon: added to the variance; 0 or more.
+        negative_slope: slope of the activation below zero: 1 for none, 0 for relu, else leaky relu.
+        group_size: samples of a ghost batch; None for one batch.
+        fixed_stats: whether mean and variance are given, so that they do not depend on x.
+
+    Example:
+        >>> from evennorm.core.geometry import Geometry
+        >>> call = Call(Geometry((8, 3)), negative_slope=0.0)
+        >>> call.activation, call.count((8, 3))
+        ('relu', 8)
+    """
+
+    geometry: Geometry
+    dtype: str = "float32"
+    epsilon: float = 1e-5
+    negative_slope: float = 1.0
+    group_size: int | None = None
+    fixed_stats: bool = False
+    plans: dict[Hashable, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """What kernels have worked out for arrays of this shape, by how these lie in memory. A call belongs to one library."""
+
+    @property
+    def activation(self) -> str:
+        """none, relu or leaky_relu."""
+        return {1.0: "none", 0.0: "relu"}.get(self.negative_slope, "leaky_relu")
+
+    def count(self, sizes: tuple[int, ...]) -> int:
+        """Return how many values of an array of these sizes stand behind each mean."""
+        sizes = sizes if self.group_size is None else (self.group_size, *sizes[1:])
+        return prod(sizes[a] for a in self.geometry.reduced)
+
+
+def slope_of(activation: str | None, negative_slope: float = 0.01) -> float:
+    """The slope below zero that the name of an activation stands for.
+
+    Raises:
+        ArgumentError: a name that no kernel fuses.
+    """
+    if activation is None:
+        return 1.0
+    slopes = {"relu": 0.0, "leaky_relu": negative_slope}
+    if activation not in slopes:
+        known = ", ".join(map(repr, (None, *slopes)))
+        raise ArgumentError(f"activation is one of {known}; received {activation!r}; apply any other one to the result")
+    return slopes[activation]
+
+
+def checked_epsilon(epsilon: float) -> float:
+    """`epsilon`, unless it could turn the square root of a variance into NaN."""
+    if not epsilon >= 0:
+        raise ArgumentError(f"epsilon is a small number added to the variance, 0 or more; received epsilon={epsilon}")
+    return float(epsilon)

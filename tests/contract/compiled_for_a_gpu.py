@@ -1,4 +1,4 @@
-"""Compiles the GPU kernels for a Hopper GPU, on a machine that need not have one; prints what came out, a line of JSON each.
+"""Compile the GPU kernels for a Hopper GPU, on a machine that need not have one; print what came out, a line of JSON each.
 
 A process of its own, without Triton's interpreter: python -m tests.contract.compiled_for_a_gpu
 """
@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,22 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from evennorm.core.call import Call
 from evennorm.core.geometry import Geometry
 from evennorm.core.moments import Moments
-from evennorm.torch import gpu_memory
+from evennorm.torch.gpu import triton_kernel
+from evennorm.torch.tensors import NAMES, acc_dtype
 
 HOPPER = GPUTarget("cuda", 90, 32)
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 TYPES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-TYPES |= {torch.uint8: "*u8", torch.bool: "*i1"}
+TYPES |= {torch.uint8: "*u8", torch.bool: "*i1", torch.int64: "*i64"}
 
 # shape, dtype, memory format, slope, residual: ResNet-50's, and such as try every way through the kernels
 CASES = [
     ("rows, bfloat16", (128, 256, 56, 56), torch.bfloat16, torch.channels_last, 0.0, True),
+    ("rows, of a small array, bfloat16", (128, 512, 7, 7), torch.bfloat16, torch.channels_last, 0.0, True),
+    ("rows, of the smallest streamed, bfloat16", (8, 64, 14, 14), torch.bfloat16, torch.channels_last, 0.0, False),
     ("rows of few channels, float32", (128, 64, 112, 112), torch.float32, torch.channels_last, 0.0, False),
     ("planes, bfloat16", (128, 64, 56, 56), torch.bfloat16, torch.contiguous_format, 1.0, False),
     ("small planes on the chip, float32", (128, 512, 7, 7), torch.float32, torch.contiguous_format, 0.0, True),
@@ -62,11 +67,11 @@ def compiled(name: str, function: JITFunction, *values: Any, grid: Any, **option
 
 
 def read(ptx: str) -> dict[str, int]:
-    """Of Triton's program: products and sums that another compiler might contract, fused ones, atomic additions."""
+    """Of Triton's program: products and sums that another compiler might contract, fused ones, atomic operations by type."""
     return {
         "contractible": len(re.findall(r"\b(?:mul|add|sub)\.f(?:32|64)\s", ptx)),
         "fused": len(re.findall(r"\bfma\.rn\.f32\s", ptx)),
-        "atomic": len(re.findall(r"\b(?:atom|red)\.", ptx)),
+        "atomic": sorted(set(re.findall(r"\b(?:atom|red)\.\S+", ptx))),
     }
 
 
@@ -88,16 +93,18 @@ def disassembled(cubin: bytes) -> dict[str, int]:
 
 
 def main() -> None:
-    kernels, memory = gpu_memory.kernels(), gpu_memory.memory()._replace(processors=lambda x: 132, timing=lambda x: "never")
+    kernel = triton_kernel()
+    kernel = replace(kernel, gpu=kernel.gpu._replace(processors=lambda device: 132))
     for name, shape, dtype, order, slope, with_residual in CASES:
         JITFunction.run = lambda function, *values, warmup, name=name, **rest: compiled(name, function, *values, **rest)
         x = torch.empty(shape, dtype=dtype, memory_format=order)
-        row = torch.empty(shape[1], dtype=gpu_memory.wide(x))
-        geometry, residual = Geometry(shape, 1), x if with_residual else None
-        _, saved = kernels.forward(memory, geometry, x, row, row, residual, 1e-5, slope)
-        kernels.backward(memory, geometry, x, x, saved, row, row, with_residual, 1e-5, slope)
-    running, batch = (row.float(),) * 3, (row.float()[None],) * 3
-    kernels.follow(memory, running, Moments(100, *batch), 0.9, True, torch.empty((), dtype=torch.bool))
+        row = torch.empty(shape[1], dtype=acc_dtype(x))
+        count = torch.zeros((), dtype=torch.int64)
+        running = row, row, row, 0.9, True, count, count
+        call = Call(Geometry(shape, 1), NAMES[dtype], 1e-5, slope)
+        _, saved = kernel.forward(call, x, row, row, x if with_residual else None, running=running)
+        kernel.backward(call, x, x, row, row, saved, with_residual)
+    kernel.update_running_stats(running, Moments(100, row[None], row[None], row[None]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where tests of the GPU kernels run: in Triton's interpreter on CPU tensors, or on a GPU; and what they are compared with.
+"""Say where tests of the GPU kernels run, in Triton's interpreter on CPU tensors or on a GPU, and how exact they are.
 
 Triton reads TRITON_INTERPRET when it is imported, and cannot be imported after TensorFlow: these tests have a process of
 their own, `make test-triton`, or `make test-gpu` where there is a GPU. They need torch, Triton, NumPy and pytest only.
@@ -23,7 +23,8 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install trito
 
 import torch
 
-from evennorm.torch import cpu, gpu, refusal
+from evennorm.torch import gpu, kernels, refusal
+from evennorm.torch.gpu import triton_kernel
 
 SLOPES = {None: 1.0, "relu": 0.0, "leaky_relu": 0.01}
 ROUNDING = {"float32": 2e-6, "float64": 1e-11, "float16": 2e-6, "bfloat16": 2e-6}
@@ -32,14 +33,22 @@ LAST_PLACE = {"float32": 0.0, "float64": 0.0, "float16": 2**-11, "bfloat16": 2**
 """What that rounding costs, relative to the value."""
 
 
+class _Supported:
+    """The dtypes that the GPU kernels compute."""
+
+    def __contains__(self, dtype: torch.dtype) -> bool:
+        return dtype in gpu.SUPPORTED and not refusal.refused(dtype)
+
+
 @pytest.fixture(autouse=True)
-def served(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The GPU's door serves the tests' tensors, from the same draws each time; warnings of earlier tests are forgotten."""
+def on_gpu_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the GPU kernels compute, from the same draws each time; warnings of earlier tests are forgotten."""
     torch.manual_seed(0)
     monkeypatch.setattr(gpu, "DEVICE", DEVICE)
     monkeypatch.setattr(refusal, "_reasons", {})
     if not ON_GPU:
-        monkeypatch.setattr(cpu, "serves", lambda *tensors: False)
+        monkeypatch.setattr(kernels, "cpu_kernel", triton_kernel())
+        monkeypatch.setattr(kernels, "ON_CPU", _Supported())
 
 
 def tensor(values: np.ndarray | None, dtype: str, layout: str = "as it is") -> torch.Tensor | None:

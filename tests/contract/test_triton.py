@@ -5,16 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.contract.on_triton import LAST_PLACE, ROUNDING, numpy, parameters_of, served, tensor  # isort: skip, may skip all
+from tests.contract.on_triton import DEVICE, LAST_PLACE, ROUNDING, numpy, on_gpu_kernels, parameters_of, tensor  # isort: skip, may skip all
 
 import torch
 
+from evennorm.core.call import Call
 from evennorm.core.geometry import Geometry
-from evennorm.torch import batch_norm, gpu, gpu_memory, normalize
+from evennorm.torch import batch_norm, normalize
+from evennorm.torch.gpu import triton_kernel
+from evennorm.torch.kernels import kernel_for
 from tests.cases import CASES, Case
 from tests.contract import textbook
 
-__all__ = ["served"]
+__all__ = ["on_gpu_kernels"]
 
 PLAIN = [case for case in CASES if case.mask is None and case.name != "variance below the smallest float32"]
 """Masks take the composed form; the variance of one case is 0 in float32."""
@@ -129,7 +132,7 @@ def test_inference(shape: tuple[int, ...], parameters: str | None, dtype: str) -
     mean = rng.normal(1e3 if dtype == "float32" else 1, 1, shape[axis])
     statistics = [tensor(a, kind) for a in (mean, rng.uniform(0.5, 2, shape[axis]))]
     affine = [None if parameters is None else tensor(rng.uniform(0.5, 1, shape[axis]), kind) for _ in range(2)]
-    assert gpu.serves(x, *statistics, *affine, residual)
+    assert kernel_for(x, *statistics, *affine, residual) is triton_kernel()
     with torch.no_grad():
         y = normalize(x, *statistics, *affine, axis=axis, epsilon=1e-3, activation="relu", residual=residual)
     m, v, g, b = (
@@ -142,13 +145,31 @@ def test_inference(shape: tuple[int, ...], parameters: str | None, dtype: str) -
 
 
 def test_what_is_kept_between_the_passes() -> None:
-    """x, three numbers per channel and, behind a residual alone, one bit per element."""
-    x, residual = torch.randn(2, 800, 64, device=gpu.DEVICE)
-    for with_residual in (False, True):
-        y, saved = gpu_memory.forward(
-            Geometry((800, 64)), x, None, None, residual if with_residual else None, 1e-3, 0.0, None, None
-        )
-        assert [statistic.numel() for statistic in saved.statistics] == [64] * 3
-        assert (saved.signs is not None) == with_residual
-    assert saved.signs.numel() * 8 == x.numel()
+    """x, three numbers per channel and, where an activation follows a residual, one bit per element."""
+    x, residual = torch.randn(2, 800, 64, device=DEVICE)
+    call = Call(Geometry((800, 64)), epsilon=1e-3, negative_slope=0.0)
+    for other in (None, residual):
+        y, saved = triton_kernel().forward(call, x, None, None, other)
+        statistics, mask = saved
+        assert statistics.shape == (3, 1, 64)
+        assert (mask is not None) == (other is not None)
+    assert mask.numel() * 8 == x.numel()
     assert y.shape == x.shape
+
+
+@pytest.mark.parametrize("parameters", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("shape", [(40, 6), (5_001, 40)])
+def test_parameters_of_any_dtype(shape: tuple[int, ...], parameters: str) -> None:
+    rng = np.random.default_rng(0)
+    x, dy = (tensor(rng.standard_normal(shape), "float32") for _ in range(2))
+    gamma, beta = (tensor(rng.uniform(0.5, 1, shape[1]), parameters) for _ in range(2))
+    call, kernel = Call(Geometry(shape)), triton_kernel()
+    for _ in range(2):  # one plan for each dtype
+        y, saved = kernel.forward(call, x, gamma, beta)
+        dx, d_gamma, _, _ = kernel.backward(call, dy, x, gamma, beta, saved, False)
+        wide_y, _ = kernel.forward(call, x, gamma.float(), beta.float())
+        wide_dx, wide_d_gamma, _, _ = kernel.backward(call, dy, x, gamma.float(), beta.float(), saved, False)
+        torch.testing.assert_close(y, wide_y, rtol=0, atol=1e-6)
+        torch.testing.assert_close(dx, wide_dx, rtol=0, atol=1e-6)
+        assert d_gamma.dtype is gamma.dtype
+        torch.testing.assert_close(d_gamma.float(), wide_d_gamma, rtol=1e-2, atol=1e-5)

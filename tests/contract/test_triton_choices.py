@@ -1,4 +1,4 @@
-"""How the GPU kernels cut their arrays: without a clock, and by Triton's autotuner with a clock of ours."""
+"""Test how the GPU kernels go through their arrays: as shipped, and as measured with a clock of ours."""
 
 from __future__ import annotations
 
@@ -6,90 +6,123 @@ import doctest
 
 import pytest
 
-from tests.contract.on_triton import DEVICE, served  # isort: skip, may skip all
+from tests.contract.on_triton import DEVICE, on_gpu_kernels  # isort: skip, may skip all
 
 import torch
 
-from evennorm.kernels.triton import choices, launch, layout
-from evennorm.torch import batch_norm, gpu_memory
+from evennorm.kernels.triton import choices, kernel, launch, tiling
+from evennorm.torch import batch_norm
 
-__all__ = ["served"]
+__all__ = ["on_gpu_kernels"]
 
 
-@pytest.mark.parametrize("module", [choices, launch])
+@pytest.fixture(autouse=True)
+def _as_shipped(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(choices, "WORTH_MEASURING", 0)
+    yield
+    choices.forget()
+
+
+@pytest.mark.parametrize("module", [choices, kernel])
 def test_docstring_examples(module) -> None:
     failed, attempted = doctest.testmod(module)
     assert (failed, attempted > 0) == (0, True)
 
 
-class Recorded:
-    """A kernel that notes how it would be launched."""
+VIEWS = [
+    *(
+        tiling.View(1, 128 * side * side, channel, 1)
+        for side, channel in ((112, 64), (56, 256), (28, 128), (14, 1024), (7, 512))
+    ),
+    *(tiling.View(1, 128, channel, side * side) for side, channel in ((112, 64), (56, 256), (28, 128))),
+    tiling.View(3, 70_000, 5, 1),
+    tiling.View(1, 2, 1, 1_000_000),
+]
 
-    arg_names = ()
+
+@pytest.mark.parametrize("item", [2, 4, 8])
+@pytest.mark.parametrize("view", VIEWS, ids=str)
+def test_a_shipped_choice_leaves_no_multiprocessor_idle(view: tiling.View, item: int) -> None:
+    for arrays in (1, 2, 3):
+        cut = tiling.tiling_of(view, item, 132, with_dy=arrays > 1)
+        if cut.slots:
+            continue
+        best = choices.options(cut, item, 132, arrays)[0]
+        lanes, slots = best.constants["LANES"], max(1, best.constants["SPAN"] // best.constants["LANES"])
+        blocks, splits = best.grid
+        steps = -(-cut.lines // (tiling.DEPTH * slots))
+        assert blocks == cut.blocks(lanes) * view.groups
+        assert 1 <= splits <= steps
+        assert cut.planes or splits * lanes <= tiling.TOGETHER
+        staged = (best.constants["STAGES"] - 1) * arrays * best.constants["SPAN"] * item * tiling.DEPTH
+        assert staged * best.programs <= choices.SHARED
+        if view.elements * item >= 16 << 20 and blocks < 132:
+            assert blocks * splits >= 0.9 * 132
+
+
+class Recorded:
+    """A kernel that notes how it would be launched, on a device that has no room for the first options."""
 
     def __init__(self, failing: int = 0):
+        self.arg_names = ["x", "y", "LANES", "SPAN", "STAGES"]
         self.launches, self.failing = [], failing
 
     def __getitem__(self, grid):
-        def launch(*arguments, **constants):
-            if len(self.launches) < self.failing:
-                self.launches.append(None)
-                raise choices.OutOfResources(300_000, 232_448, "shared memory")
-            self.launches.append((grid if isinstance(grid, tuple) else grid(constants), constants))
+        def run(*arguments, **settings):
+            self.launches.append((grid, arguments, settings))
+            if len(self.launches) <= self.failing:
+                raise launch.OutOfResources(300_000, 232_448, "shared memory")
 
-        return launch
-
-
-def stream_of(view: layout.View, item: int = 2, timing: choices.Timing = "never") -> choices.Stream:
-    return choices.Stream(layout.cut(view, item, 132, with_dy=False), item, 0, 132, timing)
-
-
-def test_an_untimed_choice_leaves_no_multiprocessor_idle() -> None:
-    """128 bytes of two-byte elements are all 64 channels: narrower lines make room for more programs."""
-    for view in (layout.View(1, 1_605_632, 64, 1), layout.View(1, 401_408, 256, 1), layout.View(1, 128, 64, 12_544)):
-        kernel, stream = Recorded(), stream_of(view)
-        splits = stream.launch(kernel, "names", (), {})
-        ((grid, constants),) = kernel.launches
-        assert grid[0] * grid[1] >= 132
-        assert grid[1] == splits <= stream.most_splits
-        assert splits * (1 if view.inner > 1 else constants["LANES"]) <= layout.TOGETHER
-        assert constants["enable_fp_fusion"] is False
+        return run
 
 
 def test_a_choice_for_which_the_device_has_no_room_is_passed_over() -> None:
-    kernel, stream = Recorded(failing=2), stream_of(layout.View(1, 401_408, 256, 1))
-    stream.launch(kernel, "names", (), {})
-    assert len(kernel.launches) == 3
-    with pytest.raises(choices.OutOfResources):
-        stream.launch(Recorded(failing=100), "names", (), {})
+    options = choices.options(tiling.tiling_of(tiling.View(1, 401_408, 256, 1), 2, 132, with_dy=False), 2, 132)
+    for failing in (0, 2):
+        recorded = Recorded(failing)
+        kept = launch.Launch(recorded, ["x", "y"], {})
+        assert kept.first(options, ("an array", "another")) == options[failing]
+        assert kept.option == options[failing]
+        grid, arguments, settings = recorded.launches[failing]
+        assert grid == options[failing].grid
+        assert arguments == ("an array", "another", *options[failing].constants.values())
+        assert settings == {"num_warps": options[failing].warps, "enable_fp_fusion": False}
+        kept(0, (1, 2), ("later", "arrays"))
+        assert recorded.launches[-1][1][:2] == ("later", "arrays")
+    with pytest.raises(launch.OutOfResources):
+        launch.Launch(Recorded(failing=100), ["x", "y"], {}).first(options, (1, 2))
 
 
-def test_a_choice_is_timed_once_for_a_class_of_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tuner is Triton's; here its clock is ours."""
-    timed, every = [], len(choices.candidates(False, 64, 4))
-
-    def clock(call, quantiles):
-        timed.append(call)
-        call()
-        return [float(len(timed) % every != 2), 0.0, 0.0]  # the second candidate is the fastest
-
-    monkeypatch.setattr(choices, "_timed", clock)
-    monkeypatch.setattr(choices, "WORTH_TIMING", 0)
-    monkeypatch.setattr(choices, "_chosen", {})
-    choices._tuner.cache_clear()
-    real = gpu_memory.memory()
-    monkeypatch.setattr(gpu_memory, "memory", lambda: real._replace(timing=lambda x: "now"))
+def test_a_choice_is_measured_once_for_a_class_of_arrays() -> None:
+    """The second option is the fastest by this clock; running statistics move once for all that."""
     x = torch.randn(3_001, 40, device=DEVICE)
-    y, _ = batch_norm(x, axis=1)
-    first = len(timed)
-    again, _ = batch_norm(torch.cat([x, x[:300]]), axis=1)
-    assert first == 2 * every
-    assert len(timed) == first
-    assert len(choices._chosen) == 2
-    assert {found["LANES"] for found in choices._chosen.values()} == {choices.candidates(False, 64, 4)[1].kwargs["LANES"]}
-    assert abs(float(y.mean())) < 1e-6
-    monkeypatch.setattr(gpu_memory, "memory", lambda: real._replace(timing=lambda x: "never"))
-    untimed, _ = batch_norm(x, axis=1)
-    torch.testing.assert_close(untimed, y, rtol=0, atol=1e-6)
-    assert again.shape == (3_301, 40)
-    choices._tuner.cache_clear()
+    layer = torch.nn.BatchNorm1d(40).to(DEVICE)
+    expected = layer(x)
+    timed, every = [], len(choices.options(tiling.tiling_of(tiling.View(1, 3_001, 40, 1), 4, 2, False), 4, 2))
+
+    def clock(run):
+        run()
+        timed.append(run)
+        return float(len(timed) % every != 2)
+
+    with choices.measuring(clock) as report:
+        y, _ = batch_norm(x, axis=1)
+        assert len(timed) == 2 * every
+        batch_norm(torch.cat([x, x[:300]]), axis=1)
+    assert len(timed) == 2 * every
+    assert [found.kernel for found in report] == ["moment_sums", "normalize"]
+    assert all((found.milliseconds, found.shipped_milliseconds) == (0.0, 1.0) for found in report)
+    assert all(found.sizes == (1, 3_001, 40, 1) and found.chosen != found.shipped for found in report)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    again, _ = batch_norm(x, axis=1)
+    assert torch.equal(again, y), "by the same choice"
+    assert len(timed) == 2 * every
+
+
+def test_nothing_measured_acts_on_deterministic_programs() -> None:
+    with choices.measuring(lambda run: run() or 0.0):
+        assert choices.generation(lambda: False) > 0
+    assert choices.generation(lambda: True) == 0
+    assert choices.generation(lambda: False) > 0
+    choices.forget()
+    assert choices.generation(lambda: False) == 0

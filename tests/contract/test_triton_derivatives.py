@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.on_triton import DEVICE, served  # isort: skip, may skip all
+from tests.contract.on_triton import DEVICE, on_gpu_kernels  # isort: skip, may skip all
 
 import torch
 
-from evennorm.torch import batch_norm, gpu_memory, normalize, recompute_outputs
+from evennorm.kernels.triton.kernel import TritonKernel
+from evennorm.torch import batch_norm, normalize, recompute_outputs
 
-__all__ = ["served"]
+__all__ = ["on_gpu_kernels"]
 
 
 def failing(*_: object) -> None:
@@ -114,7 +115,7 @@ def test_derivatives_by_given_statistics(activation, has_residual, layout, strea
         return torch.autograd.grad((dx * direction).sum(), gamma)[0]
 
     if fails:
-        monkeypatch.setattr(gpu_memory, "backward", failing)
+        monkeypatch.setattr(TritonKernel, "backward", failing)
         with pytest.warns(UserWarning, match="a kernel failed"):
             found = derivatives(ours)
     else:

@@ -1,4 +1,4 @@
-"""When the composed form serves a tensor on a GPU in place of the kernels: what is said, and that the numbers stay right."""
+"""Test when the composed form computes in place of the GPU kernels: what is said, and that numbers stay right."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import warnings
 
 import pytest
 
-from tests.contract.on_triton import DEVICE, ON_GPU, served  # isort: skip, may skip all
+from tests.contract.on_triton import DEVICE, ON_GPU, on_gpu_kernels  # isort: skip, may skip all
 
 import torch
 
 from evennorm import ShapeError
-from evennorm.core.geometry import Geometry
 from evennorm.kernels import triton as kernels
-from evennorm.torch import batch_norm, cpu, engine, gpu, gpu_memory, normalize, op, refusal
+from evennorm.kernels.triton.kernel import TritonKernel
+from evennorm.torch import BatchNorm1d, batch_norm, gpu, normalize, refusal
+from evennorm.torch.kernels import cpu_kernel, kernel_for
 
-__all__ = ["served"]
+__all__ = ["on_gpu_kernels"]
 
 
 @pytest.fixture
@@ -40,8 +41,12 @@ def results(leaves: list[torch.Tensor]) -> list[torch.Tensor]:
 
 def composed(leaves: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     with monkeypatch.context() as patch:
-        patch.setattr(gpu, "DEVICE", "none")
+        patch.setattr(gpu, "SUPPORTED", frozenset())
         return results(leaves)
+
+
+def supports(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
+    return kernel_for(x, *others) is gpu.triton_kernel()
 
 
 def failing(*_: object, **__: object) -> None:
@@ -54,36 +59,35 @@ SAID = "takes several operations of torch in place of one fused kernel for "
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_a_kernel_that_fails_is_replaced_and_named_once(leaves, where, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = composed(leaves, monkeypatch)
-    monkeypatch.setattr(gpu_memory, where, failing)
+    monkeypatch.setattr(TritonKernel, where, failing)
     text = f"{SAID}torch.float64 tensors on a GPU: a kernel failed with RuntimeError: ptxas: no such architecture"
     with pytest.warns(UserWarning, match=re.escape(text)):
         found = results(leaves)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-    assert not gpu.serves(leaves[0])
-    assert gpu.serves(leaves[0].float()), "other dtypes have kernels of their own"
+    assert not supports(leaves[0])
+    assert supports(leaves[0].float()), "other dtypes have kernels of their own"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         torch.testing.assert_close(results(leaves), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_inference_and_running_statistics_after_a_failure(leaves, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inference_after_a_failure(leaves, monkeypatch: pytest.MonkeyPatch) -> None:
     x = leaves[0].detach()
     row = torch.ones(4, dtype=x.dtype, device=DEVICE)
-    monkeypatch.setattr(gpu_memory, "inference", failing)
+    monkeypatch.setattr(TritonKernel, "infer", failing)
     with pytest.warns(UserWarning, match="a kernel failed"):
         y = normalize(x, row, row, axis=1, epsilon=0.0)
     torch.testing.assert_close(y, x - 1)
-    assert engine.follow((row, row, row), batch_norm(x, axis=1)[1], 0.9) is None
 
 
 def test_memory_that_is_short_is_no_reason_to_take_more(leaves, monkeypatch: pytest.MonkeyPatch) -> None:
-    def short(*_: object) -> None:
+    def short(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(gpu_memory, "forward", short)
+    monkeypatch.setattr(TritonKernel, "forward", short)
     with pytest.raises(torch.OutOfMemoryError):
         results(leaves)
-    assert gpu.serves(leaves[0])
+    assert supports(leaves[0])
 
 
 def test_without_triton_one_warning_explains(leaves, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,18 +108,18 @@ def test_triton_is_not_loaded_after_tensorflow(monkeypatch: pytest.MonkeyPatch) 
     assert kernels.missing() == "Triton cannot be loaded after TensorFlow; import triton before tensorflow"
 
 
-def test_what_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_supported(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(4, 3, device=DEVICE)
-    assert gpu.serves(x, None, torch.ones(3, device=DEVICE))
-    assert not gpu.serves(x.to(torch.complex64))
-    assert not gpu.serves(x.int())
-    assert not gpu.serves(x.to_sparse())
-    assert not gpu.serves(x, torch.ones(3, device="meta"))
+    assert supports(x, None, torch.ones(3, device=DEVICE))
+    assert not supports(x.to(torch.complex64))
+    assert not supports(x.int())
+    assert not supports(x.to_sparse())
+    assert not supports(x, torch.ones(3, device="meta"))
     inside = []
-    torch.func.vmap(lambda one: (inside.append(gpu.serves(x)), one)[1])(x)
+    torch.func.vmap(lambda one: (inside.append(supports(x)), one)[1])(x)
     assert inside == [False], "a transform sees through the composed form only"
     monkeypatch.setattr(gpu, "DEVICE", "xpu")
-    assert not gpu.serves(x)
+    assert gpu.kernel_for(x) is None
 
 
 def test_errors_are_those_of_every_engine() -> None:
@@ -128,37 +132,31 @@ def test_errors_are_those_of_every_engine() -> None:
         batch_norm(x, torch.ones(2, device=DEVICE))
 
 
-@pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("group", [None, 4])
-def test_what_compilers_call(leaves, affine, group, fails, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operators' kernels for GPUs, called as a compiler would; here without one."""
-    x, gamma, beta, residual = (leaf.detach() for leaf in leaves)
-    x = x.transpose(1, 2).contiguous().transpose(1, 2)  # channels last
-    geometry, d = Geometry(x.shape, 1), torch.randn(3 if group else 1, 4, dtype=torch.float64, device=DEVICE)
-    parameters = (gamma, beta) if affine else (None, None)
-    expected = gpu.operated(geometry, x, *parameters, residual, 1e-3, 1.0, group)
-    ones = [p if affine else torch.full_like(gamma, value) for p, value in ((gamma, 1), (beta, 0))]
-    wanted = gpu.operated_backward(geometry, residual, x, list(expected[1:]), *ones, 1e-3, 0.1, group, d, d)
-    if fails:
-        monkeypatch.setattr(gpu_memory, "forward", failing)
-        monkeypatch.setattr(gpu_memory, "backward", failing)
-        with pytest.warns(UserWarning, match="a kernel failed"):
-            found = gpu.operated(geometry, x, *parameters, residual, 1e-3, 1.0, group)
-        got = gpu.operated_backward(geometry, residual, x, list(expected[1:]), *ones, 1e-3, 0.1, group, d, d)
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
-    reference = batch_norm(x, *parameters, axis=1, epsilon=1e-3, residual=residual, virtual_batch_size=group)[0]
-    torch.testing.assert_close(expected[0], reference, rtol=1e-10, atol=1e-10)
-    assert op._lying_like(expected[0].contiguous(), x).stride() == torch.empty_like(x).stride()
+@pytest.mark.parametrize("parameters", [torch.float64, torch.float16])
+def test_a_module_normalizes_and_updates_in_one_pass(parameters, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its parameters are of another precision. After a failure the composed form does the same."""
+    x = torch.randn(20, 4, dtype=torch.float64, device=DEVICE)
+    module = BatchNorm1d(4, dtype=torch.float64, device=DEVICE)
+    module.weight.data = module.weight.data.to(parameters)
+    calls = []
+    inner = TritonKernel.forward
+    monkeypatch.setattr(TritonKernel, "forward", lambda *given, **named: (calls.append(named), inner(*given, **named))[1])
+    expected = torch.nn.BatchNorm1d(4, dtype=torch.float64, device=DEVICE)
+    for _ in range(2):
+        torch.testing.assert_close(module(x), expected(x), rtol=1e-10, atol=1e-10)
+    assert [named["running"] is not None for named in calls] == [True, True]
+    monkeypatch.setattr(TritonKernel, "forward", failing)
+    with pytest.warns(UserWarning, match="a kernel failed"):
+        torch.testing.assert_close(module(x), expected(x), rtol=1e-10, atol=1e-10)
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        torch.testing.assert_close(getattr(module, name), getattr(expected, name), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.skipif(not ON_GPU, reason="compiles for a GPU")
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
-def test_a_compiled_program_calls_the_operators(memory) -> None:
+def test_a_compiled_program_computes_the_same(memory) -> None:
     x = torch.randn(6, 40, 50, 30, device=DEVICE).contiguous(memory_format=memory).requires_grad_()
     gamma = torch.rand(40, device=DEVICE, requires_grad=True)
-    torch.library.opcheck(op.batch_norm, (x, gamma, None, None, [1], 1e-3, 0.0, None))
 
     def step(x: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
         return batch_norm(x * 2, gamma, axis=1, activation="relu", residual=x)[0] + 1
@@ -170,8 +168,8 @@ def test_a_compiled_program_calls_the_operators(memory) -> None:
 
 
 def test_tensors_in_cpu_memory_keep_their_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cpu_kernel
     monkeypatch.undo()
-    x = torch.randn(4, 3)
-    assert not gpu.serves(x)
-    assert cpu.serves(x) == (cpu.choose("torch", "float32") == "cpu")
+    assert kernel_for(torch.randn(4, 3)) in (None, before)
+    assert gpu.kernel_for(torch.randn(4, 3)) is None
     assert not refusal._reasons

@@ -1,20 +1,21 @@
-"""What the GPU kernels promise beside right values: signs, bits, hard data, any memory."""
+"""Test what the GPU kernels promise beside right values: activation bits, the same bits, hard data, any memory."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tests.contract.on_triton import DEVICE, numpy, served, tensor  # isort: skip, may skip all
+from tests.contract.on_triton import DEVICE, numpy, on_gpu_kernels, tensor  # isort: skip, may skip all
 
 import torch
 
+from evennorm.core.call import Call
 from evennorm.core.geometry import Geometry
-from evennorm.kernels.triton import layout
-from evennorm.torch import batch_norm, gpu_memory
-from evennorm.torch.signs import opened
+from evennorm.kernels.triton import tiling
+from evennorm.torch import batch_norm, engine
+from evennorm.torch.gpu import triton_kernel
 
-__all__ = ["served"]
+__all__ = ["on_gpu_kernels"]
 
 SHAPES = {
     "rows on the chip": ((61, 20), 1),
@@ -23,23 +24,32 @@ SHAPES = {
     "planes on the chip": ((9, 5, 7, 7), 1),
     "planes streamed": ((3, 2, 81, 79), 1),
 }
+
+
+def forget_plans() -> None:
+    tiling.tiling_of.cache_clear()
+    engine.make_call.cache_clear()
+
+
 every_shape = pytest.mark.parametrize(("shape", "axis"), SHAPES.values(), ids=SHAPES)
 
 
 @every_shape
 @pytest.mark.parametrize("group", [False, True])
-def test_signs_are_those_of_the_output(shape, axis, group) -> None:
+def test_activation_bits_are_those_of_the_output(shape, axis, group) -> None:
     x, residual = (torch.randn(shape, device=DEVICE) for _ in range(2))
     geometry, group_size = Geometry(shape, axis), None
     if group:
         x, residual = (torch.cat([t, 2 * t]) for t in (x, residual))
         geometry, group_size = Geometry(x.shape, axis), shape[0]
-    y, saved = gpu_memory.forward(geometry, x, None, None, residual, 1e-3, 0.1, group_size, None)
-    assert torch.equal(opened(geometry, x, saved.signs, group_size), y > 0)
+    call = Call(geometry, epsilon=1e-3, negative_slope=0.1, group_size=group_size)
+    for values in (x, torch.cat([x, x], -1)[..., : x.shape[-1]]):  # the second has gaps in memory
+        y, saved = triton_kernel().forward(call, values, None, None, residual)
+        assert torch.equal(triton_kernel().open_elements(call, values, None, None, saved), y > 0)
 
 
 @every_shape
-def test_signs_near_zero_agree_in_forward_and_backward(shape, axis) -> None:
+def test_values_near_zero_agree_in_forward_and_backward(shape, axis) -> None:
     """Where the gradient is let through, so was the value: the sign is worked out again to the last bit."""
     x = torch.randn(shape, device=DEVICE)
     x.flatten()[::3].mul_(1e-7)  # many close to the mean, where rounding decides
@@ -52,12 +62,11 @@ def test_signs_near_zero_agree_in_forward_and_backward(shape, axis) -> None:
     assert torch.equal(share == 1, y_residual > 0)
     assert torch.equal(y > 0, y_residual > 0)
     # dx = scale * dz - ...: what is added to it by dy at one element shows whether that element was open.
-    geometry, dy = Geometry(shape, axis), torch.ones_like(x)
-    statistics = [statistic.reshape(1, -1) for statistic in moments[1:]]
-    saved = gpu_memory.kernels().Saved([s.detach() for s in statistics], None)
-    g = gpu_memory.backward(geometry, dy, x.detach(), saved, None, beta, False, 1e-5, 0.0, None, None, None)
+    call, dy = Call(Geometry(shape, axis), negative_slope=0.0), torch.ones_like(x)
+    saved = torch.stack([statistic.detach().reshape(1, -1) for statistic in moments[1:]]), None
+    _, _, d_beta, _ = triton_kernel().backward(call, dy, x.detach(), None, beta, saved, False)
     count = (y > 0).sum([a for a in range(len(shape)) if a != axis])
-    assert torch.equal(g.beta.round().long(), count.long())
+    assert torch.equal(d_beta.round().long(), count.long())
 
 
 @every_shape
@@ -82,10 +91,10 @@ def test_offsets_of_64_bits_give_the_same_bits(shape, axis, monkeypatch: pytest.
         return [y, *moments[1:], *torch.autograd.grad(y, leaves, dy)]
 
     narrow = results()
-    layout.cut.cache_clear()
-    monkeypatch.setattr(layout, "INT32", 0)
+    forget_plans()
+    monkeypatch.setattr(tiling, "INT32", 0)
     wide = results()
-    layout.cut.cache_clear()
+    forget_plans()
     assert all(torch.equal(a, b) for a, b in zip(narrow, wide, strict=True))
 
 

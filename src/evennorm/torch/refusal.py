@@ -1,4 +1,4 @@
-"""Why torch operations serve tensors on a GPU in place of its kernels: each reason is told once, as a warning."""
+"""Keep and tell, once, why torch operations compute for tensors on a GPU in place of its kernels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import warnings
 
 import torch
 
+from evennorm.errors import EvennormError
 from evennorm.kernels import triton
+from evennorm.kernels.contract import Kernel, UnfitError
 
 _reasons: dict[torch.dtype | None, str] = {}
 """For tensors of a dtype, or None for all."""
@@ -22,14 +24,17 @@ def refused(dtype: torch.dtype) -> bool:
     return True
 
 
-def refuse_after(error: Exception, dtype: torch.dtype) -> None:
-    """Has the composed form serve a dtype from now on: a kernel could not be built or started.
+def refuse_after(kernel: Kernel, error: Exception, dtype: torch.dtype) -> None:
+    """Have the composed form compute a dtype on GPUs from now on, since a kernel could not be built or started.
 
     Raises:
-        torch.OutOfMemoryError: that was the error; the composed form would need more still.
+        Exception: `error`, where the composed form is no way out: memory ran short, arguments are wrong, or the kernel is
+            compiled ahead of time.
     """
-    if isinstance(error, torch.OutOfMemoryError):
+    if kernel.name != "triton" or isinstance(error, (torch.OutOfMemoryError, EvennormError)):
         raise error
+    if isinstance(error, UnfitError):
+        return
     text = " ".join(str(error).split())[:300]
     _refuse(dtype, f"a kernel failed with {type(error).__name__}: {text or 'no reason given'}")
 

@@ -1,29 +1,28 @@
-"""A kernel and the class of its arrays go in; tile and number of programs come out, timed once on the device, or usual.
+"""Choose tile and number of programs for kernels that stream: as shipped, or as measured where somebody asked for it.
 
-Triton's autotuner times the candidates and keeps its answer on disk, beside its compiled kernels. What is keyed is a class
-of arrays, not a shape: the number of lines to a factor of 4, that of channels to a factor of 2, dtypes, alignment,
-activation and which arrays there are. So training on batches of many sizes soon stops tuning, and compiles for no size.
+The shipped choice is a function of the array and of the number of the device's multiprocessors, so that bits depend on
+nothing else. What `measuring` finds holds for a class of arrays, not a shape: the number of lines to a factor of 4, that
+of channels to a factor of 2, dtypes, alignment, activation and which arrays there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from functools import cache
-from inspect import signature
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import triton
-from triton.runtime.errors import OutOfResources
-from triton.testing import do_bench
+from evennorm.kernels.triton.tiling import DEPTH, Tiling
 
-from evennorm.kernels.triton.layout import Cut
+SETTINGS = {"enable_fp_fusion": False}
+"""Of every launch: products and sums are rounded as they are written, the same in forward and backward."""
 
 
 class Choice(NamedTuple):
-    """How a kernel cuts its arrays, in bytes of their elements."""
+    """How a kernel goes through its arrays, in bytes of their elements."""
 
     width: int
-    """Of a line at most; the lines of planes are as `layout` cuts them."""
+    """Of a line at most; the lines of planes are as `tiling` cuts them."""
     span: int
     """Of one line of every slot: 16 for each thread let a thread keep the 8 lines of its slots to itself."""
     programs: int
@@ -40,128 +39,166 @@ ROWS = (
     Choice(256, 4096, 2, 8, 3),
     Choice(128, 4096, 2, 8, 1),
     Choice(256, 8192, 1, 16, 1),
+    Choice(128, 2048, 4, 4, 1),
+    Choice(64, 1024, 8, 2, 1),
 )
 PLANES = (
     Choice(0, 4096, 4, 8, 1),
+    Choice(0, 4096, 2, 8, 1),
     Choice(0, 4096, 2, 8, 3),
     Choice(0, 2048, 8, 4, 1),
     Choice(0, 8192, 2, 16, 1),
+    Choice(0, 1024, 8, 2, 1),
 )
 
-WORTH_TIMING = 4 << 20
-"""Bytes of an array below which a launch takes longer than the kernel."""
+SHARED = 227 << 10
+"""Bytes of a multiprocessor's shared memory, in which tiles wait; of a Hopper GPU."""
 
-KEY = ["size_class", "ACTIVATION", "UNIT"]
-SETTINGS = {"enable_fp_fusion": False}
-"""Of every launch: products and sums are rounded as they are written, the same in forward and backward."""
-
-_chosen: dict[Hashable, dict[str, Any]] = {}
+BALANCED = 1.15
+"""By how much the busiest multiprocessor may have more to do than in the best balanced way."""
 
 
-Timing = Literal["now", "before", "never"]
-"""Whether candidates may be timed now; or what was timed before may be used, while a CUDA graph is recorded; or neither,
-where bits must not depend on time."""
+class Option(NamedTuple):
+    """One way to launch a kernel."""
 
-
-class Stream(NamedTuple):
-    """Arrays of one view on one device, to launch kernels on that go through them tile by tile."""
-
-    how: Cut
-    item: int
-    """Bytes of an element."""
-    device: Hashable
-    processors: int
-    timing: Timing
-
-    def launch(self, kernel: Any, names: Hashable, arguments: tuple[Any, ...], constants: dict[str, Any]) -> int:
-        """Runs a kernel once, on a grid of blocks and splits, and tells the number of splits.
-
-        Args:
-            names: what tells this call from others on arrays of the same class, which may need another choice.
-        """
-
-        def run(configured: Any, **settings: Any) -> None:
-            configured[self.grid](*arguments, **constants, **SETTINGS, **settings)
-
-        how = self.how
-        arrays = how.planes, how.lanes, how.unit, size_class(how), self.item, self.device
-        key = kernel, constants.get("ACTIVATION"), names, arrays
-        found = None if self.timing == "never" else _chosen.get(key)
-        if found is not None:
-            run(kernel, **found)
-        elif self.timing == "now" and self.how.view.elements * self.item >= WORTH_TIMING:
-            tuner = _tuner(kernel, self.how.planes, self.how.lanes, self.item)
-            run(tuner)
-            found = _chosen[key] = tuner.best_config.all_kwargs()
-        else:
-            found = self._untimed(lambda settings: run(kernel, **settings))
-        return self.grid(found)[1]
-
-    def grid(self, meta: dict[str, Any]) -> tuple[int, int]:
-        """Blocks of all groups, and the programs that share a block, for the sizes that a configuration names."""
-        lanes, slots = meta["LANES"], max(1, meta["SPAN"] // meta["LANES"])
-        splits = self.how.splits(lanes, slots, self.processors * meta["PROGRAMS"])
-        return self.how.blocks(lanes) * self.how.view.groups, splits
+    grid: tuple[int, int]
+    """Blocks of all groups, and the programs that share a block."""
+    constants: dict[str, Any]
+    warps: int
+    programs: int = 1
+    """For each multiprocessor, at most."""
 
     @property
-    def most_splits(self) -> int:
-        """Of all candidates."""
-        return max(self.grid(config.kwargs)[1] for config in candidates(self.how.planes, self.how.lanes, self.item))
-
-    def _untimed(self, run: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """The first candidate that leaves the fewest multiprocessors idle, and has room on them."""
-
-        def idle(settings: dict[str, Any]) -> int:
-            blocks, splits = self.grid(settings)
-            return max(0, self.processors - blocks * splits)
-
-        every = [config.all_kwargs() for config in candidates(self.how.planes, self.how.lanes, self.item)]
-        *others, last = sorted(every, key=idle)
-        for settings in others:
-            try:
-                run(settings)
-            except OutOfResources:  # fewer registers or less shared memory than a data center's GPU has
-                continue
-            return settings
-        run(last)
-        return last
+    def setting(self) -> tuple[Any, ...]:
+        """All but the grid, which follows from it and the array."""
+        return (*self.constants.values(), self.warps, self.programs)
 
 
-def size_class(how: Cut) -> int:
-    """One number for the class of an array.
+def options(tiling: Tiling, item: int, processors: int, arrays: int = 1) -> list[Option]:
+    """Return the ways to launch a kernel that streams so many arrays of `item` bytes at once, the best first.
+
+    That is the first candidate whose busiest multiprocessor has hardly more to do than in the best balanced one. No more
+    programs are asked for than run at once: what has to wait for shared memory begins with merging sums while nothing else
+    is read. The other candidates are for devices on which the first finds no room: fewer registers or less shared memory
+    than a data center's GPU has.
 
     Example:
-        >>> from evennorm.kernels.triton.layout import View, cut
-        >>> classes = [size_class(cut(View(1, rows, 256, 1), 4, 132, False)) for rows in (100352, 99000, 6272)]
+        >>> from evennorm.kernels.triton.tiling import View, tiling_of
+        >>> large, small = (tiling_of(View(1, rows, 64, 1), 2, 132, with_dy=False) for rows in (1605632, 8000))
+        >>> options(large, 2, 132)[0].grid  # in lines of 64 bytes; those of 128 would leave half of them idle
+        (2, 128)
+        >>> options(small, 2, 132)[0].constants["SPAN"] < options(large, 2, 132)[0].constants["SPAN"]
+        True
+    """
+    found, loads = [], []
+    for lanes, span, programs, stages, warps in _candidates(tiling.planes, tiling.lanes, item):
+        slots, staged = max(1, span // lanes), (stages - 1) * arrays * span * item * DEPTH
+        programs = min(programs, max(1, SHARED // staged)) if staged else programs
+        splits = tiling.splits(lanes, slots, processors * programs)
+        blocks = tiling.blocks(lanes) * tiling.view.groups
+        steps = -(-tiling.lines // (DEPTH * slots))
+        loads.append(-(-blocks * splits // processors) * -(-steps // splits) * slots * lanes)
+        found.append(Option((blocks, splits), {"LANES": lanes, "SPAN": span, "STAGES": stages}, warps, programs))
+    least = min(loads)
+    order = sorted(zip(loads, found, strict=True), key=lambda pair: pair[0] > BALANCED * least)
+    return [option for _, option in order]
+
+
+@cache
+def _candidates(planes: bool, lanes: int, item: int) -> list[tuple[int, int, int, int, int]]:
+    """Return lanes, span, programs, stages and warps of each candidate for lines of so many lanes at most, each once."""
+    every = (
+        (lanes if planes else min(lanes, c.width // item), c.span // item, c.programs, c.stages, c.warps)
+        for c in (PLANES if planes else ROWS)
+    )
+    return list(dict.fromkeys(every))
+
+
+def size_class(tiling: Tiling) -> int:
+    """Return one number for the class of an array.
+
+    Example:
+        >>> from evennorm.kernels.triton.tiling import View, tiling_of
+        >>> classes = [size_class(tiling_of(View(1, rows, 256, 1), 4, 132, False)) for rows in (100352, 99000, 6272)]
         >>> classes[0] == classes[1] != classes[2]
         True
     """
-    lines = how.lines * how.view.groups
-    return (lines.bit_length() + 1) // 2 * 64 + how.view.channel.bit_length()
+    lines = tiling.lines * tiling.view.groups
+    return (lines.bit_length() + 1) // 2 * 64 + tiling.view.channel.bit_length()
 
 
-@cache
-def candidates(planes: bool, lanes: int, item: int) -> list[Any]:
-    """Configurations for arrays whose lines have so many lanes at most, each once."""
-    found = {}
-    for choice in PLANES if planes else ROWS:
-        sizes = {
-            "LANES": lanes if planes else min(lanes, choice.width // item),
-            "SPAN": choice.span // item,
-            "PROGRAMS": choice.programs,
-            "STAGES": choice.stages,
-        }
-        found[*sizes.values(), choice.warps] = triton.Config(sizes, num_warps=choice.warps)
-    return list(found.values())
+class Measured(NamedTuple):
+    """What was found for one kernel on one class of arrays."""
+
+    kernel: str
+    sizes: tuple[int, ...]
+    """Groups, outer, channel and inner of the array that was measured."""
+    chosen: Option
+    milliseconds: float
+    shipped: Option
+    shipped_milliseconds: float
 
 
-@cache
-def _tuner(kernel: Any, planes: bool, lanes: int, item: int) -> Any:
-    key = [name for name in KEY if name in kernel.arg_names]
-    on_disk = {"cache_results": True} if "cache_results" in signature(triton.autotune).parameters else {}  # since Triton 3.4
-    return triton.autotune(candidates(planes, lanes, item), key, do_bench=_timed, **on_disk)(kernel)
+WORTH_MEASURING = 4 << 20
+"""Bytes of an array below which a launch takes longer than the kernel."""
+
+_measured: dict[Hashable, tuple[Any, ...]] = {}
+_state: dict[str, Any] = {"generation": 0, "clock": None, "report": []}
 
 
-def _timed(call: Callable[[], Any], quantiles: Any) -> Any:
-    """Shorter than Triton's usual tenth of a second: a network has some hundred calls to tune."""
-    return do_bench(call, warmup=5, rep=25, quantiles=quantiles)
+def generation(is_deterministic: Callable[[], bool]) -> int:
+    """Return a number that changes when plans have to be made anew; 0 where the shipped choices hold."""
+    found: int = _state["generation"]
+    return 0 if found and is_deterministic() else found
+
+
+@contextmanager
+def measuring(clock: Callable[[Callable[[], Any]], float]) -> Iterator[list[Measured]]:
+    """Have plans that are made inside measure their options by `clock`, and keep the fastest for the process."""
+    report: list[Measured] = []
+    _state.update(generation=_state["generation"] + 1, clock=clock, report=report)
+    try:
+        yield report
+    finally:
+        _state.update(generation=_state["generation"] + 1, clock=None, report=[])
+
+
+def is_measuring() -> bool:
+    return _state["clock"] is not None
+
+
+def forget() -> None:
+    """Return to the shipped choices."""
+    _measured.clear()
+    _state["generation"] = 0
+
+
+def chosen(
+    kernel: str, key: Hashable, tiling: Tiling, ways: list[Option], run: Callable[[Option], Any], worth_measuring: bool
+) -> list[Option]:
+    """Return options with what was measured for arrays of this class first, after measuring it where that is asked for.
+
+    Args:
+        key: what tells this kernel on its arrays from others on arrays of the same class.
+        run: launches the kernel by an option, on arrays that may be written to again and again.
+        worth_measuring: whether the arrays are large enough.
+    """
+    key = kernel, key, tiling.planes, tiling.lanes, tiling.unit, size_class(tiling)
+    clock = _state["clock"]
+    if clock is not None and worth_measuring and key not in _measured:
+        times = [(_timed(clock, run, option), index) for index, option in enumerate(ways)]
+        best, index = min(times)
+        if best < float("inf"):
+            _measured[key] = ways[index].setting
+            _state["report"].append(Measured(kernel, tuple(tiling.view), ways[index], best, ways[0], times[0][0]))
+    found = _measured.get(key)
+    return sorted(ways, key=lambda option: option.setting != found)
+
+
+def _timed(clock: Callable[[Callable[[], Any]], float], run: Callable[[Option], Any], option: Option) -> float:
+    from triton.runtime.errors import OutOfResources
+
+    try:
+        return clock(lambda: run(option))
+    except OutOfResources:
+        return float("inf")

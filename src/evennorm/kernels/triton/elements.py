@@ -1,7 +1,7 @@
-"""What happens to one element, and where it lies: the parts that forward and backward share, so that they agree to the bit.
+"""Locate, load, normalize and store elements, by functions that forward and backward share, so that bits agree.
 
-Kernels are compiled without contraction (`launch`): where a product and a sum are rounded once, `tl.fma` says so.
-The formulas are those of core/normalize.py; `layout` describes lines, lanes and slots.
+Kernels are compiled without contraction (`choices.SETTINGS`): where a product and a sum are rounded once, `tl.fma` says so.
+The formulas are those of core/normalize.py; `tiling` describes lines, lanes and slots.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from evennorm.kernels.triton import layout
+from evennorm.kernels.triton import tiling
 
-DEPTH = tl.constexpr(layout.DEPTH)
+DEPTH = tl.constexpr(tiling.DEPTH)
 
 NUMBERS = [
-    "groups", "outer", "channels", "inner", "segments", "lines", "splits", "frozen", "size_class", "count", "unbiased",
+    "groups", "outer", "channels", "inner", "segments", "lines", "splits", "fixed_stats", "count", "unbiased"
 ]  # fmt: skip
-"""Arguments for whose values nothing is compiled anew; `aligned` tells what is known of them."""
+"""Arguments for whose values nothing is compiled anew; `with_divisor` tells what is known of them."""
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """A function to launch."""
+    """Decorate a function that is launched. Its pointers come first, then its numbers, then constants."""
     numbers = [name for name in NUMBERS if name in signature(function).parameters]
     return triton.jit(function, do_not_specialize=numbers)
 
 
 @triton.jit
 def channels_of(block, LANES: tl.constexpr, PLANES: tl.constexpr):
-    """The channels of a block: as many as it has lanes, or one."""
+    """Return the channels of a block: as many as it has lanes, or one."""
     if PLANES:
         return block + tl.arange(0, 1)
     else:
@@ -39,38 +39,38 @@ def channels_of(block, LANES: tl.constexpr, PLANES: tl.constexpr):
 
 
 @triton.jit
-def aligned(pitch, UNIT: tl.constexpr):
-    """`pitch`, of which the compiler then knows what divides it."""
+def with_divisor(pitch, UNIT: tl.constexpr):
+    """Return `pitch`, of which the compiler then knows what divides it."""
     return pitch // UNIT * UNIT
 
 
 @triton.jit
-def group_start(group, outer, channels, inner, WIDE: tl.constexpr):
-    """Where the elements of a group begin."""
-    if WIDE:
+def group_start(group, outer, channels, inner, INT64: tl.constexpr):
+    """Return where the elements of a group begin."""
+    if INT64:
         return group.to(tl.int64) * outer * channels * inner
     else:
         return group * outer * channels * inner
 
 
 @triton.jit
-def lines_of(step, SLOTS: tl.constexpr, WIDE: tl.constexpr):
-    """The lines of a step, (DEPTH * SLOTS, 1), all slots of one depth before the next.
+def lines_of(step, SLOTS: tl.constexpr, INT64: tl.constexpr):
+    """Return the lines of a step, (DEPTH * SLOTS, 1), all slots of one depth before the next.
 
-    A slot takes neighbours, which share a byte of signs. For loads a tile has two axes, so that there is one way only in
-    which the compiler divides it among threads: slot by slot. Seen as (DEPTH, SLOTS, LANES), each thread then holds its
+    A slot takes neighbours, whose activation bits share a byte. For loads a tile has two axes, so that the compiler
+    divides it among threads in one way only: slot by slot. Seen as (DEPTH, SLOTS, LANES), each thread then holds its
     slots at all depths, and sums over depth need no other thread. A load of three axes leaves it to the version of Triton.
     """
     index = tl.arange(0, DEPTH * SLOTS)[:, None]
     line = (step * SLOTS + index % SLOTS) * DEPTH + index // SLOTS
-    return line.to(tl.int64) if WIDE else line
+    return line.to(tl.int64) if INT64 else line
 
 
 @triton.jit
-def places(
+def offsets_of(
     line, channel, outer, channels, inner, segments, LANES: tl.constexpr, PLANES: tl.constexpr, SEGMENTED: tl.constexpr
 ):
-    """Offsets from the start of the group of all lanes of `line`, (..., 1), and which lanes there are."""
+    """Return the offsets of all lanes of `line`, (..., 1), from the start of the group, and which lanes exist."""
     if PLANES:
         lane = tl.arange(0, LANES)
         if SEGMENTED:
@@ -87,13 +87,13 @@ def places(
 
 
 @triton.jit
-def sign_places(
+def relu_mask_offsets(
     group, step, octets, channel, channels, inner, SLOTS: tl.constexpr, LANES: tl.constexpr, PLANES: tl.constexpr,
-    SEGMENTED: tl.constexpr, WIDE: tl.constexpr,
+    SEGMENTED: tl.constexpr, INT64: tl.constexpr,
 ):  # fmt: skip
-    """Offsets of the bytes, (SLOTS, LANES), that hold the signs of a step's tile, and which of them there are."""
+    """Return the offsets of the bytes, (SLOTS, LANES), of a step's activation bits, and which of them exist."""
     octet = (step * SLOTS + tl.arange(0, SLOTS))[:, None]
-    if WIDE:
+    if INT64:
         octet = octet.to(tl.int64)
     if PLANES:
         pitch = LANES if SEGMENTED else inner
@@ -105,12 +105,12 @@ def sign_places(
 
 
 @triton.jit
-def fetched(pointer, offset, there, MASKED: tl.constexpr, A: tl.constexpr):
-    """A tile, (DEPTH, SLOTS, LANES), in the precision that is computed in; 0 where nothing is."""
+def load_tile(pointer, offset, mask, MASKED: tl.constexpr, ACC: tl.constexpr):
+    """Load a tile, (DEPTH, SLOTS, LANES), in the precision that is computed in; 0 where nothing is."""
     if MASKED:
-        return by_slot(tl.load(pointer + offset, mask=there, other=0.0)).to(A)
+        return by_slot(tl.load(pointer + offset, mask=mask, other=0.0)).to(ACC)
     else:
-        return by_slot(tl.load(pointer + offset)).to(A)
+        return by_slot(tl.load(pointer + offset)).to(ACC)
 
 
 @triton.jit
@@ -120,24 +120,24 @@ def by_slot(tile):
 
 
 @triton.jit
-def put(pointer, offset, values, there, MASKED: tl.constexpr):
-    """Writes a tile, rounded once."""
+def store_tile(pointer, offset, values, mask, MASKED: tl.constexpr):
+    """Store a tile, rounded once."""
     rounded = tl.reshape(values.to(pointer.dtype.element_ty), (DEPTH * values.shape[1], values.shape[2]))
     if MASKED:
-        tl.store(pointer + offset, rounded, mask=there)
+        tl.store(pointer + offset, rounded, mask=mask)
     else:
         tl.store(pointer + offset, rounded)
 
 
 @triton.jit
 def preactivation(centred, scale, shift):
-    """z = (x - mean) * scale + shift, rounded once."""
+    """Compute z = (x - mean) * scale + shift, rounded once."""
     return tl.fma(centred, scale, shift)
 
 
 @triton.jit
-def activated(z, slope, ACTIVATION: tl.constexpr):
-    """z where it is positive, the slope's share of it elsewhere; NaN stays NaN."""
+def activate(z, slope, ACTIVATION: tl.constexpr):
+    """Return z where it is positive, slope * z elsewhere; NaN stays NaN."""
     if ACTIVATION == "none":
         return z
     elif ACTIVATION == "relu":
@@ -147,8 +147,8 @@ def activated(z, slope, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def gated(dy, is_open, slope, ACTIVATION: tl.constexpr):
-    """dz, where the activation was open, and the slope's share elsewhere."""
+def gate(dy, is_open, slope, ACTIVATION: tl.constexpr):
+    """Return dy where the activation let its argument through, slope * dy elsewhere."""
     if ACTIVATION == "none":
         return dy
     elif ACTIVATION == "relu":
@@ -158,21 +158,21 @@ def gated(dy, is_open, slope, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def packed(is_open):
-    """(DEPTH, SLOTS, LANES) -> a byte for each slot and lane, of which line d has bit d."""
+def pack_bits(is_open):
+    """Pack (DEPTH, SLOTS, LANES) into a byte for each slot and lane, of which line d has bit d."""
     bits = is_open.to(tl.int32) << tl.arange(0, DEPTH)[:, None, None]
     return tl.sum(bits, 0).to(tl.uint8)
 
 
 @triton.jit
-def unpacked(signs):
-    """The inverse of `packed`."""
-    return (signs.to(tl.int32)[None, :, :] >> tl.arange(0, DEPTH)[:, None, None]) & 1 != 0
+def unpack_bits(packed):
+    """Invert `pack_bits`."""
+    return (packed.to(tl.int32)[None, :, :] >> tl.arange(0, DEPTH)[:, None, None]) & 1 != 0
 
 
 @triton.jit
 def over_lines(values, PLANES: tl.constexpr):
-    """The sum over (SLOTS, LANES), for each channel of the block, in a fixed order."""
+    """Sum over (SLOTS, LANES), or over slots alone, for each channel of the block, in a fixed order."""
     total = tl.sum(values, 0)
     if PLANES:
         return tl.sum(total, 0, keep_dims=True)

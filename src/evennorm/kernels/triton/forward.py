@@ -1,4 +1,4 @@
-"""The kernels of the forward pass: sums of an array, and the array normalized by them; or both at once, on the chip.
+"""Normalize an array by its moments in two launches (sums, then y), or in one where channels stay on the chip.
 
 Sums are taken about a shift that each lane of each slot moves after every 8 values to their mean; it starts with that of the
 first 8. So a float32 sum holds 8 small differences, whatever the mean, and wherever it jumps to: what the distance of a
@@ -10,239 +10,263 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from evennorm.kernels.triton.channels import double, linear_of, merged, moments_of, parameter, share, statistic
+from evennorm.kernels.triton.channels import (
+    double,
+    load_statistics,
+    merge_partials,
+    moments_of,
+    parameter,
+    scale_shift,
+    statistic,
+    store_partials,
+    store_statistics,
+)
 from evennorm.kernels.triton.elements import (
     DEPTH,
-    activated,
-    aligned,
+    activate,
     by_slot,
     channels_of,
-    fetched,
     group_start,
     kernel,
     lines_of,
+    load_tile,
+    offsets_of,
     over_lines,
-    packed,
-    places,
+    pack_bits,
     preactivation,
-    put,
-    sign_places,
+    relu_mask_offsets,
+    store_tile,
+    with_divisor,
 )
+from evennorm.kernels.triton.running import update_after_all
 
 
 @triton.jit
-def first_values(x, channel, channels, inner, A: tl.constexpr):
-    """Of each channel in a group that begins at `x`."""
-    return tl.load(x + channel * inner, mask=channel < channels, other=0.0).to(A)
+def first_values(x, channel, channels, inner, ACC: tl.constexpr):
+    """Load the first value of each channel in a group that begins at `x`."""
+    return tl.load(x + channel * inner, mask=channel < channels, other=0.0).to(ACC)
 
 
 @triton.jit
 def moment_step(
     x, step, channel, outer, channels, inner, segments, lines, reference, shift, first, second,
-    A: tl.constexpr, LANES: tl.constexpr, SLOTS: tl.constexpr, PLANES: tl.constexpr, SEGMENTED: tl.constexpr,
-    UNEVEN: tl.constexpr, TAIL: tl.constexpr, WIDE: tl.constexpr,
+    ACC: tl.constexpr, LANES: tl.constexpr, SLOTS: tl.constexpr, PLANES: tl.constexpr, SEGMENTED: tl.constexpr,
+    UNEVEN: tl.constexpr, TAIL: tl.constexpr, INT64: tl.constexpr,
 ):  # fmt: skip
-    """The sums after one more tile, and the shift for the next."""
-    line = lines_of(step, SLOTS, WIDE)
-    offset, there = places(line, channel, outer, channels, inner, segments, LANES, PLANES, SEGMENTED)
+    """Return the sums after one more tile, and the shift for the next."""
+    line = lines_of(step, SLOTS, INT64)
+    offset, mask = offsets_of(line, channel, outer, channels, inner, segments, LANES, PLANES, SEGMENTED)
     if TAIL:
-        there = there & (line < lines)
-    centred = fetched(x, offset, there, UNEVEN or TAIL, A) - shift[None, :, :]
+        mask = mask & (line < lines)
+    centred = load_tile(x, offset, mask, UNEVEN or TAIL, ACC) - shift[None, :, :]
     count = 8.0
-    if TAIL or (UNEVEN and PLANES):  # of rows, lanes beyond the last channel are sums that nobody asks for
-        counts = by_slot(there)
+    if TAIL or (UNEVEN and PLANES):  # lanes beyond the last channel of rows are not stored
+        counts = by_slot(mask)
         centred = tl.where(counts, centred, 0.0)
         count = tl.sum(counts.to(tl.float32), 0).to(tl.float64)
     sums = tl.sum(centred, 0)
     squares = tl.sum(centred * centred, 0)
     distance = shift.to(tl.float64) - reference.to(tl.float64)[None, :]
     moved = distance * count
-    wide_sums = sums.to(tl.float64)
-    first += wide_sums + moved
-    second += tl.fma(distance, 2.0 * wide_sums + moved, squares.to(tl.float64))
+    sums64 = sums.to(tl.float64)
+    first += sums64 + moved
+    second += tl.fma(distance, 2.0 * sums64 + moved, squares.to(tl.float64))
     return tl.fma(sums, 0.125, shift), first, second
 
 
 @kernel
 def moment_sums(
-    x, partials, outer, channels, inner, segments, lines, size_class,
-    PLANES: tl.constexpr, LANES: tl.constexpr, SPAN: tl.constexpr, PROGRAMS: tl.constexpr, STAGES: tl.constexpr,
-    SEGMENTED: tl.constexpr, UNEVEN: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr,
+    x, workspace, outer, channels, inner, segments, lines,
+    PLANES: tl.constexpr, LANES: tl.constexpr, SPAN: tl.constexpr, STAGES: tl.constexpr,
+    SEGMENTED: tl.constexpr, UNEVEN: tl.constexpr, UNIT: tl.constexpr, INT64: tl.constexpr,
 ):  # fmt: skip
-    """Of each block and group, one program's share: the sums of x - reference and of its square."""
-    A: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    """Store one program's share, for each block and group, of the sums of x - reference and of its square."""
+    ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     SLOTS: tl.constexpr = SPAN // LANES if SPAN > LANES else 1
     if PLANES:
-        inner = aligned(inner, UNIT)
+        inner = with_divisor(inner, UNIT)
     else:
-        channels = aligned(channels, UNIT)
+        channels = with_divisor(channels, UNIT)
     blocks = channels if PLANES else tl.cdiv(channels, LANES)
     group, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     split, splits = tl.program_id(1), tl.num_programs(1)
     channel = channels_of(block, LANES, PLANES)
-    x += group_start(group, outer, channels, inner, WIDE)
-    reference = first_values(x, channel, channels, inner, A)
+    if tl.program_id(0) + split == 0:  # before `normalize` counts
+        tl.store(workspace.to(tl.pointer_type(tl.int32), bitcast=True), 0)
+    x += group_start(group, outer, channels, inner, INT64)
+    reference = first_values(x, channel, channels, inner, ACC)
 
-    line = lines_of(split, SLOTS, WIDE)
-    offset, there = places(line, channel, outer, channels, inner, segments, LANES, PLANES, SEGMENTED)
-    there = there & (line < lines)
-    known = tl.sum(by_slot(there).to(tl.float32), 0)
-    shift = tl.sum(fetched(x, offset, there, True, A), 0) / tl.where(known > 0, known, 1.0).to(A)
+    line = lines_of(split, SLOTS, INT64)
+    offset, mask = offsets_of(line, channel, outer, channels, inner, segments, LANES, PLANES, SEGMENTED)
+    mask = mask & (line < lines)
+    known = tl.sum(by_slot(mask).to(tl.float32), 0)
+    shift = tl.sum(load_tile(x, offset, mask, True, ACC), 0) / tl.where(known > 0, known, 1.0).to(ACC)
     first = tl.zeros([SLOTS, LANES], tl.float64)
     second = tl.zeros([SLOTS, LANES], tl.float64)
     whole = lines // (DEPTH * SLOTS)
     for step in tl.range(split, whole, splits, num_stages=STAGES):
         shift, first, second = moment_step(
             x, step, channel, outer, channels, inner, segments, lines, reference, shift, first, second,
-            A, LANES, SLOTS, PLANES, SEGMENTED, UNEVEN, False, WIDE,
+            ACC, LANES, SLOTS, PLANES, SEGMENTED, UNEVEN, False, INT64,
         )  # fmt: skip
     if (whole * DEPTH * SLOTS < lines) & (whole % splits == split):
         shift, first, second = moment_step(
             x, whole, channel, outer, channels, inner, segments, lines, reference, shift, first, second,
-            A, LANES, SLOTS, PLANES, SEGMENTED, UNEVEN, True, WIDE,
+            ACC, LANES, SLOTS, PLANES, SEGMENTED, UNEVEN, True, INT64,
         )  # fmt: skip
-    share(partials, group, split, splits, channel, channels, over_lines(first, PLANES), over_lines(second, PLANES))
+    store_partials(workspace, group, split, splits, channel, channels, over_lines(first, PLANES), over_lines(second, PLANES))
 
 
 @triton.jit
 def normalize_tile(
-    values, step, offset, there, residual, y, signs, group, octets, channel, channels, inner, mean, scale, shift, slope,
-    A: tl.constexpr, LANES: tl.constexpr, SLOTS: tl.constexpr, PLANES: tl.constexpr, SEGMENTED: tl.constexpr,
-    MASKED: tl.constexpr, ACTIVATION: tl.constexpr, WIDE: tl.constexpr,
+    values, step, offset, mask, residual, y, relu_mask, group, octets, channel, channels, inner, mean, scale, shift, slope,
+    ACC: tl.constexpr, LANES: tl.constexpr, SLOTS: tl.constexpr, PLANES: tl.constexpr, SEGMENTED: tl.constexpr,
+    MASKED: tl.constexpr, ACTIVATION: tl.constexpr, INT64: tl.constexpr,
 ):  # fmt: skip
-    """Writes y of one tile of x, and the signs of what the activation saw."""
+    """Store y of one tile of x, and bits that tell what the activation let through."""
     z = preactivation(values - mean[None, None, :], scale[None, None, :], shift[None, None, :])
     if residual is not None:
-        z += fetched(residual, offset, there, MASKED, A)
-    if signs is not None:
-        sign, some = sign_places(group, step, octets, channel, channels, inner, SLOTS, LANES, PLANES, SEGMENTED, WIDE)
-        tl.store(signs + sign, packed((z <= 0) == 0), mask=some)
-    put(y, offset, activated(z, slope, ACTIVATION), there, MASKED)
+        z += load_tile(residual, offset, mask, MASKED, ACC)
+    if relu_mask is not None:
+        byte, exists = relu_mask_offsets(
+            group, step, octets, channel, channels, inner, SLOTS, LANES, PLANES, SEGMENTED, INT64
+        )
+        tl.store(relu_mask + byte, pack_bits((z <= 0) == 0), mask=exists)
+    store_tile(y, offset, activate(z, slope, ACTIVATION), mask, MASKED)
 
 
 @triton.jit
 def normalize_step(
-    x, residual, y, signs, group, step, octets, channel, outer, channels, inner, segments, lines, mean, scale, shift, slope,
-    A: tl.constexpr, LANES: tl.constexpr, SLOTS: tl.constexpr, PLANES: tl.constexpr, SEGMENTED: tl.constexpr,
-    UNEVEN: tl.constexpr, TAIL: tl.constexpr, ACTIVATION: tl.constexpr, WIDE: tl.constexpr,
+    x, residual, y, relu_mask, group, step, octets, channel, outer, channels, inner, segments, lines, mean, scale, shift,
+    slope,
+    ACC: tl.constexpr, LANES: tl.constexpr, SLOTS: tl.constexpr, PLANES: tl.constexpr, SEGMENTED: tl.constexpr,
+    UNEVEN: tl.constexpr, TAIL: tl.constexpr, ACTIVATION: tl.constexpr, INT64: tl.constexpr,
 ):  # fmt: skip
-    line = lines_of(step, SLOTS, WIDE)
-    offset, there = places(line, channel, outer, channels, inner, segments, LANES, PLANES, SEGMENTED)
+    line = lines_of(step, SLOTS, INT64)
+    offset, mask = offsets_of(line, channel, outer, channels, inner, segments, LANES, PLANES, SEGMENTED)
     if TAIL:
-        there = there & (line < lines)
+        mask = mask & (line < lines)
     normalize_tile(
-        fetched(x, offset, there, UNEVEN or TAIL, A), step, offset, there, residual, y, signs, group, octets, channel,
-        channels, inner, mean, scale, shift, slope, A, LANES, SLOTS, PLANES, SEGMENTED, UNEVEN or TAIL, ACTIVATION, WIDE,
+        load_tile(x, offset, mask, UNEVEN or TAIL, ACC), step, offset, mask, residual, y, relu_mask, group, octets, channel,
+        channels, inner, mean, scale, shift, slope, ACC, LANES, SLOTS, PLANES, SEGMENTED, UNEVEN or TAIL, ACTIVATION, INT64,
     )  # fmt: skip
 
 
 @kernel
 def normalize(
-    x, residual, y, signs, gamma, beta, partials, mean_out, mean_low_out, variance_out, outer, channels, inner, segments,
-    lines, splits, epsilon, epsilon_low, slope, slope_low, size_class,
-    PLANES: tl.constexpr, LANES: tl.constexpr, SPAN: tl.constexpr, PROGRAMS: tl.constexpr, STAGES: tl.constexpr,
-    SEGMENTED: tl.constexpr, UNEVEN: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr, MERGE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
+    x, residual, y, relu_mask, gamma, beta, workspace, statistics, mean_in, variance_in, running_mean, running_mean_low,
+    running_variance, batches, skipped, decay, decay_low, unbiased, groups, outer, channels, inner, segments, lines, splits,
+    epsilon, epsilon_low, slope, slope_low,
+    PLANES: tl.constexpr, LANES: tl.constexpr, SPAN: tl.constexpr, STAGES: tl.constexpr,
+    SEGMENTED: tl.constexpr, UNEVEN: tl.constexpr, UNIT: tl.constexpr, INT64: tl.constexpr, MERGE: tl.constexpr,
+    ACTIVATION: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """y. Each program merges what `moment_sums` left for its channels, and one of a block writes their statistics.
+    """Store y, the statistics, and the running ones. Each program merges what `moment_sums` left for its channels.
 
-    Without `partials` the statistics are given: of one group for all, without `mean_low_out`.
+    Without a workspace the statistics are given, or those of inference are: of one group for all.
     """
-    A: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     SLOTS: tl.constexpr = SPAN // LANES if SPAN > LANES else 1
     if PLANES:
-        inner = aligned(inner, UNIT)
+        inner = with_divisor(inner, UNIT)
     else:
-        channels = aligned(channels, UNIT)
+        channels = with_divisor(channels, UNIT)
     blocks = channels if PLANES else tl.cdiv(channels, LANES)
     group, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     program, programs = tl.program_id(1), tl.num_programs(1)
     channel = channels_of(block, LANES, PLANES)
     octets = tl.cdiv(lines, DEPTH)
-    start = group_start(group, outer, channels, inner, WIDE)
+    start = group_start(group, outer, channels, inner, INT64)
     x += start
     y += start
     if residual is not None:
         residual += start
-    if partials is None:
-        mean = statistic(mean_out, group, channel, channels).to(A)
-        mean_low = statistic(mean_low_out, group, channel, channels).to(A)
-        variance = statistic(variance_out, group, channel, channels).to(A)
+    count = outer.to(tl.float64) * inner.to(tl.float64)
+    if mean_in is not None:
+        mean = statistic(mean_in, 0, channel, channels).to(ACC)
+        mean_low = tl.zeros([channel.shape[0]], ACC)
+        variance = statistic(variance_in, 0, channel, channels).to(ACC)
+    elif workspace is None:
+        mean, mean_low, variance = load_statistics(statistics, group, groups, channel, channels)
     else:
-        reference = first_values(x, channel, channels, inner, A)
-        first, second = merged(partials, group, splits, channel, channels, MERGE)
-        count = outer.to(tl.float64) * inner.to(tl.float64)
-        mean, mean_low, variance = moments_of(reference, first, second, count, A)
+        reference = first_values(x, channel, channels, inner, ACC)
+        first, second = merge_partials(workspace, group, splits, channel, channels, MERGE)
+        mean, mean_low, variance = moments_of(reference, first, second, count, ACC)
         if program == 0:
-            kept = group * channels + channel
-            tl.store(mean_out + kept, mean, mask=channel < channels)
-            tl.store(mean_low_out + kept, mean_low, mask=channel < channels)
-            tl.store(variance_out + kept, variance, mask=channel < channels)
-    scale, shift = linear_of(
+            store_statistics(statistics, group, groups, channel, channels, mean, mean_low, variance)
+            if running_mean is not None:
+                update_after_all(
+                    workspace, tl.num_programs(0), statistics, running_mean, running_mean_low, running_variance, batches,
+                    skipped, decay, decay_low, unbiased, groups, channels, count, STEP,
+                )  # fmt: skip
+    scale, shift = scale_shift(
         mean_low, variance, parameter(gamma, channel, channels, 1.0), parameter(beta, channel, channels, 0.0),
-        double(epsilon, epsilon_low), A,
+        double(epsilon, epsilon_low), ACC,
     )  # fmt: skip
-    share_below = double(slope, slope_low).to(A)
+    slope_acc = double(slope, slope_low).to(ACC)
 
     # Backwards: what `moment_sums` read last is still in the cache.
     whole = lines // (DEPTH * SLOTS)
     if (whole * DEPTH * SLOTS < lines) & (whole % programs == program):
         normalize_step(
-            x, residual, y, signs, group, whole, octets, channel, outer, channels, inner, segments, lines, mean, scale,
-            shift, share_below, A, LANES, SLOTS, PLANES, SEGMENTED, UNEVEN, True, ACTIVATION, WIDE,
+            x, residual, y, relu_mask, group, whole, octets, channel, outer, channels, inner, segments, lines, mean, scale,
+            shift, slope_acc, ACC, LANES, SLOTS, PLANES, SEGMENTED, UNEVEN, True, ACTIVATION, INT64,
         )  # fmt: skip
     steps = tl.cdiv(whole - program, programs)
     for i in tl.range(0, steps, num_stages=STAGES):
         step = program + (steps - 1 - i) * programs
         normalize_step(
-            x, residual, y, signs, group, step, octets, channel, outer, channels, inner, segments, lines, mean, scale, shift,
-            share_below, A, LANES, SLOTS, PLANES, SEGMENTED, UNEVEN, False, ACTIVATION, WIDE,
+            x, residual, y, relu_mask, group, step, octets, channel, outer, channels, inner, segments, lines, mean, scale,
+            shift, slope_acc, ACC, LANES, SLOTS, PLANES, SEGMENTED, UNEVEN, False, ACTIVATION, INT64,
         )  # fmt: skip
 
 
 @kernel
 def forward_on_chip(
-    x, residual, y, signs, gamma, beta, mean_out, mean_low_out, variance_out, outer, channels, inner, segments, lines,
-    epsilon, epsilon_low, slope, slope_low,
+    x, residual, y, relu_mask, gamma, beta, workspace, statistics, running_mean, running_mean_low, running_variance, batches,
+    skipped, decay, decay_low, unbiased, groups, outer, channels, inner, segments, lines, epsilon, epsilon_low, slope,
+    slope_low,
     PLANES: tl.constexpr, LANES: tl.constexpr, SLOTS: tl.constexpr, SEGMENTED: tl.constexpr, UNIT: tl.constexpr,
-    WIDE: tl.constexpr, ACTIVATION: tl.constexpr,
+    INT64: tl.constexpr, ACTIVATION: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """y and statistics of the channels whose values one program holds: x is read once."""
-    A: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    """Store y and the statistics of the channels whose values one program holds, and the running ones: x is read once."""
+    ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     if PLANES:
-        inner = aligned(inner, UNIT)
+        inner = with_divisor(inner, UNIT)
     else:
-        channels = aligned(channels, UNIT)
+        channels = with_divisor(channels, UNIT)
     blocks = channels if PLANES else tl.cdiv(channels, LANES)
     group, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     channel = channels_of(block, LANES, PLANES)
-    start = group_start(group, outer, channels, inner, WIDE)
+    start = group_start(group, outer, channels, inner, INT64)
     x += start
     y += start
     if residual is not None:
         residual += start
-    line = lines_of(0, SLOTS, WIDE)
-    offset, there = places(line, channel, outer, channels, inner, segments, LANES, PLANES, SEGMENTED)
-    there = there & (line < lines)
-    values = fetched(x, offset, there, True, A)
+    line = lines_of(0, SLOTS, INT64)
+    offset, mask = offsets_of(line, channel, outer, channels, inner, segments, LANES, PLANES, SEGMENTED)
+    mask = mask & (line < lines)
+    values = load_tile(x, offset, mask, True, ACC)
 
     # The mean rounded is a shift near enough for any values; what rounding left is summed about it.
     count = outer.to(tl.float64) * inner.to(tl.float64)
-    about = (over_lines(tl.sum(values, 0).to(tl.float64), PLANES) / count).to(A)
-    centred = tl.where(by_slot(there), values - about[None, None, :], 0.0)
+    about = (over_lines(tl.sum(values, 0).to(tl.float64), PLANES) / count).to(ACC)
+    centred = tl.where(by_slot(mask), values - about[None, None, :], 0.0)
     first = over_lines(tl.sum(centred, 0).to(tl.float64), PLANES)
     second = over_lines(tl.sum(centred * centred, 0).to(tl.float64), PLANES)
-    mean, mean_low, variance = moments_of(about, first, second, count, A)
-    kept = group * channels + channel
-    tl.store(mean_out + kept, mean, mask=channel < channels)
-    tl.store(mean_low_out + kept, mean_low, mask=channel < channels)
-    tl.store(variance_out + kept, variance, mask=channel < channels)
+    mean, mean_low, variance = moments_of(about, first, second, count, ACC)
+    store_statistics(statistics, group, groups, channel, channels, mean, mean_low, variance)
 
-    scale, shift = linear_of(
+    scale, shift = scale_shift(
         mean_low, variance, parameter(gamma, channel, channels, 1.0), parameter(beta, channel, channels, 0.0),
-        double(epsilon, epsilon_low), A,
+        double(epsilon, epsilon_low), ACC,
     )  # fmt: skip
     normalize_tile(
-        values, 0, offset, there, residual, y, signs, group, tl.cdiv(lines, DEPTH), channel, channels, inner, mean, scale,
-        shift, double(slope, slope_low).to(A), A, LANES, SLOTS, PLANES, SEGMENTED, True, ACTIVATION, WIDE,
+        values, 0, offset, mask, residual, y, relu_mask, group, tl.cdiv(lines, DEPTH), channel, channels, inner, mean, scale,
+        shift, double(slope, slope_low).to(ACC), ACC, LANES, SLOTS, PLANES, SEGMENTED, True, ACTIVATION, INT64,
     )  # fmt: skip
+    if running_mean is not None:  # last, when the registers that held the values are free
+        update_after_all(
+            workspace, tl.num_programs(0), statistics, running_mean, running_mean_low, running_variance, batches, skipped,
+            decay, decay_low, unbiased, groups, channels, count, STEP,
+        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""How an array lies in memory goes in; the way in which the GPU kernels cut it into programs and tiles comes out.
+"""Cut an array into the lines, tiles and programs of the GPU kernels, by how it lies in memory.
 
 A dense array is (groups, outer, channel, inner) in memory. Its elements are seen in lines of at most `lanes`:
 
@@ -17,13 +17,19 @@ from typing import NamedTuple
 from evennorm.core.geometry import Geometry
 
 DEPTH = 8
-"""Lines that a slot takes at once: their sums stay in float32, their signs make one byte."""
+"""Lines that a slot takes at once: their sums stay in float32, their activation bits make one byte."""
 
 WIDEST = 256
 """Lanes of a line at most."""
 
 TOGETHER = 1 << 12
 """Pairs of sums that a program merges at once: 64 KB."""
+
+COUNTER_BYTES = 16
+"""At the start of a workspace, for the counter of `running`; what comes after stays aligned."""
+
+UPDATED_TOGETHER = 1 << 10
+"""Channels whose running statistics a program updates at once, if it has enough threads."""
 
 ON_CHIP = 1 << 13
 """Elements of 4 bytes, of x and dy each, that one program keeps in registers: 16 for each of 512 threads.
@@ -84,7 +90,7 @@ def dense_view(
     return View(groups, outer, channel, inner)
 
 
-class Cut(NamedTuple):
+class Tiling(NamedTuple):
     """How the kernels go through a view; the names are those of their arguments."""
 
     view: View
@@ -97,7 +103,7 @@ class Cut(NamedTuple):
     """Of one group, for each block."""
     unit: int
     """The largest power of two, at most 16, that divides the distance between lines: what loads may be aligned to."""
-    wide: bool
+    int64: bool
     """Whether offsets need 64 bits."""
     slots: int
     """Of the tile that holds all lines, where a program keeps them on the chip; else 0."""
@@ -111,7 +117,7 @@ class Cut(NamedTuple):
         return self.view.channel if self.planes else -(-self.view.channel // lanes)
 
     @property
-    def sign_bytes(self) -> int:
+    def mask_bytes(self) -> int:
         """Of all signs: one bit per element, 8 lines in a byte."""
         pitch = min(self.lanes, self.view.inner) if self.planes else 1
         return self.view.groups * self.octets * self.view.channel * pitch
@@ -127,15 +133,15 @@ class Cut(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def cut(view: View, item: int, processors: int, with_dy: bool) -> Cut:
+def tiling_of(view: View, item: int, processors: int, with_dy: bool) -> Tiling:
     """The cut of a view of elements of `item` bytes for a GPU of so many multiprocessors; `with_dy` is the backward pass.
 
     Signs lie the same way in both.
 
     Example:
-        >>> cut(View(1, 128, 2048, 49), 2, 132, with_dy=True).slots  # 6272 values of a channel
+        >>> tiling_of(View(1, 128, 2048, 49), 2, 132, with_dy=True).slots  # 6272 values of a channel
         16
-        >>> cut(View(1, 401408, 64, 1), 2, 132, with_dy=False).slots  # the values of 16 channels are 13 MB
+        >>> tiling_of(View(1, 401408, 64, 1), 2, 132, with_dy=False).slots  # the values of 16 channels are 13 MB
         0
     """
     planes = view.inner > 1 or view.channel == 1
@@ -151,8 +157,8 @@ def cut(view: View, item: int, processors: int, with_dy: bool) -> Cut:
     else:
         segments, lines, unit = 1, view.outer, view.channel
         lanes, slots = row_lanes(view, item, processors, limit)
-    wide = view.elements >= INT32 - SLACK
-    return Cut(view, planes, lanes, segments, lines, gcd(unit, 16), wide, slots)
+    int64 = view.elements >= INT32 - SLACK
+    return Tiling(view, planes, lanes, segments, lines, gcd(unit, 16), int64, slots)
 
 
 def plane_lanes(inner: int) -> int:

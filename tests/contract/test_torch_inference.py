@@ -82,5 +82,5 @@ def test_forward_mode_loses_no_tangent() -> None:
 def test_running_statistics_of_other_sizes_are_not_written() -> None:
     """By address, that would be beside them."""
     moments = Moments(8, torch.zeros(1, 4), torch.zeros(1, 4), torch.ones(1, 4))
-    assert engine.follow((torch.zeros(4), torch.zeros(4), torch.ones(3)), moments, 0.9) is None
-    assert engine.follow((torch.zeros(4), torch.zeros(4), torch.ones(4)), moments, 0.9) in (True, None)
+    assert engine.update_running_stats((torch.zeros(4), torch.zeros(4), torch.ones(3)), moments, 0.9) is None
+    assert engine.update_running_stats((torch.zeros(4), torch.zeros(4), torch.ones(4)), moments, 0.9) in (True, None)

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import evennorm.torch as ours
-from evennorm.kernels import choose
 from tests.torch.reference import MODULES
+
+THEIRS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 OPTIONS = [
     {},
@@ -82,8 +84,8 @@ def test_torch_compile_keeps_large_means_harmless() -> None:
     assert (y - expected).abs().max() < 2e-6
 
 
-@pytest.mark.skipif(choose("torch", "float32") != "cpu", reason="without the compiled kernels")
-def test_one_operator_in_the_compiled_graph() -> None:
+def test_two_operators_in_the_compiled_graph() -> None:
+    """Dynamo does not look into them, which would take longer than all else that it does for a network."""
     torch.compiler.reset()
     graphs = []
 
@@ -93,7 +95,72 @@ def test_one_operator_in_the_compiled_graph() -> None:
 
     torch.compile(trained({"activation": "relu"}), backend=record, fullgraph=True)(torch.randn(6, 4, 5, 5))
     (graph,) = graphs
-    assert sum("evennorm.batch_norm" in str(node.target) for node in graph.graph.nodes) == 1
+    called = [str(node.target).split(".") for node in graph.graph.nodes if node.op == "call_function"]
+    assert [name[1] for name in called if name[0] == "evennorm"] == ["batch_norm", "update_running_stats"]
+    assert all("getitem" in name[0] for name in called if name[0] != "evennorm")
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(4,), (4, 5, 5)], ids=str)
+def test_no_more_compilations_than_torchs_own_modules(shape, training, dynamic) -> None:
+    counts = []
+    for module in (trained({"activation": "relu"}, (6, *shape)), nn.Sequential(THEIRS[len(shape) + 1](4), nn.ReLU())):
+        torch.compiler.reset()
+        counter = CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(module.train(training), backend=counter, fullgraph=True, dynamic=dynamic)
+        for n in (6, 4, 9, 5):
+            compiled(torch.randn(n, *shape, requires_grad=True)).sum().backward()
+        counts.append(counter.frame_count)
+    assert counts[0] <= counts[1]
+
+
+@pytest.mark.parametrize(
+    ("training", "memory_format"), [(True, torch.channels_last), (False, torch.contiguous_format)], ids=["train", "eval"]
+)
+def test_inductor_with_sizes_that_are_symbols(training, memory_format) -> None:
+    torch.compiler.reset()
+    eager = trained({"activation": "relu"}).train(training)
+    module = copy.deepcopy(eager)
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, mode="reduce-overhead")
+    for n in (6, 4):
+        x, residual = (torch.randn(n, 4, 5, 5).contiguous(memory_format=memory_format).requires_grad_() for _ in range(2))
+        y, expected = compiled(x, residual), eager(x, residual)
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+        got, wanted = (torch.autograd.grad(z.sin().sum(), (x, residual)) for z in (y, expected))
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.9, None])
+def test_compiled_running_statistics_refuse_what_eager_ones_refuse(momentum) -> None:
+    torch.compiler.reset()
+    eager = trained({"momentum": momentum})
+    module = copy.deepcopy(eager)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for one in (eager, module):
+            one.running_mean.fill_(1e5)
+            one.running_mean_low.fill_(0.5)  # of another mean
+    for broken in (None, float("nan"), float("inf"), None):
+        x = torch.randn(6, 4, 5, 5) + 1e5
+        if broken is not None:
+            x[2, 1, 0, 0] = broken
+        compiled(x), eager(x)
+    assert int(module.refused_batches) == 2
+    limit = {"rtol": 1e-6, "atol": 0.01 if momentum == 0.1 else 1e-6}  # where a trace of the other mean's low part is left
+    torch.testing.assert_close(module.running_mean, eager.running_mean, **limit)
+    torch.testing.assert_close(module.running_var, eager.running_var, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(module.num_batches_tracked, eager.num_batches_tracked)
+
+
+def test_a_compiled_training_step_keeps_the_input_and_numbers_per_channel() -> None:
+    torch.compiler.reset()
+    model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), ours.BatchNorm2d(4, activation="relu"), nn.Conv2d(4, 3, 1))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        torch.compile(model, fullgraph=True)(torch.randn(6, 3, 8, 8))
+    # The input of the model, of normalization and of the second convolution.
+    assert sorted(shape for shape in kept if shape.numel() > 100) == [(6, 3, 8, 8), (6, 4, 8, 8), (6, 4, 8, 8)]
 
 
 BY_STATISTICS = [options for options in OPTIONS if options.get("track_running_stats", True)]

@@ -8,12 +8,13 @@ except ImportError as error:
     raise MissingExtra("evennorm.torch", "torch") from error
 
 from evennorm.core.moments import Moments
+from evennorm.torch.backend import batch_norm, engine, normalize
 from evennorm.torch.conversion import convert, report, revert
-from evennorm.torch.functional import batch_norm, engine, normalize
 from evennorm.torch.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from evennorm.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from evennorm.torch.recompute import recompute_outputs
 from evennorm.torch.states import read_states, write_states
+from evennorm.torch.tune import tune
 
 __all__ = [
     "BatchNorm1d",
@@ -31,5 +32,6 @@ __all__ = [
     "recompute_outputs",
     "report",
     "revert",
+    "tune",
     "write_states",
 ]

@@ -1,4 +1,4 @@
-"""Arguments and shapes of a module go in; what its call computes comes out, or an error of torch's type that explains."""
+"""Check the arguments and shapes of a module's call, with errors of torch's types that explain."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evennorm.core.call import Call
 from evennorm.core.geometry import Geometry
 from evennorm.errors import ArgumentError, ShapeError
 from evennorm.torch.errors import TensorError, UnsupportedError
+from evennorm.torch.tensors import NAMES
 
 ACTIVATIONS = (None, "relu", "leaky_relu", "elu")
 INVERTIBLE = (None, "leaky_relu", "elu")
@@ -80,7 +82,7 @@ def checked_virtual_batch_size(value: int | None) -> int | None:
     return None if value is None else int(value)
 
 
-def plan(
+def call_of(
     shape: torch.Size,
     dtype: torch.dtype,
     parameter_shape: torch.Size | None,
@@ -91,11 +93,12 @@ def plan(
     momentum: float | None,
     activation: str | None,
     negative_slope: float,
+    slope: float | None,
     alpha: float,
     virtual_batch_size: int | None,
     memory: str,
-) -> tuple[Geometry, float]:
-    """The geometry of an input of this shape and dtype, and the slope below zero that the kernel is to fuse.
+) -> Call:
+    """Return what a module computes of an input of this shape and dtype, with the activation that kernels fuse.
 
     `parameter_shape` and `parameter_dtype` are those of a running statistic, or of the weight; None where the module has
     neither. `by_batch` says whether the input is normalized by its own statistics.
@@ -129,13 +132,15 @@ def plan(
     known = [size if isinstance(size, int) else None for size in shape]
     if parameter_shape is not None:
         known[1] = parameter_shape[0]  # which may be a symbol in the input
-    geometry = Geometry(known, 1)
+    activation, negative_slope = activation_of_call(activation, negative_slope, slope)
     activation = checked_activation(activation, negative_slope, alpha, memory)
-    return geometry, {"relu": 0.0, "leaky_relu": negative_slope}.get(activation or "", 1.0)
+    fused = {"relu": 0.0, "leaky_relu": negative_slope}.get(activation or "", 1.0)
+    group_size = virtual_batch_size if by_batch else None
+    return Call(Geometry(known, 1), NAMES.get(dtype) or str(dtype), eps, fused, group_size, not by_batch)
 
 
 # Small tensors are normalized faster than they are checked.
-cached_plan = lru_cache(maxsize=4096)(plan)
+cached_call_of = lru_cache(maxsize=4096)(call_of)
 
 
 def check_residual(input: Tensor, residual: Tensor, memory: str) -> None:

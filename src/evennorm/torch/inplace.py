@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import elu
 
-from evennorm.core.geometry import Geometry
+from evennorm.core.call import Call
 from evennorm.core.inversion import gradients_from_output, least_gamma
 from evennorm.core.moments import Moments, count_of
 from evennorm.core.normalize import activate
 from evennorm.errors import ArgumentError
 from evennorm.kernels import reference
-from evennorm.torch.cpu import wide
+from evennorm.torch.backend import engine
 from evennorm.torch.errors import TensorError
-from evennorm.torch.functional import engine
 from evennorm.torch.namespace import xp
+from evennorm.torch.tensors import acc_dtype
 
 
 class Activation(NamedTuple):
@@ -55,21 +55,16 @@ class _InPlace(torch.autograd.Function):
         beta: Tensor | None,
         mask: Tensor | None,
         count: Any,
-        geometry: Geometry,
-        epsilon: float,
-        activation: Activation,
-        group_size: int | None,
+        call: Call,
+        alpha: float | None,
     ) -> tuple[Tensor, ...]:
-        slope, alpha = activation
-        y, moments = engine.train(
-            geometry, x, gamma, beta, epsilon=epsilon, mask=mask, negative_slope=slope, virtual_batch_size=group_size
-        )
+        y, moments = engine.train(call, x, gamma, beta, mask=mask)
         x.copy_(y if alpha is None else elu(y, alpha, inplace=True))
         return x, moments.mean, moments.mean_low, moments.variance
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, gamma, beta, mask, count, *ctx.call = inputs
+        x, gamma, beta, mask, count, ctx.call, ctx.alpha = inputs
         y, mean, mean_low, variance = output
         ctx.mark_dirty(x)
         ctx.mark_non_differentiable(mean, mean_low)
@@ -79,30 +74,28 @@ class _InPlace(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: Tensor, __: Tensor, d_variance: Tensor) -> tuple[Tensor | None, ...]:
         y, variance, gamma, beta, mask, count = ctx.saved_tensors
-        geometry, epsilon, activation, group_size = ctx.call
-        sizes = xp.shape(y)
-        z, dz = (reference.wide(xp, geometry.view(xp, tensor, group_size)) for tensor in (y, dy))
+        call, sizes = ctx.call, xp.shape(y)
+        geometry, activation = call.geometry, Activation(call.negative_slope, ctx.alpha)
+        z, dz = (reference.wide(xp, geometry.view(xp, tensor, call.group_size)) for tensor in (y, dy))
         z, dz = activation.inverted(z, dz, y.dtype)
         if mask is not None:
-            mask = geometry.mask_view(xp, mask, sizes, group_size)
+            mask = geometry.mask_view(xp, mask, sizes, call.group_size)
         count = count if ctx.count is None else ctx.count
-        g = gradients_from_output(xp, dz, z, count, variance, gamma, beta, epsilon, mask, d_variance)
+        g = gradients_from_output(xp, dz, z, count, variance, gamma, beta, call.epsilon, mask, d_variance)
         dx = geometry.restore(xp, g.x, sizes).to(y.dtype)
-        return dx, g.gamma, g.beta, None, None, None, None, None, None
+        return dx, g.gamma, g.beta, None, None, None, None
 
 
 def train(
-    geometry: Geometry,
+    call: Call,
     x: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
     *,
-    epsilon: float,
-    activation: Activation,
+    alpha: float | None = None,
     mask: Tensor | None = None,
-    virtual_batch_size: int | None = None,
 ) -> tuple[Tensor, Moments]:
-    """`Engine.train`, in x's own memory.
+    """Compute `Engine.train` in x's own memory, with an elu of `alpha` behind it where that is not None.
 
     Raises:
         TensorError: x is a leaf that requires a gradient, or a view of another tensor.
@@ -110,18 +103,20 @@ def train(
     """
     _check_input(x, gamma, beta)
     if gamma is not None:
-        _check_gamma(gamma.detach(), None if beta is None else beta.detach(), x.dtype, activation)
+        _check_gamma(
+            gamma.detach(), None if beta is None else beta.detach(), x.dtype, Activation(call.negative_slope, alpha)
+        )
     mask = None if mask is None else xp.boolean(mask)
-    count = _count(geometry, x, mask, virtual_batch_size)
-    y, *statistics = _InPlace.apply(x, gamma, beta, mask, count, geometry, epsilon, activation, virtual_batch_size)
+    count = _count(call, x, mask)
+    y, *statistics = _InPlace.apply(x, gamma, beta, mask, count, call, alpha)
     return y, Moments(count, *statistics)
 
 
-def _count(geometry: Geometry, x: Tensor, mask: Tensor | None, group_size: int | None) -> Any:
+def _count(call: Call, x: Tensor, mask: Tensor | None) -> Any:
     if mask is None:
-        return prod(x.shape[2:], start=x.shape[0] if group_size is None else group_size)
-    like = torch.empty((), dtype=wide(x), device=x.device)
-    return count_of(xp, like, geometry.mask_view(xp, mask, xp.shape(x), group_size))
+        return prod(x.shape[2:], start=x.shape[0] if call.group_size is None else call.group_size)
+    like = torch.empty((), dtype=acc_dtype(x), device=x.device)
+    return count_of(xp, like, call.geometry.mask_view(xp, mask, xp.shape(x), call.group_size))
 
 
 def _check_input(x: Tensor, *parameters: Tensor | None) -> None:

@@ -1,4 +1,4 @@
-"""Modules with the names, arguments, state and numbers of torch.nn's BatchNorm1d, 2d and 3d, and more than they do."""
+"""Provide torch.nn's BatchNorm1d, 2d and 3d by their names, arguments, state and numbers, and more than they do."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch.nn.functional import elu
 from torch.nn.modules import batchnorm
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
-from evennorm.core.geometry import Geometry
+from evennorm.core.call import Call
 from evennorm.kernels import choose
-from evennorm.torch import arguments, inplace, running, standard
+from evennorm.torch import arguments, compiled, distributed, inplace, running, standard
+from evennorm.torch.backend import engine, train
+from evennorm.torch.distributed import is_distributed
 from evennorm.torch.errors import TensorError, UnsupportedError
-from evennorm.torch.functional import engine
 
 
 class _BatchNorm(batchnorm._BatchNorm):
@@ -63,29 +64,52 @@ class _BatchNorm(batchnorm._BatchNorm):
     ) -> Tensor:
         if isinstance(input, Proxy):
             return standard.one_node(self, input, residual, mask)
-        mean, variance = self.running_mean, self.running_var
-        follows = self.training and self.track_running_stats
-        by_batch = self.training or (mean is None and variance is None)
-        if by_batch and not follows:
+        compiling = torch.compiler.is_compiling()
+        if not compiling and type(input) is not Tensor and is_distributed(input):
+            return distributed.forward(self, input, residual, mask=mask, slope=slope)
+        own = self.__dict__  # nn.Module's attributes take longer to read than a small kernel to run
+        parameters, buffers = own["_parameters"], own["_buffers"]
+        try:
+            gamma, beta = parameters["weight"], parameters["bias"]
+            mean, variance = buffers["running_mean"], buffers["running_var"]
+        except KeyError:  # parametrized, say
+            gamma, beta, mean, variance = self.weight, self.bias, self.running_mean, self.running_var
+        tracks = own["training"] and own["track_running_stats"]
+        by_batch = own["training"] or (mean is None and variance is None)
+        if by_batch and not tracks:
             mean = variance = None
-        if not by_batch and standard.asked_for():
+        # A compiler knows best what torch itself calls batch normalization, which at inference is exact.
+        if not by_batch and (standard.asked_for() or (compiling and own["memory"] == "save")):
             return standard.normalize(self, input, residual, slope)
-        geometry, slope = self._plan(input, by_batch, mean, variance, slope)
+        if compiling and by_batch and mask is None and compiled.takes(self, input, residual, slope):
+            return compiled.forward(self, input, residual, slope, tracks and mean is not None)
+        call = self._call_of(own, input, by_batch, gamma, mean, variance, slope)
         if residual is not None:
-            arguments.check_residual(input, residual, self.memory)
-        if by_batch:
-            y, moments = self._by_batch(geometry, slope, input, residual, mask)
-            if follows:
-                running.follow(self, mean, variance, moments)
-            return y
-        return self._by_running_statistics(geometry, slope, input, residual, mean, variance)
+            arguments.check_residual(input, residual, own["memory"])
+        if not by_batch:
+            return self._by_running_statistics(call, input, gamma, beta, residual, mean, variance)
+        updates = tracks and (compiling or not running.recomputed())
+        if mask is None and not compiling and own["memory"] == "save":
+            stats = running.for_kernel(own, mean, variance) if updates else None
+            y = train(call, input, gamma, beta, residual, stats)
+            if y is not None:
+                return elu(y, own["alpha"], inplace=True) if own["activation"] == "elu" else y
+        return self._composed(call, input, gamma, beta, residual, mask, mean, variance, updates)
 
-    def _plan(
-        self, input: Tensor, by_batch: bool, mean: Tensor | None, variance: Tensor | None, slope: float | None
-    ) -> tuple[Geometry, float]:
+    def _call_of(
+        self,
+        own: dict[str, Any],
+        input: Tensor,
+        by_batch: bool,
+        gamma: Tensor | None,
+        mean: Tensor | None,
+        variance: Tensor | None,
+        slope: float | None,
+    ) -> Call:
+        """Check the arguments of a call, once for each shape and setting."""
         if (mean is None) != (variance is None):
             raise TensorError("running_mean and running_var must either both be None or neither be None; received one")
-        parameter = self.weight if mean is None else mean
+        parameter = gamma if mean is None else mean
         given = (
             input.shape,
             input.dtype,
@@ -93,45 +117,56 @@ class _BatchNorm(batchnorm._BatchNorm):
             None if parameter is None else parameter.dtype,
             self.ranks,
             by_batch,
-            self.eps,
-            self.momentum,
-            *arguments.activation_of_call(self.activation, self.negative_slope, slope),
-            self.alpha,
-            self.virtual_batch_size,
-            self.memory,
+            own["eps"],
+            own["momentum"],
+            own["activation"],
+            own["negative_slope"],
+            slope,
+            own["alpha"],
+            own["virtual_batch_size"],
+            own["memory"],
         )
         if torch.compiler.is_compiling():
-            return arguments.plan(*given)
+            return arguments.call_of(*given)
         try:
-            return arguments.cached_plan(*given)
+            return arguments.cached_call_of(*given)
         except TypeError:  # sizes that are symbols have no hash
-            return arguments.plan(*given)
+            return arguments.call_of(*given)
 
-    def _by_batch(
-        self, geometry: Geometry, slope: float, input: Tensor, residual: Tensor | None, mask: Tensor | None
-    ) -> Any:
-        gamma, beta = self.weight, self.bias
-        options = {"epsilon": self.eps, "mask": mask, "virtual_batch_size": self.virtual_batch_size}
-        alpha = self.alpha if self.activation == "elu" else None
+    def _composed(
+        self,
+        call: Call,
+        input: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        residual: Tensor | None,
+        mask: Tensor | None,
+        mean: Tensor | None,
+        variance: Tensor | None,
+        updates: bool,
+    ) -> Tensor:
+        """Normalize by the batch in steps: statistics, output, running statistics."""
         if self.memory == "inplace":
-            return inplace.train(geometry, input, gamma, beta, activation=inplace.Activation(slope, alpha), **options)
-        y, moments = engine.train(geometry, input, gamma, beta, residual=residual, negative_slope=slope, **options)
-        return y if alpha is None else elu(y, alpha, inplace=True), moments
+            alpha = self.alpha if self.activation == "elu" else None
+            y, moments = inplace.train(call, input, gamma, beta, alpha=alpha, mask=mask)
+        else:
+            y, moments = engine.train(call, input, gamma, beta, residual=residual, mask=mask)
+            y = elu(y, self.alpha, inplace=True) if self.activation == "elu" else y
+        if updates:
+            running.update(self, mean, variance, moments)
+        return y
 
     def _by_running_statistics(
-        self, geometry: Geometry, slope: float, input: Tensor, residual: Tensor | None, mean: Tensor, variance: Tensor
+        self,
+        call: Call,
+        input: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        residual: Tensor | None,
+        mean: Tensor,
+        variance: Tensor,
     ) -> Tensor:
-        y = engine.infer(
-            geometry,
-            input,
-            mean,
-            variance,
-            self.weight,
-            self.bias,
-            epsilon=self.eps,
-            negative_slope=slope,
-            residual=residual,
-        )
+        y = engine.infer(call, input, mean, variance, gamma, beta, residual=residual)
         if self.activation == "elu":
             y = elu(y, self.alpha, inplace=True)
         # Overwritten as in training, so that a program which reads the input again gets the same in both modes.

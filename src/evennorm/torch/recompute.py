@@ -7,7 +7,7 @@ from the other, by a pass that costs about as much as a copy.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -15,20 +15,30 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-Compute = Callable[[Tensor, Tensor | None], Tensor]
-"""x and residual -> y, from the statistics and parameters of the forward pass."""
+from evennorm.core.call import Call
+from evennorm.kernels.contract import Kernel
 
 _here = threading.local()
+active = 0
+"""How many threads are inside `recompute_outputs`: 0 is faster to see than what this thread does."""
 
 
 class Recipe:
     """How an output was computed; it holds what is kept for backward anyway."""
 
-    def __init__(self, compute: Compute, x: Tensor, residual: Tensor | Recipe | None, parameters: tuple[Tensor | None, ...]):
-        self._compute = compute
-        self._x = x
-        self._residual = residual
-        self._held = [t for t in (x, residual, *parameters) if isinstance(t, Tensor)]
+    def __init__(
+        self,
+        kernel: Kernel,
+        call: Call,
+        x: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        residual: Tensor | Recipe | None,
+        statistics: Tensor,
+    ):
+        self._kernel, self._call, self._statistics = kernel, call, statistics
+        self._x, self._parameters, self._residual = x, (gamma, beta), residual
+        self._held = [t for t in (x, residual, gamma, beta) if isinstance(t, Tensor)]
         self._versions = [t._version for t in self._held]
 
     @property
@@ -48,7 +58,7 @@ class Recipe:
             )
         residual = self._residual.output() if isinstance(self._residual, Recipe) else self._residual
         with torch.no_grad():
-            return self._compute(self._x, residual)
+            return self._kernel.forward(self._call, self._x, *self._parameters, residual, statistics=self._statistics)[0]
 
 
 class _Part(NamedTuple):
@@ -115,13 +125,16 @@ def recompute_outputs() -> Iterator[None]:
         ...     loss = model(torch.randn(2, 3, 8, 8)).square().mean()
         >>> loss.backward()
     """
+    global active
     before = getattr(_here, "outputs", None)
+    active += 1
     _here.outputs = outputs = _Outputs()
     try:
         with torch.autograd.graph.saved_tensors_hooks(outputs.pack, _unpack):
             yield
     finally:
         _here.outputs = before
+        active -= 1
 
 
 def recomputing() -> bool:
@@ -129,13 +142,23 @@ def recomputing() -> bool:
     return getattr(_here, "outputs", None) is not None
 
 
-def remember(y: Tensor, x: Tensor, residual: Tensor | None, parameters: tuple[Tensor | None, ...], compute: Compute) -> None:
-    """Notes how `y` was computed from tensors that are kept for its own gradient."""
+def remember(
+    y: Tensor,
+    kernel: Kernel,
+    call: Call,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    statistics: Sequence[Tensor],
+) -> None:
+    """Note how `y` was computed from tensors that are kept for its own gradient."""
     outputs: _Outputs = _here.outputs
     if not y.requires_grad:
         return
     again = None if residual is None else outputs.recipe_of(residual)
     if again is not None and again.is_chained:
         return  # so that no backward pass computes the whole chain for each of its outputs
+    packed = torch.stack([statistic.detach() for statistic in statistics])
     addend = again or (None if residual is None else residual.detach())
-    outputs.add(y, Recipe(compute, x.detach(), addend, parameters))
+    outputs.add(y, Recipe(kernel, call, x.detach(), gamma, beta, addend, packed))

@@ -1,7 +1,7 @@
-"""A module and the moments of a batch go in; its running statistics follow them.
+"""Update the running statistics of a module by its batches.
 
-The formulas are those of `core.running`. Nothing here waits for a device or asks a tensor for its value, so that the same
-lines serve compilers, exporters and CUDA graphs.
+Kernels do so in their forward pass. Where none computes, tensor arithmetic does, by the formulas of `core.running`: nothing
+here waits for a device or asks a tensor for its value, so that the same lines serve compilers, exporters and CUDA graphs.
 """
 
 from __future__ import annotations
@@ -13,18 +13,28 @@ from torch import Tensor
 
 from evennorm.core import running
 from evennorm.core.moments import Moments
+from evennorm.kernels.contract import RunningStats
+from evennorm.torch.backend import engine
 from evennorm.torch.errors import TensorError
-from evennorm.torch.functional import engine
 from evennorm.torch.namespace import xp
 
 if TYPE_CHECKING:
     from evennorm.torch.modules import _BatchNorm
 
 
-def follow(module: _BatchNorm, mean: Tensor | None, variance: Tensor | None, moments: Moments) -> None:
-    """Lets `mean` and `variance`, the running ones where there are any, follow one batch, and counts it."""
-    if _recomputed():
-        return
+def for_kernel(own: dict[str, Any], mean: Tensor | None, variance: Tensor | None) -> RunningStats:
+    """Return the running statistics of a module, whose attributes are `own`, as kernels update them."""
+    buffers, momentum = own["_buffers"], own["momentum"]
+    batches = buffers.get("num_batches_tracked")
+    decay = None if momentum is None else 1.0 - momentum
+    if batches is None and momentum is None:
+        decay = 1.0  # without a count nothing moves, as in torch
+    low, skipped = buffers.get("running_mean_low"), buffers.get("refused_batches")
+    return mean, low, variance, decay, True, batches, skipped
+
+
+def update(module: _BatchNorm, mean: Tensor | None, variance: Tensor | None, moments: Moments) -> None:
+    """Update `mean` and `variance`, the running ones where there are any, by one batch, and count it."""
     if mean is not None and variance is not None:
         if module.running_mean_low is None or module.running_mean_low.shape != mean.shape:
             module._register_bookkeeping()  # a program has given the module other statistics, of fewer channels say
@@ -34,7 +44,9 @@ def follow(module: _BatchNorm, mean: Tensor | None, variance: Tensor | None, mom
                 f"{tuple(variance.shape)}"
             )
         low, momentum = module.running_mean_low, module.momentum
-        accepted: Any = None if momentum is None else engine.follow((mean, low, variance), moments, 1.0 - momentum, True)
+        accepted: Any = None
+        if momentum is not None:
+            accepted = engine.update_running_stats((mean, low, variance), moments, 1.0 - momentum, True)
         if accepted is None:
             decay = _cumulative_decay(module, moments.mean.dtype) if momentum is None else 1.0 - momentum
             accepted = _assign(mean, low, variance, moments, decay)
@@ -42,19 +54,24 @@ def follow(module: _BatchNorm, mean: Tensor | None, variance: Tensor | None, mom
             module.refused_batches.add_(~accepted)
         elif not accepted:
             module.refused_batches.add_(1)
+    count(module)
+
+
+def count(module: _BatchNorm) -> None:
+    """Count one batch."""
     batches = module.num_batches_tracked
     if batches is not None:
         batches.add_(1)
 
 
-def _recomputed() -> bool:
+def recomputed() -> bool:
     """Whether a backward pass is running, so that this is activation checkpointing taking a forward pass once more.
 
     torch.utils.checkpoint calls the function again from the hook that unpacks a saved tensor (`use_reentrant=False`) or from
     its own backward (True): both run under the autograd engine, which numbers its tasks per thread. Reversible networks
     repeat their forward pass there too. Compilers record the graph of the first pass alone.
     """
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    return torch._C._current_graph_task_id() != -1
 
 
 def _cumulative_decay(module: _BatchNorm, dtype: torch.dtype) -> Any:

@@ -29,13 +29,17 @@ def unfuse(module: nn.Module) -> None:
 
 def chain(modules: Iterable[Any], x: Any) -> Any:
     """The modules one after the other."""
-    waiting = list(modules)
-    while waiting:
-        module = waiting.pop(0)
-        if waiting and slope_of(waiting[0]) is not None and takes_more(last_of(module)):
-            x = normalized(*unnormalized(module, x), activation=waiting.pop(0))
-        else:
+    line, place = list(modules), 0
+    while place < len(line):
+        module = line[place]
+        follower = line[place + 1] if place + 1 < len(line) else None
+        place += 1
+        if slope_of(follower) is None or not (takes_more(module) or takes_more(last_of(module))):
             x = module(x)
+            continue
+        norm, x = (module, x) if takes_more(module) else unnormalized(module, x)
+        x = normalized(norm, x, None, follower)
+        place += 1
     return x
 
 

@@ -34,8 +34,8 @@ def normalized(
 
     `through` are modules that stand directly behind the normalization and did nothing when the model was converted.
     """
-    if norm is not None and _in_one_step(norm, x, residual, activation) and all(does_nothing(each) for each in through):
-        return norm(x, residual, slope=slope_of(activation))
+    if norm is not None and _in_one_step(norm, x, residual, activation) and all(map(does_nothing, through)):
+        return norm.forward(x, residual, slope=slope_of(activation))  # nobody watches the call
     y = x if norm is None else norm(x)
     for each in through:
         y = each(y)
@@ -56,7 +56,7 @@ def _in_one_step(norm: nn.Module, x: Any, residual: Any, activation: Activation 
     slope = slope_of(activation)
     if activation is not None and (slope is None or is_watched(activation)):
         return False
-    if norm.memory == "inplace" and (residual is not None or slope == 0):  # what it could not invert
+    if norm.__dict__["memory"] == "inplace" and (residual is not None or slope == 0):  # what it could not invert
         return False
     return residual is None or (
         isinstance(residual, Tensor)
@@ -68,9 +68,10 @@ def _in_one_step(norm: nn.Module, x: Any, residual: Any, activation: Activation 
 
 def slope_of(activation: Any) -> float | None:
     """The slope below zero, or None for what no kernel fuses."""
-    if type(activation) is nn.ReLU:
+    kind = type(activation)
+    if kind is nn.ReLU:
         return 0.0
-    if type(activation) is nn.LeakyReLU:
+    if kind is nn.LeakyReLU:
         return float(activation.negative_slope)
     return activation if isinstance(activation, float) else None
 
@@ -81,18 +82,23 @@ def does_nothing(module: Any) -> bool:
 
 def takes_more(module: Any) -> bool:
     """Whether this is a batch normalization of ours that takes a residual and an activation in the call."""
-    forwards = (_BatchNorm.forward, SyncBatchNorm.forward)
-    return isinstance(module, _BatchNorm) and type(module).forward in forwards and module.activation is None
+    if not isinstance(module, _BatchNorm):
+        return False
+    forward = type(module).forward
+    return (forward is _BatchNorm.forward or forward is SyncBatchNorm.forward) and module.__dict__["activation"] is None
 
 
 def is_watched(module: Any) -> bool:
     """Whether somebody sees what goes in and out of a module, or has it called otherwise than its class says."""
-    return isinstance(module, nn.Module) and bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
+    if not isinstance(module, nn.Module):
+        return False
+    own = module.__dict__  # nn.Module's attributes take long to read, and this is asked at every call
+    return bool(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+        or own.get("_compiled_call_impl") is not None
         or module_calls._has_any_global_hook()
-        or "forward" in module.__dict__
-        or module._compiled_call_impl is not None
     )

@@ -8,7 +8,7 @@ PYTEST := TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # pip installs into one .venv
-.PHONY: help install demo test test-triton test-gpu test-native lint format bench bench-gpu clean compiler
+.PHONY: help install demo test test-triton test-gpu test-native lint format bench bench-gpu bench-door clean compiler
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,10 +65,15 @@ format: $(VENV)/.installed ## Put the code in the house's style.
 	$(BIN)/ruff format
 
 bench: $(VENV)/.installed ## Measure accuracy and speed; rewrites benchmarks/results and the pages made from them.
-	@for script in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out benchmarks/gpu.py benchmarks/door.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-bench-gpu: ## Measure speed and memory on this machine's GPU, with PYTHON; rewrites benchmarks/results/gpu-*.json.
+bench-gpu: ## Measure networks, calls and arrays on this machine's GPU, with PYTHON; rewrites benchmarks/results/gpu-*.json.
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py $(BENCH)
+
+bench-door: $(VENV)/.installed ## Show where the microseconds of a call go.
+	@$(BIN)/python benchmarks/door.py $(BENCH)
+	@if [ -d $(TRITON) ]; then echo; echo "On the way to a GPU whose driver launches nothing:"; \
+		PYTHONPATH=$(TRITON) $(BIN)/python -m evennorm.tools.bench.stub_gpu; fi
 
 clean: ## Remove .venv, builds and caches.
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

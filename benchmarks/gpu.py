@@ -1,16 +1,21 @@
-"""How fast batch normalization is on this machine's GPU: evennorm beside torch, eager and compiled, and a copy.
+"""Measure how fast networks train, layers are called and arrays are normalized on this machine's GPU.
 
-Arrays are those of ResNet-50; then its whole training step, with its time and its memory. Writes
-benchmarks/results/gpu-MODE.json after every array, so that a run that is cut short keeps what it has, and prints a table.
-Needs torch, NumPy and Triton, and a source tree; nothing has to be built.
+Whole training steps come first: torch eager and compiled, evennorm, and without normalization. Then calls of layers, with
+the host's time beside the device's, and the arrays of ResNet-50, with a copy as the limit. Writes
+benchmarks/results/gpu-MODE.json after each network and array, so that a run that is cut short keeps what it has, and prints
+tables. Needs torch, NumPy and Triton, and a source tree; nothing has to be built.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,28 +24,54 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 from evennorm.errors import EvennormError
 from evennorm.tools.bench.cases import PASSES, Case, checked
 from evennorm.tools.bench.machine import environment
+from evennorm.tools.bench.network_cases import NETWORKS, ON_GPU, NetworkCase, parsed_networks
 from evennorm.tools.bench.report import Benchmark
-from evennorm.tools.bench.rows import Row
 from evennorm.tools.bench.settings import Settings
 from evennorm.tools.bench_gpu.cases import BATCH, VARIANTS, resnet50
 from evennorm.tools.bench_gpu.report import GpuBenchmark, table
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
+CALL_ROUNDS = 15
+"""Samples of a call's figures at most; each of them is the mean of many calls."""
+
+
+PARTS = ("networks", "calls", "arrays")
+
+QUICK = {
+    "networks": "mlp,resnet50",
+    "compile": "",
+    "variants": "bn+relu",
+    "dtypes": "bfloat16",
+    "layouts": "last",
+    "rounds": 9,
+    "network_rounds": 5,
+    "against": "torch eager",
+}
+"""What --quick chooses: two to three minutes on a large GPU. Options that are given as well win."""
+
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mode", choices=("recorded", "queued"), default="recorded", help="CUDA graphs, or call by call")
-    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}, measured in this order")
+    parser.add_argument("--networks", default="all", help=f"of {', '.join(NETWORKS)}, as in mlp:16,resnet50:32x224; or all")
+    parser.add_argument("--compile", default="mlp,article,resnet50", help="the networks that torch.compile trains, too")
+    parser.add_argument("--network-rounds", type=int, default=9, help="samples of each network's figures")
+    parser.add_argument(
+        "--mode", choices=("recorded", "queued"), default="recorded", help="arrays by CUDA graphs, or by calls"
+    )
+    parser.add_argument("--batch", type=int, default=BATCH, help="of the arrays")
     parser.add_argument("--variants", default=",".join(("bn+relu", "bn+add+relu", "bn")), help=f"of {', '.join(VARIANTS)}")
     parser.add_argument("--dtypes", default="bfloat16,float32")
     parser.add_argument("--layouts", default="last,first", help="channels last, channels first, or both")
     parser.add_argument("--passes", default=",".join(PASSES))
     parser.add_argument("--against", default="", help="families of rivals, such as torch eager; all of them if empty")
-    parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--minutes", type=float, default=None, help="start no other array after so long")
-    parser.add_argument("--network", choices=("yes", "no", "only"), default="yes", help="ResNet-50's training step")
+    parser.add_argument("--rounds", type=int, default=25, help="samples of each figure of calls and arrays")
+    parser.add_argument("--minutes", type=float, default=None, help="start nothing else after so long")
+    parser.add_argument("--quick", action="store_true", help="a few of all, without torch.compile")
     parser.add_argument("--out", type=Path, default=None, help="the JSON file, else benchmarks/results/gpu-MODE.json")
+    if parser.parse_args(given).quick:
+        parser.set_defaults(**QUICK)
     return parser.parse_args(given)
 
 
@@ -77,46 +108,89 @@ def wanted(families: str, everyone: list[Any]) -> list[Any]:
     Raises:
         InputError: a family that there is not.
     """
-    chosen = tuple(family.strip() for family in families.split(",") if family.strip())
+    chosen = words(families)
     rivals = dict.fromkeys(one.family for one in everyone if one.ours)
     checked("against", chosen, rivals, may_be_empty=True)
     return [one for one in everyone if not chosen or one.ours is None or one.family in chosen]
 
 
+def words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+class Deadline:
+    """Say whether the minutes that were granted are over."""
+
+    def __init__(self, minutes: float | None):
+        self.minutes, self.begin = minutes, time.monotonic()
+
+    def __call__(self) -> bool:
+        return self.minutes is not None and (time.monotonic() - self.begin) / 60 > self.minutes
+
+
 def run(asked: argparse.Namespace) -> Iterator[GpuBenchmark]:
-    """What is known after each array, and at last after the network."""
+    """Yield what is known after each network, after the calls, and after each array."""
     from evennorm.kernels import choose
+
+    late = Deadline(asked.minutes)
+    parts = words(asked.parts)
+    checked("parts", parts, PARTS)
+    checked("compile", words(asked.compile), NETWORKS, may_be_empty=True)
+    networks = parsed_networks(asked.networks, ON_GPU)
+    dtypes, passes = words(asked.dtypes), words(asked.passes)
+    cases = resnet50(asked.batch, words(asked.variants), dtypes, words(asked.layouts))
+    kernels = {dtype: choose("torch", dtype, device="cuda") for dtype in dtypes}
+    settings = Settings("torch", tuple(cases), passes, rounds=asked.rounds)
+    found = GpuBenchmark(asked.mode, Benchmark(settings, where(), kernels, ()))
+    measures = {"networks": partial(with_networks, networks=networks), "calls": with_calls, "arrays": with_arrays}
+    for part in (part for part in PARTS if part in parts):
+        for more in measures[part](found, asked, late):
+            found = more
+            yield found
+
+
+def with_networks(
+    found: GpuBenchmark, asked: argparse.Namespace, late: Deadline, networks: list[NetworkCase]
+) -> Iterator[GpuBenchmark]:
     from evennorm.tools.bench_gpu import network
+
+    for case in networks:
+        changes = network.contestants(case, case.name in words(asked.compile), with_leaky=not asked.quick)
+        steps = network.steps(case, changes, asked.network_rounds, late=late)
+        found = replace(found, steps=(*found.steps, *steps), networks={**found.networks, str(case): network.title(case)})
+        medians = ", ".join(
+            f"{step.contestant} {f'{step.median:.2f}' if step.milliseconds else step.reason}" for step in steps
+        )
+        print(f"gpu: {case}, training step, ms: {medians}", file=sys.stderr, flush=True)
+        yield found
+
+
+def with_calls(found: GpuBenchmark, asked: argparse.Namespace, late: Deadline) -> Iterator[GpuBenchmark]:
+    from evennorm.tools.bench_gpu.calls import calls
+    from evennorm.tools.bench_gpu.measure import Plan
+
+    if late():
+        print("gpu: time was up before the calls", file=sys.stderr)
+        return
+    plan = Plan("recorded", words(asked.passes), min(asked.rounds, CALL_ROUNDS))
+    yield replace(found, calls=tuple(calls(plan)))
+
+
+def with_arrays(found: GpuBenchmark, asked: argparse.Namespace, late: Deadline) -> Iterator[GpuBenchmark]:
     from evennorm.tools.bench_gpu.contestants import contestants
     from evennorm.tools.bench_gpu.measure import Plan, measure
 
-    begin = time.monotonic()
-    dtypes, passes = tuple(asked.dtypes.split(",")), tuple(asked.passes.split(","))
-    cases = resnet50(asked.batch, asked.variants.split(","), dtypes, asked.layouts.split(","))
-    place, kernels = where(), {dtype: choose("torch", dtype, device="cuda") for dtype in dtypes}
-    settings = Settings("torch", tuple(cases), passes, rounds=asked.rounds)
-    rows: list[Row] = []
-    steps: tuple[Any, ...] = ()
-
-    def found() -> GpuBenchmark:
-        return GpuBenchmark(asked.mode, Benchmark(settings, place, kernels, tuple(rows)), steps)
-
     everyone = wanted(asked.against, contestants())
-    for done, case in enumerate([] if asked.network == "only" else cases):
-        minutes = (time.monotonic() - begin) / 60
-        if asked.minutes is not None and minutes > asked.minutes:
-            print(
-                f"gpu: {done} of {len(cases)} arrays measured in {minutes:.1f} minutes; the others are left out",
-                file=sys.stderr,
-            )
-            break
-        [new] = measure([case], everyone, Plan(asked.mode, passes, asked.rounds))
-        rows.extend(new)
-        tell(done, cases, case, found())
-        yield found()
-    if asked.network != "no":
-        steps = tuple(network.steps(asked.batch))
-        yield found()
+    settings = found.arrays.settings
+    plan = Plan(asked.mode, settings.passes, asked.rounds)
+    for done, case in enumerate(settings.cases):
+        if late():
+            print(f"gpu: {done} of {len(settings.cases)} arrays measured; for the others time was up", file=sys.stderr)
+            return
+        [new] = measure([case], everyone, plan)
+        found = replace(found, arrays=replace(found.arrays, rows=(*found.arrays.rows, *new)))
+        tell(done, list(settings.cases), case, found)
+        yield found
 
 
 def tell(done: int, cases: list[Case], case: Case, found: GpuBenchmark) -> None:
@@ -140,6 +214,9 @@ def main(given: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    # Kernels that an earlier program left on disk would make first steps look short.
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        os.environ.setdefault(name, tempfile.mkdtemp(prefix="evennorm-bench-"))
     path = asked.out or RESULTS / f"gpu-{asked.mode}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     last = None

@@ -7,10 +7,10 @@ given out and not taken back while the loss is alive. They are the same on any d
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ def held(forward: Callable[[], Any]) -> int:
     """Bytes that are allocated by `forward`, and still are while its result is alive."""
     from torch.profiler import ProfilerActivity, profile
 
+    gc.collect()  # what an earlier pass left must not be given back meanwhile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         result = forward()
     total = sum(event.self_cpu_memory_usage for event in recorded.events())
@@ -35,19 +36,23 @@ def held(forward: Callable[[], Any]) -> int:
 
 def measure(side: int = SIDE) -> dict[str, Any]:
     """Bytes of each way, with one image and with two."""
-    import torch
-
+    from evennorm.tools.bench.network_cases import NetworkCase
+    from evennorm.tools.bench.steps import WITHOUT
     from evennorm.tools.bench_gpu import network
 
+    one, two = (NetworkCase("resnet50", batch, side) for batch in (1, 2))
     found = {}
-    for name, change in network.WAYS.items():
-        if "compile" in name:  # whose memory the profiler does not see
+    for name, change in network.contestants(
+        one, compiled=False, with_leaky=True
+    ).items():  # the profiler sees no compiled one
+        if name == WITHOUT:
             continue
-        torch.manual_seed(0)
-        model = change(network.ResNet50().to(memory_format=torch.channels_last).train())
-        one, two = (network.data_of(batch, side, "cpu") for batch in (1, 2))
-        network.loss_of(model, *two)
-        found[name] = [held(partial(network.loss_of, model, *data)) for data in (one, two)]
+        train = network.training(one, change, "cpu")
+        train.loss()
+        found[name] = []
+        for case in (one, two):
+            train.x, train.labels = network.batch_of(case, "cpu")
+            found[name].append(held(train.loss))
     return {"side": side, "bytes": found, "environment": environment()}
 
 
@@ -56,11 +61,13 @@ def page(result: dict[str, Any]) -> str:
 
 
 def _page(result: dict[str, Any]) -> Iterator[str]:
-    from evennorm.tools.bench_gpu.network import CONVERTED, EAGER, LEAKY_CONVERTED, LEAKY_EAGER, LEAKY_IN_PLACE, RECOMPUTED
+    from evennorm.tools.bench.contestants import OURS
+    from evennorm.tools.bench.steps import EAGER
+    from evennorm.tools.bench_gpu.network import LEAKY_CONVERTED, LEAKY_EAGER, LEAKY_IN_PLACE, RECOMPUTED
 
     words = {
         EAGER: "ReLU: torch",
-        CONVERTED: "ReLU: `convert`",
+        OURS: "ReLU: `convert`",
         RECOMPUTED: "ReLU: `convert` and `recompute_outputs`",
         LEAKY_EAGER: "LeakyReLU: torch",
         LEAKY_CONVERTED: "LeakyReLU: `convert`",

@@ -1,4 +1,4 @@
-"""The GPU benchmark, but for the GPU: arrays, bytes, clock, tables, files, and what it says where there is no device."""
+"""The GPU benchmark without a GPU: networks, calls, arrays, bytes, clock, tables, files, and what is chosen."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ import torch
 from evennorm.errors import EvennormError, InputError
 from evennorm.tools.bench.cases import Case
 from evennorm.tools.bench.contestants import COPY, LIMIT, OURS, NotServed
+from evennorm.tools.bench.network_cases import NetworkCase
+from evennorm.tools.bench.networks import Bottleneck
+from evennorm.tools.bench.networks import resnet50 as resnet50_network
 from evennorm.tools.bench.report import Benchmark
 from evennorm.tools.bench.rows import IN_TURNS, Row
 from evennorm.tools.bench.settings import Settings
-from evennorm.tools.bench_gpu import clock, network
+from evennorm.tools.bench.steps import EAGER, WITHOUT, Step
+from evennorm.tools.bench_gpu import calls, clock, network
 from evennorm.tools.bench_gpu.cases import L2, LAYERS, kept_on_chip, resnet50, sets_of, traffic
 from evennorm.tools.bench_gpu.contestants import Contestant, contestants, place
 from evennorm.tools.bench_gpu.measure import Plan, measure
@@ -38,7 +42,7 @@ def test_the_arrays_are_those_of_the_network() -> None:
     """Counted in the network itself."""
     seen: Counter = Counter()
     with torch.device("meta"):
-        model = network.ResNet50()
+        model = resnet50_network()
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.register_forward_pre_hook(lambda _, given: seen.update([(given[0].shape[1], given[0].shape[2])]))
@@ -125,7 +129,7 @@ def test_every_contestant_takes_every_case(rows: list[Row]) -> None:
             without = {name for name, row in found.items() if row.reason}
             assert without <= {"F.batch_norm, relu_", "evennorm, module"}
             assert all(len(row.milliseconds) == 3 for row in found.values() if row.reason is None)
-            assert {OURS, "F.batch_norm, relu", "nn.BatchNorm2d, nn.ReLU", COPY} <= set(found)
+            assert {OURS, "F.batch_norm, relu", "nn.BatchNorm, nn.ReLU", COPY} <= set(found)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -158,6 +162,9 @@ def test_a_rival_that_fails_is_named_and_one_of_ours_is_an_error() -> None:
         list(measure(CASES[:1], [Contestant(OURS, OURS, None, broken)], plan))
 
 
+RESNET = NetworkCase("resnet50", 128, 224)
+
+
 def benchmark() -> GpuBenchmark:
     """Of two arrays, 10 MB and a small one on the chip, by figures made up here."""
     large, small = Case((128, 14, 14, 400), "last", "float32"), Case((64, 64), "last", "float32")
@@ -175,12 +182,22 @@ def benchmark() -> GpuBenchmark:
     gpu = {"name": "A GPU", "multiprocessors": 132}
     where = {"versions": {"torch": "2.13.0"}, "gpu": gpu}
     steps = tuple(
-        network.Step(name, "ResNet-50", 128, (40.0, 41.0, 42.0), peak)
-        for name, peak in ((network.EAGER, 10_000_000_000), (network.CONVERTED, 7_500_000_000))
+        Step(RESNET, name, (milliseconds, milliseconds + 1, milliseconds + 2), (7.0,) * 3, 1.5, peak)
+        for name, milliseconds, peak in (
+            (EAGER, 40.0, 10_000_000_000),
+            (OURS, 30.0, 7_500_000_000),
+            (WITHOUT, 20.0, 5_000_000_000),
+        )
     )
-    steps += (network.Step("torch.compile", "ResNet-50", 128, reason="no compiler"),)
+    steps += (Step(RESNET, "torch.compile", reason="no compiler"),)
     settings = Settings("torch", (large, small), ("forward", "both"))
-    return GpuBenchmark("recorded", Benchmark(settings, where, {"float32": "triton"}, tuple(rows)), steps)
+    titles = {str(RESNET): "ResNet-50 of here, 224 px, batch 128"}
+    called = (
+        calls.Call(small, "both", "evennorm, module", (300.0, 310.0, 320.0), (20.0, 21.0, 22.0)),
+        calls.Call(small, "both", "nn.BatchNorm, nn.ReLU", (200.0,), (), "cannot be recorded"),
+    )
+    arrays = Benchmark(settings, where, {"float32": "triton"}, tuple(rows))
+    return GpuBenchmark("recorded", arrays, steps, titles, called)
 
 
 def test_shares_of_the_copy_and_ratios() -> None:
@@ -204,12 +221,12 @@ def test_files_are_read_back(tmp_path: Path) -> None:
     found.write(path)
     assert read(path) == found
     values = json.loads(path.read_text())
-    assert [step["median"] for step in values["steps"][:2]] == [41.0, 41.0]
+    assert [step["median"] for step in values["steps"][:2]] == [41.0, 31.0]
     assert sum(line.lstrip().startswith('{"protocol"') for line in path.read_text().splitlines()) == len(found.arrays.rows)
-    replace(found, steps=()).write(path)
-    assert read(path).steps == ()
+    replace(found, steps=(), calls=()).write(path)
+    assert (read(path).steps, read(path).calls) == ((), ())
     path.write_text('{"format": "evennorm bench 1"}')
-    with pytest.raises(InputError, match="has the format 'evennorm bench gpu 1'; received 'evennorm bench 1'"):
+    with pytest.raises(InputError, match="has the format 'evennorm bench gpu 2'; received 'evennorm bench 1'"):
         read(path)
     path.write_text("[")
     with pytest.raises(InputError, match="is no result of the GPU benchmark"):
@@ -218,37 +235,102 @@ def test_files_are_read_back(tmp_path: Path) -> None:
 
 def test_the_table() -> None:
     lines = table(benchmark()).splitlines()
-    assert lines[0] == "A GPU, 132 multiprocessors, torch 2.13.0."
-    assert (
-        "reached: bn+relu, float32: times as fast as torch eager, geometric mean of 2 shapes: 2.45, wanted 1.50" in lines[3]
-    )
+    assert lines[:7] == [
+        "A GPU, 132 multiprocessors, torch 2.13.0.",
+        "",
+        "ResNet-50 of here, 224 px, batch 128: a training step, in turns.",
+        "",
+        "| | step, ms | times ours | normalization's share | host, ms | first step, s | peak memory, MB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| torch eager | 41.00 | 1.32 | 49 % | 7.00 | 1.50 | 10000 |",
+    ], "whole steps come first"
+    assert "| torch.compile | no compiler |  |  |  |  |  |" in lines
+    assert "| 64x64 | float32 | forward + backward | 310.0 | 21.0 | 200.0 | - |" in lines
+    assert "- nn.BatchNorm, nn.ReLU lacks figures: cannot be recorded" in lines
+    reached = "- reached: bn+relu, float32: times as fast as torch eager, geometric mean of 2 shapes: 2.45, wanted 1.50"
+    assert reached in lines
     [row] = [line for line in lines if line.startswith("| 128x14x14x400") and "| forward + backward |" in line]
     assert (
         row
         == "| 128x14x14x400 | 40.1 | float32, bn+relu | forward + backward | 100.0 | 300.0 | 200.0 | 120.0 | 20.0 | 80 % |"
     )
-    assert "| torch eager | 41.0 | 10000 |" in lines
-    assert "| torch.compile | no compiler | |" in lines
 
 
-def test_a_network_trains_and_what_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def small() -> tuple[torch.nn.Module, str]:
+@pytest.mark.parametrize("case", [NetworkCase("mlp", 8), NetworkCase("resnet50", 2, 32)], ids=str)
+def test_networks_train_in_turns_and_what_fails_is_told(case: NetworkCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    def small(case: NetworkCase) -> tuple[torch.nn.Module, str]:
         stem, pool = torch.nn.Conv2d(3, 8, 3), torch.nn.AdaptiveAvgPool2d(1)
-        return torch.nn.Sequential(
-            stem, network.Bottleneck(8, 4, 2), pool, torch.nn.Flatten(), torch.nn.Linear(16, 1000)
-        ), "us"
+        return torch.nn.Sequential(stem, Bottleneck(8, 4, 2), pool, torch.nn.Flatten(), torch.nn.Linear(16, 1000)), "us"
 
-    assert network.resnet50()[1] in ("torchvision", "timm", "evennorm.tools.bench_gpu.network")
-    monkeypatch.setattr(network, "resnet50", small)
-    ways = {name: change for name, change in network.WAYS.items() if "compile" not in name}
-    ways["another"] = lambda model: (_ for _ in ()).throw(NotServed("not here"))
-    found = network.steps(2, 32, 1, "cpu", ways, ticking)
-    assert [(step.contestant, len(step.milliseconds), step.peak, step.reason) for step in found] == [
-        *((name, 1, None, None) for name in list(ways)[:-1]),
-        ("another", 0, None, "not here"),
+    monkeypatch.setattr(network, "TURN", 4.0)
+    if case.name == "resnet50":
+        monkeypatch.setattr(network, "build", small)
+    changes = network.contestants(case, compiled=False, with_leaky=True)
+    changes["another"] = lambda model, x: (_ for _ in ()).throw(NotServed("not here"))
+    found = network.steps(case, changes, 2, "cpu", ticking)
+    assert [(step.contestant, len(step.milliseconds), len(step.host), step.memory, step.reason) for step in found] == [
+        *((name, 2, 2, None, None) for name in list(changes)[:-1]),
+        ("another", 0, 0, None, "not here"),
     ]
-    assert found[0].network.startswith("ResNet-50 of us, 32x32")
-    assert found[0].median == 2.0 / network.STEPS
+    assert all(step.first for step in found[:-1])
+    assert [step.milliseconds for step in found[:2]] == [(1.0, 1.0), (0.5, 0.5)], "a turn is two steps"
+    assert [name for name in changes if name.startswith("Leaky")] == ([] if case.name == "mlp" else list(network.LEAKY))
+
+
+def test_images_lie_channels_last_and_imagenet_trains_in_bfloat16() -> None:
+    assert network.title(NetworkCase("resnet50", 2, 64)).endswith("channels last, bfloat16 by autocast")
+    assert network.title(NetworkCase("mlp", 16)) == "MLP, 4 x 256, batch 16, of evennorm, float32"
+    train = network.training(NetworkCase("resnet18", 2, 64), lambda model, x: model, "cpu")
+    assert train.x.is_contiguous(memory_format=torch.channels_last)
+    assert train.model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert train.model(train.x).dtype == torch.float32
+    assert train.autocast
+    assert not network.training(NetworkCase("mlp", 16), lambda model, x: model, "cpu").autocast
+
+
+def test_who_was_not_prepared_in_time_is_left_out() -> None:
+    case = NetworkCase("mlp", 8)
+    answers = iter([False, True, True])
+    changes = {name: lambda model, x: model for name in "abc"}
+    found = network.steps(case, changes, 1, "cpu", ticking, late=lambda: next(answers))
+    assert [step.reason for step in found] == [None, "time was up", "time was up"]
+
+
+def test_a_loss_that_is_not_finite_is_a_reason() -> None:
+    def broken(model: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
+        torch.nn.init.constant_(model[0].weight, torch.nan)
+        return model
+
+    [step] = network.steps(NetworkCase("mlp", 8), {"broken": broken}, 1, "cpu", ticking)
+    assert step.reason == "the loss is nan, and such numbers take a time of their own"
+
+
+def test_what_a_call_costs_host_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "SHAPES", "8x16,2x3x4x4:first")
+    plan = Plan("queued", rounds=3, clock=ticking, place=lambda case, seed: place(case, seed, "cpu"))
+    found = calls.calls(plan)
+    assert [(call.case.place, call.passes, call.contestant) for call in found] == [
+        (shape, passes, name)
+        for shape in ("8x16", "2x3x4x4:first")
+        for passes in ("forward", "both")
+        for name in ("evennorm, module", "nn.BatchNorm, nn.ReLU")
+    ]
+    assert all(len(call.host) == len(call.device) == 3 and call.reason is None for call in found)
+    assert {call.device[0] for call in found} == {1000.0, 2000.0}, "a turn of one or two milliseconds, one call each"
+
+    def broken(case, sets):
+        raise RuntimeError("no kernel\nfor this")
+
+    [call] = calls.calls(plan._replace(passes=("forward",)), everyone=[Contestant("them", "theirs", None, broken)])[:1]
+    assert (call.reason, call.medians) == ("no kernel", (None, None))
+
+
+def test_what_is_measured_is_chosen() -> None:
+    arguments = runpy.run_path(str(SCRIPT))["arguments"]
+    full, quick = arguments([]), arguments(["--quick", "--networks", "mlp:16"])
+    assert full.parts == "networks,calls,arrays"
+    assert (full.networks, full.compile, full.network_rounds) == ("all", "mlp,article,resnet50", 9)
+    assert (quick.networks, quick.compile, quick.dtypes, quick.rounds) == ("mlp:16", "", "bfloat16", 9)
 
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,6 +339,26 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatc
     out, err = capsys.readouterr()
     assert out == ""
     assert err == "bench-gpu measures on a CUDA device, and torch sees none here; run it on a machine that has one.\n"
+
+
+def test_networks_come_first_and_each_result_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script's own part of a run, with the device's replaced."""
+    script = runpy.run_path(str(SCRIPT))
+    monkeypatch.setitem(script["run"].__globals__, "where", lambda: {"versions": {}, "gpu": {"name": "none"}})
+    monkeypatch.setattr(network, "steps", lambda case, changes, rounds, late: [Step(case, name) for name in changes])
+    monkeypatch.setattr(calls, "calls", lambda plan: [calls.Call(Case((8, 16)), "both", plan.mode)])
+    row = Row(IN_TURNS, Case((8, 16)), "both", OURS, OURS, None, (1.0,))
+    monkeypatch.setattr("evennorm.tools.bench_gpu.measure.measure", lambda cases, everyone, plan: [[row] for _ in cases])
+    asked = script["arguments"](["--quick", "--networks", "mlp:8,mlp:16", "--mode", "queued"])
+    found = list(script["run"](asked))
+    sizes = [(len(one.networks), len(one.steps), len(one.calls), len(one.arrays.rows)) for one in found]
+    assert sizes == [(1, 4, 0, 0), (2, 8, 0, 0), (2, 8, 1, 0), *((2, 8, 1, 1 + done) for done in range(12))]
+    assert found[-1].calls[0].contestant == "recorded", "calls always are"
+    [only] = list(script["run"](script["arguments"](["--parts", "calls"])))
+    assert (only.steps, len(only.calls)) == ((), 1)
+    assert len(list(script["run"](script["arguments"](["--parts", "calls,arrays", "--minutes", "-1"])))) == 0
+    with pytest.raises(InputError, match="parts: one or more of networks, calls, arrays; received 'nets'"):
+        list(script["run"](script["arguments"](["--parts", "nets"])))
 
 
 def test_rivals_are_chosen_by_family() -> None:

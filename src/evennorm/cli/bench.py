@@ -1,9 +1,10 @@
-"""`evennorm bench`: how long batch normalization takes on this machine, ours, its rivals' and the limit."""
+"""Measure batch normalization on this machine: `evennorm bench`, on arrays or in the training steps of networks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,19 @@ from evennorm.errors import InputError
 
 if TYPE_CHECKING:
     from evennorm.tools.bench.cases import Case
+    from evennorm.tools.bench.processes import Report
     from evennorm.tools.bench.report import Benchmark, Summary
     from evennorm.tools.bench.rows import Row
+    from evennorm.tools.bench.steps import NetworkBenchmark
 
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended, as shells have it."""
 
 BUSY = 0.5
 """Load average from which the user is told that others were running."""
+
+ARRAYS_ONLY = ("shapes", "layouts", "dtypes", "activations", "residuals", "passes", "against", "each_alone", "plot")
+"""Options that say nothing about networks."""
 
 _NOTES = """\
 ms         median of all rounds, with the quartiles
@@ -56,14 +62,27 @@ mean       geometric, over the cases of 1 MB or more; smaller ones have lines of
 @click.option("--threads", type=int, metavar="N", help="For the engine. [default: as many as there are cores]")
 @click.option("--rounds", type=int, metavar="N", help="Samples of each figure. [default: by time, 9 to 101]")
 @click.option("--each-alone", is_flag=True, help="Measure again, every contestant in a process of its own.")
+@click.option(
+    "--network",
+    is_flag=False,
+    flag_value="all",
+    metavar="[LIST]",
+    help="Whole training steps on torch: mlp, article, resnet18, resnet50, mobilenet; with batch, or batch and side of the "
+    "images, as in mlp:16,resnet50:8x224; all of them where none is named.",
+)
+@click.option("--compile", "compiled", is_flag=True, help="With --network: under torch.compile, too.")
 @click.option("--json", "json_file", metavar="FILE", help="Write all samples, with device and versions.")
 @click.option("--plot", metavar="FILE", help="Draw a PNG: bandwidth of everyone beside that of a copy.")
 @click.pass_context
-def bench(ctx: click.Context, json_file: str | None, plot: str | None, **options: Any) -> None:
+def bench(
+    ctx: click.Context, json_file: str | None, plot: str | None, network: str | None, compiled: bool, **options: Any
+) -> None:
     """Measure batch normalization on this machine: evennorm, its rivals, and a copy as the limit.
 
     \b
-    evennorm bench --engine torch
+    evennorm bench --network                      whole training steps of networks
+    evennorm bench --network mlp,resnet50:8x224 --json steps.json
+    evennorm bench --engine torch                 arrays
     evennorm bench --engine jax --shapes all --json jax.json --plot jax.png
     evennorm bench --shapes 64x28x28x128 --layouts both --dtypes float32,bfloat16 --residuals no,yes
 
@@ -71,22 +90,13 @@ def bench(ctx: click.Context, json_file: str | None, plot: str | None, **options
 
     Exit code 0: it is measured; 2: it could not be; 130: interrupted.
     """
-    for name in ("layouts", "dtypes", "activations", "residuals", "passes"):
-        options[name] = _words(options[name])
-    if options["layouts"] == ["both"]:
-        options["layouts"] = ["last", "first"]
-    options["against"] = None if options["against"] is None else _words(options["against"])
-    for path in (json_file, plot):
-        if path is not None and not Path(path).resolve().parent.is_dir():
-            raise InputError(f"cannot write {path}: there is no such folder; nothing was measured")
-    from evennorm.tools.bench import bench as measured
-
-    try:
-        with _bar() as progress:
-            found = measured(progress=progress, **options)
-    except KeyboardInterrupt:
-        click.echo("evennorm: interrupted", err=True)
-        ctx.exit(INTERRUPTED)
+    _check_files(json_file, plot)
+    if network is None:
+        _only_with_networks(compiled)
+        found = _interruptible(ctx, "cases", _arrays(options))
+    else:
+        _only_with_arrays(ctx, options["engine"])
+        found = _interruptible(ctx, "networks", _networks(network, compiled, options))
     if json_file is not None:
         found.write(json_file)
     if plot is not None:
@@ -99,12 +109,60 @@ def bench(ctx: click.Context, json_file: str | None, plot: str | None, **options
             click.echo(f"{what}: {path}")
 
 
+def _check_files(*paths: str | None) -> None:
+    for path in paths:
+        if path is not None and not Path(path).resolve().parent.is_dir():
+            raise InputError(f"cannot write {path}: there is no such folder; nothing was measured")
+
+
+def _only_with_networks(compiled: bool) -> None:
+    if compiled:
+        raise InputError("--compile goes with --network; for arrays choose --against torch.compile")
+
+
+def _only_with_arrays(ctx: click.Context, engine: str | None) -> None:
+    """Raise InputError where an option was given that says nothing about networks."""
+    for name, source in ((name, ctx.get_parameter_source(name)) for name in ARRAYS_ONLY):
+        if source is click.core.ParameterSource.COMMANDLINE:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"--network goes with --compile, --threads, --rounds and --json; received {option}")
+    if engine not in (None, "torch"):
+        raise InputError(f"networks are measured on torch; received --engine {engine}")
+
+
+def _arrays(options: dict[str, Any]) -> Callable[[Report], Benchmark]:
+    for name in ("layouts", "dtypes", "activations", "residuals", "passes"):
+        options[name] = _words(options[name])
+    if options["layouts"] == ["both"]:
+        options["layouts"] = ["last", "first"]
+    options["against"] = None if options["against"] is None else _words(options["against"])
+    from evennorm.tools.bench import bench as measured
+
+    return partial(measured, **options)
+
+
+def _networks(networks: str, compiled: bool, options: dict[str, Any]) -> Callable[[Report], NetworkBenchmark]:
+    from evennorm.tools.bench import bench_networks
+
+    return partial(bench_networks, networks, compiled, options["threads"], options["rounds"])
+
+
+def _interruptible(ctx: click.Context, what: str, measure: Callable[..., Any]) -> Any:
+    """Measure, with a bar that shows how far it is; Ctrl-C ends the command."""
+    try:
+        with _bar(what) as progress:
+            return measure(progress=progress)
+    except KeyboardInterrupt:
+        click.echo("evennorm: interrupted", err=True)
+        ctx.exit(INTERRUPTED)
+
+
 def _words(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
+def _bar(what: str) -> Iterator[Report]:
     """A progress bar on stderr; yields what moves it."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -115,27 +173,50 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
         task = bar.add_task("starting", total=None)
 
         def move(done: int, total: int) -> None:
-            bar.update(task, description=f"{done} of {total} cases", completed=done, total=total)
+            bar.update(task, description=f"{done} of {total} {what}", completed=done, total=total)
 
         yield move
 
 
-def _print(found: Benchmark) -> None:
+def _print(found: Benchmark | NetworkBenchmark) -> None:
     from rich.console import Console
+
+    from evennorm.tools.bench.report import Benchmark
+
+    console = Console(highlight=False)
+    if isinstance(found, Benchmark):
+        kernels = ", ".join(f"{dtype}: {kernel}" for dtype, kernel in found.kernels.items())
+        notes = [f"Kernel of evennorm for {kernels}"]
+        _print_machine(console, found.settings.engine, found.settings.threads, found.environment, notes)
+        _print_arrays(console, found)
+    else:
+        from evennorm.cli.bench_network import print_networks
+
+        _print_machine(console, "torch", found.settings.threads, found.environment)
+        print_networks(found, console)
+
+
+def _print_machine(
+    console: Any, engine: str, threads: int, environment: Mapping[str, Any], notes: Iterable[str] = ()
+) -> None:
+    """Print where it was measured, and whether others were running there."""
+    from rich.text import Text
+
+    version = environment["versions"].get(engine, "")
+    on = f"{threads} thread{'s' if threads > 1 else ''} on {environment['device']}"
+    for line in (f"{engine} {version}, {on}", *notes, ""):
+        console.print(Text(line), soft_wrap=True)
+    if (load := environment["load before"] or 0) > BUSY:
+        busy = f"The machine was busy before (load average {load}): close what else runs and measure again.\n"
+        console.print(Text(busy, style="yellow"), soft_wrap=True)
+
+
+def _print_arrays(console: Any, found: Benchmark) -> None:
     from rich.text import Text
 
     from evennorm.tools.bench.cases import PASSES
 
-    console = Console(highlight=False)
     settings = found.settings
-    kernels = ", ".join(f"{dtype}: {kernel}" for dtype, kernel in found.kernels.items())
-    threads = f"{settings.threads} thread{'s' if settings.threads > 1 else ''}"
-    engine_version = found.environment["versions"].get(settings.engine, "")
-    console.print(Text(f"{settings.engine} {engine_version}, {threads} on {found.environment['device']}"), soft_wrap=True)
-    console.print(Text(f"Kernel of evennorm for {kernels}\n"), soft_wrap=True)
-    if (load := found.environment["load before"] or 0) > BUSY:
-        busy = f"The machine was busy before (load average {load}): close what else runs and measure again.\n"
-        console.print(Text(busy, style="yellow"), soft_wrap=True)
     for protocol in found.protocols:
         for case in settings.cases:
             for passes in settings.passes:
@@ -211,8 +292,8 @@ def _cells(found: Benchmark, row: Row, limit: Row | None) -> tuple[str, ...]:
     bandwidth = 2 * row.case.bytes / row.median / 1e6 if is_copy else row.bandwidth
     return (
         row.contestant,
-        _milliseconds(row.median),
-        f"({_milliseconds(low)} to {_milliseconds(high)})",
+        milliseconds(row.median),
+        f"({milliseconds(low)} to {milliseconds(high)})",
         "" if ratio is None else f"{ratio:.2f}",
         "" if limit is None else f"{row.median / limit.median:.2f}",
         f"{bandwidth:.1f}" if row.case.large else "",
@@ -220,5 +301,10 @@ def _cells(found: Benchmark, row: Row, limit: Row | None) -> tuple[str, ...]:
     )
 
 
-def _milliseconds(value: float) -> str:
+def milliseconds(value: float) -> str:
+    """
+    Example:
+        >>> milliseconds(0.01234), milliseconds(1.234), milliseconds(123.4)
+        ('0.0123', '1.234', '123.4')
+    """
     return f"{value:.4f}" if value < 0.1 else f"{value:.3f}" if value < 10 else f"{value:.1f}"

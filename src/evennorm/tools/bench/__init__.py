@@ -1,4 +1,4 @@
-"""An engine and shapes go in; how long batch normalization takes there, ours, its rivals' and the limit, comes out."""
+"""Measure batch normalization on this machine: by itself on arrays, and in whole training steps of networks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from evennorm.tools.bench.processes import Report
     from evennorm.tools.bench.report import Benchmark
     from evennorm.tools.bench.settings import Settings
+    from evennorm.tools.bench.steps import NetworkBenchmark, NetworkSettings
 
-__all__ = ["bench", "measure"]
+__all__ = ["bench", "bench_networks", "measure", "measure_networks"]
 
 
 def bench(
@@ -90,6 +91,63 @@ def measure(settings: Settings, progress: Report | None = None) -> Benchmark:
     where = environment()
     measured = run(settings, progress or (lambda done, total: None))
     return Benchmark(settings, where, measured.kernels, tuple(measured.rows))
+
+
+def bench_networks(
+    networks: str = "all",
+    compiled: bool = False,
+    threads: int | None = None,
+    rounds: int | None = None,
+    progress: Report | None = None,
+) -> NetworkBenchmark:
+    """Measure whole training steps of networks on this machine's processor, with torch.
+
+    Each network trains with torch's layers, converted by `evennorm.torch.convert`, and without normalization, from the same
+    weights and in turns within one process. First steps are measured before that, each in a process of its own.
+
+    Args:
+        networks: "mlp:16,article,resnet50:8x224", a batch and the side of images where they are not to be the usual ones; or
+            "all".
+        compiled: whether the first two train under `torch.compile`, too.
+        threads: for torch and evennorm; None is as many as there are cores.
+        rounds: samples of each figure; None is chosen by time, 9 to 101.
+        progress: called with the number of networks done, and of all.
+
+    Raises:
+        InputError: a word or number that is none of these, or a contestant failed.
+        MissingExtra: torch is not installed.
+
+    Example:
+        >>> from evennorm.tools.bench import bench_networks
+        >>> found = bench_networks("mlp:8", rounds=1)
+        >>> [step.contestant for step in found.measured]
+        ['torch eager', 'evennorm', 'without normalization']
+    """
+    from evennorm.tools.bench.machine import cores
+    from evennorm.tools.bench.network_cases import parsed_networks
+    from evennorm.tools.bench.steps import NetworkSettings
+
+    cases = tuple(parsed_networks(networks))
+    settings = NetworkSettings(cases, compiled, cores() if threads is None else threads, rounds)
+    return measure_networks(settings, progress)
+
+
+def measure_networks(settings: NetworkSettings, progress: Report | None = None) -> NetworkBenchmark:
+    """Do as `bench_networks`, for any list of networks.
+
+    Raises:
+        InputError: a contestant failed.
+        MissingExtra: torch is not installed.
+    """
+    from evennorm.tools.bench.machine import environment
+    from evennorm.tools.bench.network_processes import run
+    from evennorm.tools.bench.steps import NetworkBenchmark
+
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtra("measuring networks", "torch")
+    where = environment()
+    measured = run(settings, progress or (lambda done, total: None))
+    return NetworkBenchmark(settings, where, tuple(measured.steps), measured.fused)
 
 
 def chosen_engine(asked: str | None) -> str:

@@ -202,3 +202,10 @@ def checked(what: str, words: tuple[str, ...], known: Iterable[str], may_be_empt
             raise InputError(f"{what}: one or more of {', '.join(known)}; received {word!r}")
     if not words and not may_be_empty:
         raise InputError(f"{what}: one or more of {', '.join(known)}; received none")
+
+
+def checked_counts(**counts: int | None) -> None:
+    """Raises InputError, naming the first of `counts` that is below 1; None is none."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise InputError(f"the number of {name} must be at least 1; received {value}")

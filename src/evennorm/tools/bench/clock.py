@@ -28,15 +28,17 @@ def in_turns(
     rounds: int | None = None,
     seconds: float = SECONDS,
     warm_up: int = WARM_UP,
+    turn: float = TURN,
     clock: Callable[[], float] = perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each call, one per round: A B C A B C, so that whatever else the machine does meets all of them alike.
 
     A call returns when its result is there. Giving the result back is part of the time: memory that was taken anew has to be
-    returned, too. The garbage collector waits outside. Where a call of the quickest takes less than `TURN`, a turn is
+    returned, too. The garbage collector waits outside. Where a call of the quickest takes less than `turn`, a turn is
     several calls, and a sample is their mean.
 
     Args:
+        turn: seconds that a turn takes at least.
         rounds: None is as many as fit into `seconds`, by the last round of warming up, but at least 9 and at most 101.
 
     Example:
@@ -52,7 +54,7 @@ def in_turns(
         last: list[float] = []
         for _ in range(warm_up):
             last = [_timed(call, 1, clock) for call in calls.values()]
-        repeats = ceil(TURN / min(last)) if last and 0 < min(last) < TURN else 1
+        repeats = ceil(turn / min(last)) if last and 0 < min(last) < turn else 1
         if rounds is None:
             fitting = ceil(seconds / (repeats * sum(last))) if sum(last) else MOST
             rounds = min(MOST, max(FEWEST, fitting)) | 1

@@ -192,7 +192,7 @@ def _calls(case: Case, y: Callable[[], Tensor], data: Data | None = None, in_mem
 
 
 def saved_bytes(y: Callable[[], Tensor], parameters: list[Tensor]) -> int:
-    """Bytes that autograd keeps between the passes, each piece of memory once; parameters live anyway.
+    """Bytes that autograd keeps between the passes, each piece of memory once; `parameters` live anyway.
 
     Example:
         >>> x = torch.zeros(100, requires_grad=True)
@@ -204,7 +204,9 @@ def saved_bytes(y: Callable[[], Tensor], parameters: list[Tensor]) -> int:
 
     def pack(tensor: Tensor) -> Tensor:
         if _place(tensor) not in known:
-            kept[_place(tensor)] = tensor.numel() * tensor.element_size()
+            # A part of a tensor keeps all of its memory.
+            dense = tensor.layout != torch._mkldnn
+            kept[_place(tensor)] = tensor.untyped_storage().nbytes() if dense else tensor.numel() * tensor.element_size()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -19,6 +19,9 @@ Report = Callable[[int, int], None]
 """Called with the number of cases done, and of all."""
 
 
+WORKER = "evennorm.tools.bench.worker"
+"""The module that measures arrays."""
+
 KILLED = 9
 """The signal by which Linux ends a process when memory runs out."""
 
@@ -44,7 +47,8 @@ def run(settings: Settings, report: Report) -> Measured:
     report(done, total)
 
     def follow(protocol: str, only: str | None, counts: Callable[[], None]) -> None:
-        for event, detail in _events(settings, protocol, only):
+        task = {"settings": settings.as_dict(), "protocol": protocol, "only": only}
+        for event, detail in events(WORKER, task, environment_for(settings), settings.engine):
             if event == "contestants":
                 names[:] = detail
             elif event == "kernels":
@@ -68,16 +72,7 @@ def run(settings: Settings, report: Report) -> Measured:
 
 def environment_for(settings: Settings) -> dict[str, str]:
     """Variables that make the engine quiet, and give it so many threads."""
-    threads = str(settings.threads)
-    found = os.environ | dict.fromkeys(
-        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PJRT_NPROC", "TF_NUM_INTRAOP_THREADS"), threads
-    )
-    found |= {
-        "EVENNORM_NUM_THREADS": threads,
-        "KERAS_BACKEND": settings.engine,
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
-    }
+    found = environment_of(settings.threads) | {"KERAS_BACKEND": settings.engine, "TF_CPP_MIN_LOG_LEVEL": "3"}
     if any(case.dtype == "float64" for case in settings.cases):
         found["JAX_ENABLE_X64"] = "1"
     if settings.engine == "jax":
@@ -85,22 +80,31 @@ def environment_for(settings: Settings) -> dict[str, str]:
     return found
 
 
-def _events(settings: Settings, protocol: str, only: str | None) -> Iterator[tuple[str, Any]]:
-    """What one process tells, line by line; it ends with this generator.
+def environment_of(threads: int) -> dict[str, str]:
+    """Return the variables that give any engine, and evennorm, so many threads, and find this evennorm again."""
+    variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PJRT_NPROC", "TF_NUM_INTRAOP_THREADS")
+    return {
+        **os.environ,
+        **dict.fromkeys((*variables, "EVENNORM_NUM_THREADS"), str(threads)),
+        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+    }
+
+
+def events(module: str, task: dict[str, Any], environment: dict[str, str], engine: str) -> Iterator[tuple[str, Any]]:
+    """Yield what a process that runs `module` on `task` tells, line by line; it ends with this generator.
 
     Raises:
         InputError: it could not measure; its text is the process's own.
     """
-    task = json.dumps({"settings": settings.as_dict(), "protocol": protocol, "only": only})
     with (
         tempfile.TemporaryFile("w+") as complaints,
         subprocess.Popen(
-            [sys.executable, "-m", "evennorm.tools.bench.worker"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,
             text=True,
-            env=environment_for(settings),
+            env=environment,
         ) as process,
     ):
         assert process.stdin is not None
@@ -108,7 +112,7 @@ def _events(settings: Settings, protocol: str, only: str | None) -> Iterator[tup
         problem = None
         try:
             with suppress(BrokenPipeError):  # it ended already, and said why
-                process.stdin.write(task + "\n")
+                process.stdin.write(json.dumps(task) + "\n")
                 process.stdin.close()
             for line in process.stdout:
                 event, detail = json.loads(line)
@@ -125,4 +129,4 @@ def _events(settings: Settings, protocol: str, only: str | None) -> Iterator[tup
             said = [line.strip() for line in complaints.read().splitlines() if line.strip()]
             ended = f"by signal {-code}{', was memory short?' * (code == -KILLED)}" if code < 0 else f"with exit code {code}"
             how = said[-1] if said and code > 0 else f"it ended {ended}"
-            raise InputError(problem or f"measuring on {settings.engine} ended early: {how}")
+            raise InputError(problem or f"measuring on {engine} ended early: {how}")

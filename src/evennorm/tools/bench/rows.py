@@ -37,16 +37,7 @@ class Row:
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The middle half of the samples lies between them.
-
-        Example:
-            >>> Row("in turns", Case((8, 16)), "both", "a", "a", None, (1.0, 2.0, 3.0, 4.0, 9.0)).quartiles
-            (2.0, 4.0)
-        """
-        if len(self.milliseconds) == 1:
-            return self.milliseconds[0], self.milliseconds[0]
-        low, _, high = quantiles(self.milliseconds, n=4, method="inclusive")
-        return low, high
+        return quartiles(self.milliseconds)
 
     @property
     def bandwidth(self) -> float:
@@ -66,3 +57,16 @@ class Row:
         known = {name: values[name] for name in cls.__dataclass_fields__}
         case = Case(**{**known["case"], "shape": tuple(known["case"]["shape"])})
         return cls(**{**known, "case": case, "milliseconds": tuple(known["milliseconds"])})
+
+
+def quartiles(samples: tuple[float, ...]) -> tuple[float, float]:
+    """Return the two numbers between which the middle half of the samples lies.
+
+    Example:
+        >>> quartiles((1.0, 2.0, 3.0, 4.0, 9.0)), quartiles((1.0,))
+        ((2.0, 4.0), (1.0, 1.0))
+    """
+    if len(samples) == 1:
+        return samples[0], samples[0]
+    low, _, high = quantiles(samples, n=4, method="inclusive")
+    return low, high

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from evennorm.errors import InputError
-from evennorm.tools.bench.cases import PASSES, Case, checked
+from evennorm.tools.bench.cases import PASSES, Case, checked, checked_counts
 from evennorm.tools.bench.contestants import ENGINES
 
 
@@ -39,9 +39,7 @@ class Settings:
     def __post_init__(self) -> None:
         checked("engine", (self.engine,), ENGINES)
         checked("passes", self.passes, PASSES)
-        for name, value in (("threads", self.threads), ("rounds", self.rounds)):
-            if value is not None and value < 1:
-                raise InputError(f"the number of {name} must be at least 1; received {value}")
+        checked_counts(threads=self.threads, rounds=self.rounds)
         if not self.cases:
             raise InputError("one or more cases; received none")
         for case in self.cases:

@@ -86,7 +86,26 @@ def contestant_names(settings: Settings) -> list[str]:
 
 
 def main(read: Callable[[], str] = sys.stdin.readline) -> None:
-    """Frameworks may print what they like: stdout belongs to the lines of JSON, and theirs goes to stderr."""
+    answer(_measured, read)
+
+
+def _measured(task: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    settings = Settings.from_dict(task["settings"])
+    yield "contestants", contestant_names(settings)
+    for rows in measure(settings, task["protocol"], task["only"]):
+        yield "rows", [row.as_dict() for row in rows]
+    from evennorm.tools.bench.machine import served_by
+
+    yield "kernels", served_by(settings)
+
+
+def answer(
+    work: Callable[[dict[str, Any]], Iterator[tuple[str, Any]]], read: Callable[[], str] = sys.stdin.readline
+) -> None:
+    """Read a task as a line of JSON, and print what `work` yields for it, a line each; an error of evennorm is the last one.
+
+    Frameworks may print what they like: stdout belongs to the lines of JSON, and theirs goes to stderr.
+    """
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -95,13 +114,8 @@ def main(read: Callable[[], str] = sys.stdin.readline) -> None:
 
     task = json.loads(read())
     try:
-        settings = Settings.from_dict(task["settings"])
-        tell("contestants", contestant_names(settings))
-        for rows in measure(settings, task["protocol"], task["only"]):
-            tell("rows", [row.as_dict() for row in rows])
-        from evennorm.tools.bench.machine import served_by
-
-        tell("kernels", served_by(settings))
+        for event, detail in work(task):
+            tell(event, detail)
     except EvennormError as error:
         tell("error", str(error))
         sys.exit(2)

@@ -111,12 +111,12 @@ def traffic(case: Case, passes: str, on_chip: tuple[bool, bool] = (False, False)
 def kept_on_chip(case: Case, processors: int) -> tuple[bool, bool]:
     """Whether our kernels keep a channel of the case in one program, forward and backward."""
     from evennorm.core.geometry import Geometry
-    from evennorm.kernels.triton.layout import cut, dense_view
+    from evennorm.kernels.triton.tiling import dense_view, tiling_of
 
     strides = tuple(_strides(case.shape))
     view = dense_view(Geometry(case.shape, case.axis), case.shape, strides)
     assert view is not None, "cases are dense"
-    forward, backward = (cut(view, ITEM_BYTES[case.dtype], processors, with_dy) for with_dy in (False, True))
+    forward, backward = (tiling_of(view, ITEM_BYTES[case.dtype], processors, with_dy) for with_dy in (False, True))
     return bool(forward.slots), bool(backward.slots)
 
 

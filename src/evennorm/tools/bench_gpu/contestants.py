@@ -1,4 +1,4 @@
-"""Who is measured on a GPU: ours; F.batch_norm, eagerly with and without cuDNN, and compiled; modules; a copy, the limit."""
+"""List who is measured on a GPU: evennorm, F.batch_norm with and without cuDNN and compiled, modules, and a copy."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from evennorm.tools.bench.contestants import COPY, EPSILON, LIMIT, OUR_MODULE, O
 from evennorm.tools.bench.on_torch import formula
 
 EAGER, COMPILED, THEIR_MODULE = "torch eager", "torch.compile", "torch modules"
+THEIR_MODULES = "nn.BatchNorm, nn.ReLU"
 
 Both = tuple[Callable[[], Any], Callable[[], Any] | None]
 """What gives y, and what gives y and all gradients."""
@@ -55,7 +56,7 @@ def contestants() -> list[Contestant]:
         Contestant("F.batch_norm, relu_, no cuDNN", EAGER, OURS, partial(_eager, in_place=True, cudnn=False)),
         Contestant("torch.compile", COMPILED, OURS, _compiled),
         Contestant(OUR_MODULE, OUR_MODULE, None, _our_module),
-        Contestant("nn.BatchNorm2d, nn.ReLU", THEIR_MODULE, OUR_MODULE, _their_modules),
+        Contestant(THEIR_MODULES, THEIR_MODULE, OUR_MODULE, _their_modules),
         Contestant(COPY, LIMIT, None, _copy),
     ]
 
@@ -95,14 +96,19 @@ def _compiled(case: Case, sets: Sequence[Data]) -> list[Both]:
 def _our_module(case: Case, sets: Sequence[Data]) -> list[Both]:
     import evennorm.torch
 
-    layer = evennorm.torch.BatchNorm2d(case.channels, eps=EPSILON, activation="relu" if case.relu else None)
-    layer = layer.to(sets[0].x.device)
+    kind = getattr(evennorm.torch, _kind(case))
+    layer = kind(case.channels, eps=EPSILON, activation="relu" if case.relu else None).to(sets[0].x.device)
     leaves = {"gamma": layer.weight, "beta": layer.bias}
     return [_both(lambda data: layer(data.x, data.residual), data._replace(**leaves)) for data in sets]
 
 
+def _kind(case: Case) -> str:
+    """The layer for an array of so many axes."""
+    return {2: "BatchNorm1d", 4: "BatchNorm2d"}[len(case.shape)]
+
+
 def _their_modules(case: Case, sets: Sequence[Data]) -> list[Both]:
-    layer = torch.nn.BatchNorm2d(case.channels, eps=EPSILON).to(sets[0].x.device)
+    layer = getattr(torch.nn, _kind(case))(case.channels, eps=EPSILON).to(sets[0].x.device)
     relu = torch.nn.ReLU(inplace=True)
 
     def y(data: Data) -> Tensor:

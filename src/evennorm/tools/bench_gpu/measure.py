@@ -1,4 +1,4 @@
-"""Cases go in; rows of what each contestant takes on the device come out, case by case."""
+"""Measure what each contestant takes on the device, array by array."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ class Plan(NamedTuple):
     rounds: int = clocks.ROUNDS
     clock: Clock = clocks.on_device
     place: Callable[[Case, int], Data] | None = None
+
+    def turn(self, calls: Sequence[Callable[[], Any]]) -> Turn:
+        """Prepare all calls after each other, so often that they take as long as a turn has to."""
+        prepare = MODES[self.mode]
+        once = prepare(calls, 1)
+        times = clocks.repeats(once, self.clock)
+        return once if times == 1 else prepare(calls, times)
 
 
 def measure(cases: Iterable[Case], everyone: Sequence[Contestant], plan: Plan) -> Iterator[list[Row]]:
@@ -60,7 +67,7 @@ def _rows(case: Case, everyone: Sequence[Contestant], plan: Plan) -> Iterator[Ro
             if not calls or None in calls:
                 continue
             try:
-                turns[one.name] = _turn(plan, calls)
+                turns[one.name] = plan.turn(calls)
             except Exception as error:
                 reasons[one.name] = _reason(one, case, error)
         times = clocks.in_turns(turns, plan.rounds, plan.clock) if turns else {}
@@ -85,13 +92,6 @@ def _prepared(one: Contestant, case: Case, sets: Sequence[Data], plan: Plan) -> 
         if both is not None and "both" in plan.passes:
             both()
     return found
-
-
-def _turn(plan: Plan, calls: Sequence[Callable[[], Any]]) -> Turn:
-    prepare = MODES[plan.mode]
-    once = prepare(calls, 1)
-    times = clocks.repeats(once, plan.clock)
-    return once if times == 1 else prepare(calls, times)
 
 
 def _reason(one: Contestant, case: Case, error: Exception) -> str:

@@ -1,119 +1,39 @@
-"""A way to normalize goes in; the time and the memory of ResNet-50's training step with it come out."""
+"""Measure whole training steps of networks on a GPU: in turns, with the host's time, the first step and the peak of memory.
+
+The networks of ImageNet train as they usually do on a GPU, channels last in memory and in bfloat16 by autocast; the small
+ones in float32, as torch has them by default. The optimizer is SGD with momentum.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from math import isfinite
 from statistics import median
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from evennorm.errors import reason_of
+from evennorm.errors import EvennormError, reason_of
+from evennorm.tools.bench.contestants import OURS
+from evennorm.tools.bench.network_cases import NetworkCase
+from evennorm.tools.bench.networks import build
+from evennorm.tools.bench.steps import COMPILED, EAGER, OURS_COMPILED, WITHOUT, Step
+from evennorm.tools.bench.training import CHANGES, Change, Training
 from evennorm.tools.bench_gpu import clock as clocks
 from evennorm.tools.bench_gpu.clock import Clock
 from evennorm.torch import convert, recompute_outputs, report
 
-STEPS = 5
-"""Training steps in a turn."""
+TURN = 20.0
+"""Milliseconds that a turn takes at least, by the step of the quickest."""
 
+IMAGENET = ("resnet18", "resnet50", "mobilenet")
 
-@dataclass(frozen=True)
-class Step:
-    """The training step of one model.
-
-    `peak` are the bytes that a step needs beyond parameters, optimizer, inputs and gradients, which are there before it.
-    """
-
-    contestant: str
-    network: str
-    batch: int
-    milliseconds: tuple[float, ...] = ()
-    peak: int | None = None
-    reason: str | None = None
-
-    @property
-    def median(self) -> float:
-        return median(self.milliseconds)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | ({"median": round(self.median, 4)} if self.milliseconds else {})
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Step:
-        """What `as_dict` gave, also by way of JSON."""
-        known = {name: values[name] for name in cls.__dataclass_fields__}
-        return cls(**{**known, "milliseconds": tuple(known["milliseconds"])})
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, each normalized, beside a shortcut; the stride is that of the 3x3 (v1.5)."""
-
-    def __init__(self, inputs: int, width: int, stride: int):
-        super().__init__()
-        outputs = 4 * width
-        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = None
-        if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        identity = x if self.downsample is None else self.downsample(x)
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        y += identity
-        return self.relu(y)
-
-
-class ResNet50(nn.Module):
-    """He et al. 2015, arXiv 1512.03385, with the strides of v1.5: what torchvision's `resnet50` computes.
-
-    Example:
-        >>> network = ResNet50(classes=10)
-        >>> sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
-        53
-    """
-
-    def __init__(self, classes: int = 1000):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
-        self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
-        inputs, stages = 64, []
-        for width, blocks, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
-            stages.append(
-                nn.Sequential(
-                    *(Bottleneck(inputs if i == 0 else 4 * width, width, stride if i == 0 else 1) for i in range(blocks))
-                )
-            )
-            inputs = 4 * width
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(inputs, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(self.avgpool(x).flatten(1))
-
-
-def resnet50() -> tuple[nn.Module, str]:
-    """ResNet-50 and whose it is: torchvision's or timm's where they are installed, else the one above."""
-    try:
-        from torchvision.models import resnet50 as make
-
-        return make(), "torchvision"
-    except ImportError:
-        pass
-    try:
-        import timm
-
-        return timm.create_model("resnet50"), "timm"
-    except ImportError:
-        return ResNet50(), "evennorm.tools.bench_gpu.network"
+WARM_UP = 2
+"""Steps after the first that do not count."""
 
 
 def leaky(model: nn.Module) -> nn.Module:
@@ -146,98 +66,170 @@ class Recomputing(nn.Module):
             return self.model(x)
 
 
-EAGER, CONVERTED, RECOMPUTED = "torch eager", "evennorm", "evennorm, recompute_outputs"
-COMPILED, BOTH = "torch.compile", "evennorm, torch.compile"
+RECOMPUTED = "evennorm, recompute_outputs"
 LEAKY_EAGER, LEAKY_CONVERTED, LEAKY_IN_PLACE = (
     "LeakyReLU: torch eager",
     "LeakyReLU: evennorm",
     "LeakyReLU: evennorm, in place",
 )
 
-WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    EAGER: lambda model: model,
-    CONVERTED: convert,
-    RECOMPUTED: lambda model: Recomputing(convert(model)),
-    COMPILED: lambda model: torch.compile(model),
-    BOTH: lambda model: torch.compile(convert(model)),
-    LEAKY_EAGER: leaky,
-    LEAKY_CONVERTED: lambda model: convert(leaky(model)),
-    LEAKY_IN_PLACE: in_place,
+RECOMPUTING: Mapping[str, Change] = {RECOMPUTED: lambda model, x: Recomputing(convert(model))}
+LEAKY: Mapping[str, Change] = {
+    LEAKY_EAGER: lambda model, x: leaky(model),
+    LEAKY_CONVERTED: lambda model, x: convert(leaky(model)),
+    LEAKY_IN_PLACE: lambda model, x: in_place(model),
 }
-"""How the model is changed before it trains."""
 
-SAVED = ((EAGER, CONVERTED, 0.2), (EAGER, RECOMPUTED, 0.2), (LEAKY_EAGER, LEAKY_IN_PLACE, 0.3))
-"""A way, one that needs less memory, and what part of it less that has to be."""
-
-
-def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
-    """One step of SGD with momentum: bfloat16 where autocast takes it, as on a GPU, with the gradients kept in place."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=False)
-        loss_of(model, images, labels).backward()
-        optimizer.step()
-
-    return step
+SAVED = ((EAGER, OURS, 0.2), (EAGER, RECOMPUTED, 0.2), (LEAKY_EAGER, LEAKY_IN_PLACE, 0.3))
+"""A contestant, one that needs less memory, and what part of it less that has to be."""
 
 
-def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    with torch.autocast(images.device.type, torch.bfloat16):
-        return nn.functional.cross_entropy(model(images), labels)
+def contestants(case: NetworkCase, compiled: bool = True, with_leaky: bool = False) -> dict[str, Change]:
+    """Who takes part: how each changes a model with torch's layers, in the order of tables.
+
+    Args:
+        case: the network.
+        compiled: whether torch.compile takes part, which takes minutes to compile a large network.
+        with_leaky: whether ResNet-50 also trains with LeakyReLU, by which `memory="inplace"` is possible.
+
+    Example:
+        >>> list(contestants(NetworkCase("mlp", 16), compiled=False))
+        ['torch eager', 'evennorm', 'evennorm, recompute_outputs', 'without normalization']
+    """
+    eager = {EAGER: CHANGES[EAGER], OURS: CHANGES[OURS], **RECOMPUTING, WITHOUT: CHANGES[WITHOUT]}
+    if compiled:
+        eager |= {name: CHANGES[name] for name in (COMPILED, OURS_COMPILED)}
+    return eager | (dict(LEAKY) if with_leaky and case.name == "resnet50" else {})
 
 
-def data_of(batch: int, side: int, device: Any) -> tuple[Tensor, Tensor]:
-    """Images, channels last in memory, and labels."""
-    images = torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
-    return images, torch.randint(1000, (batch,), device=device)
+def batch_of(case: NetworkCase, device: Any) -> tuple[Tensor, Tensor]:
+    """Random input, images channels last in memory, and labels."""
+    generator = torch.Generator(device).manual_seed(1)
+    x = torch.randn(case.shape, device=device, generator=generator)
+    labels = torch.randint(case.network.classes, (case.batch,), device=device, generator=generator)
+    return (x.contiguous(memory_format=torch.channels_last) if case.name in IMAGENET else x), labels
+
+
+def training(case: NetworkCase, change: Change, device: str = "cuda") -> Training:
+    """A contestant's model on the device, whose weights are those of all the others, and its batch."""
+    torch.manual_seed(0)
+    x, labels = batch_of(case, device)
+    model = build(case)[0].train().to(device)
+    if case.name in IMAGENET:
+        model = model.to(memory_format=torch.channels_last)
+    return Training(change(model, x), x, labels, momentum=0.9, autocast=case.name in IMAGENET)
+
+
+def title(case: NetworkCase) -> str:
+    """What was trained, whose network it is, and how."""
+    with torch.device("meta"):
+        source = build(case)[1]
+    how = "channels last, bfloat16 by autocast" if case.name in IMAGENET else "float32"
+    return f"{case.title}, of {source}, {how}"
 
 
 def steps(
-    batch: int = 128,
-    side: int = 224,
+    case: NetworkCase,
+    changes: Mapping[str, Change],
     rounds: int = 9,
     device: str = "cuda",
-    ways: Mapping[str, Callable[[nn.Module], nn.Module]] = WAYS,
     clock: Clock = clocks.on_device,
+    late: Callable[[], bool] = lambda: False,
 ) -> list[Step]:
-    """Each way after the other, with a model of its own; what one cannot do is told in its row."""
-    found = []
-    for name, change in ways.items():
-        torch.manual_seed(0)
-        model, whose = resnet50()
-        network = f"ResNet-50 of {whose}, {side}x{side}, channels last, bfloat16 by autocast"
-        empty = Step(name, network, batch)
+    """The steps of one network by every contestant, in turns; what one cannot do is told in its row.
+
+    Args:
+        case: the network.
+        changes: the contestants, as `contestants` gives them.
+        rounds: samples of each figure.
+        device: another one than a GPU has no peak of memory.
+        clock: of the device.
+        late: whether time is up: those who were not prepared by then are left out, and their rows say so.
+    """
+    found: dict[str, Step] = {}
+    ready: dict[str, Training] = {}
+    _start(device)
+    torch.compiler.reset()  # its limit of recompilations is for one program, not for a list of networks
+    for name, change in changes.items():
+        found[name] = Step(case, name)
+        if late():
+            found[name] = replace(found[name], reason="time was up")
+            continue
         try:
-            found.append(
-                _measured(empty, change(model.to(device, memory_format=torch.channels_last).train()), side, rounds, clock)
-            )
-        except Exception as error:
-            found.append(replace(empty, reason=reason_of(error)))
-        del model
-        if device == "cuda":
-            torch.cuda.empty_cache()
-    return found
+            train = training(case, change, device)
+            first = _seconds(train, device)
+            for _ in range(WARM_UP):
+                train()
+            if not isfinite(loss := float(train())):
+                raise EvennormError(f"the loss is {loss}, and such numbers take a time of their own")
+            found[name] = replace(found[name], first=round(first, 4), memory=peak_of(train, device))
+            ready[name] = train
+        except Exception as error:  # of frameworks, which raise what they like
+            found[name] = replace(found[name], reason=reason_of(error))
+    if ready:
+        times = clocks.in_turns(_turns(ready, clock), rounds, clock)
+        hosts = host_times(list(ready.values()), rounds, device)
+        for name, host in zip(ready, hosts, strict=True):
+            samples = tuple(round(milliseconds, 5) for milliseconds in times[name])
+            found[name] = replace(found[name], milliseconds=samples, host=host)
+    ready.clear()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    return list(found.values())
 
 
-def _measured(empty: Step, model: nn.Module, side: int, rounds: int, clock: Clock) -> Step:
-    device = next(model.parameters()).device
-    step = training_step(model, *data_of(empty.batch, side, device))
-    for _ in range(3):
-        step()
-    peak = peak_of(step, device.type)
-    times = clocks.in_turns({empty.contestant: clocks.queued([step], STEPS)}, rounds, clock)
-    milliseconds = tuple(round(ms, 4) for ms in times[empty.contestant])
-    return replace(empty, milliseconds=milliseconds, peak=peak)
+def _turns(ready: Mapping[str, Training], clock: Clock) -> dict[str, clocks.Turn]:
+    """Everyone does as many steps in a turn."""
+    quickest = min(median(sample[0] for sample in clock([[train]] * 3)) for train in ready.values())
+    repeats = max(1, round(TURN / quickest)) if quickest > 0 else 1
+    return {name: clocks.queued([train], repeats) for name, train in ready.items()}
 
 
-def peak_of(step: Callable[[], None], device: str) -> int | None:
-    """Bytes that a step takes beyond what is there before it; None where the device does not count."""
+def host_times(calls: Sequence[Callable[[], Any]], rounds: int, device: str) -> list[tuple[float, ...]]:
+    """Milliseconds until the host has handed over what a call starts; the device has nothing else to do then."""
+    found: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for samples, call in zip(found, calls, strict=True):
+            _wait(device)
+            begin = perf_counter()
+            result = call()
+            samples.append(round(1000 * (perf_counter() - begin), 5))
+            del result
+    _wait(device)
+    return [tuple(samples) for samples in found]
+
+
+def _seconds(call: Callable[[], Any], device: str) -> float:
+    """Of one call, until the device is done."""
+    _wait(device)
+    begin = perf_counter()
+    call()
+    _wait(device)
+    return perf_counter() - begin
+
+
+def _start(device: str) -> None:
+    """Load what every network needs: the first contestant would wait for it."""
+    x = torch.randn(2, 8, 8, 8, device=device, requires_grad=True)
+    layer = nn.Conv2d(8, 8, 3).to(device)
+    layer(x).flatten(1).matmul(torch.randn(288, 8, device=device)).sum().backward()
+    _wait(device)
+
+
+def peak_of(train: Training, device: str) -> int | None:
+    """Bytes that a step takes beyond parameters, optimizer and inputs; None where the device does not count."""
     if device != "cuda":
         return None
-    torch.cuda.synchronize()
+    train.optimizer.zero_grad(set_to_none=True)
+    _wait(device)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    step()
-    torch.cuda.synchronize()
+    train()
+    _wait(device)
     return torch.cuda.max_memory_allocated() - before
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()

@@ -1,13 +1,14 @@
-"""Measured rows of a GPU go in; ratios, shares of the copy's bandwidth and tables come out, and the file that keeps them."""
+"""Compare what was measured on a GPU, print it as tables, whole training steps first, and write it to a file."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from statistics import median
+from typing import Any, NamedTuple
 
 from evennorm.errors import InputError
 from evennorm.tools.atomic import write_text
@@ -15,12 +16,11 @@ from evennorm.tools.bench.cases import PASSES, Case
 from evennorm.tools.bench.contestants import LIMIT, OURS
 from evennorm.tools.bench.report import Benchmark, geometric_mean
 from evennorm.tools.bench.rows import IN_TURNS, Row
+from evennorm.tools.bench.steps import Step, Steps
+from evennorm.tools.bench_gpu.calls import Call
 from evennorm.tools.bench_gpu.cases import VARIANTS, kept_on_chip, traffic
 
-if TYPE_CHECKING:
-    from evennorm.tools.bench_gpu.network import Step
-
-FORMAT = "evennorm bench gpu 1"
+FORMAT = "evennorm bench gpu 2"
 """Of the JSON file."""
 
 RIVALS = ("torch eager", "torch.compile")
@@ -51,11 +51,21 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class GpuBenchmark:
-    """What was measured on a GPU: arrays by `mode`, and the training steps of a network."""
+    """What was measured on a GPU.
+
+    Args:
+        mode: how the arrays were measured, "recorded" or "queued".
+        arrays: normalization alone, with where everything was measured.
+        steps: training steps of networks.
+        networks: for each of them, in words, how it trained.
+        calls: of layers.
+    """
 
     mode: str
     arrays: Benchmark
     steps: tuple[Step, ...] = ()
+    networks: Mapping[str, str] = field(default_factory=dict)
+    calls: tuple[Call, ...] = ()
 
     @property
     def gpu(self) -> dict[str, Any]:
@@ -122,7 +132,7 @@ class GpuBenchmark:
     def _memory_targets(self) -> Iterator[Target]:
         from evennorm.tools.bench_gpu.network import SAVED
 
-        peaks = {step.contestant: step.peak for step in self.steps if step.peak}
+        peaks = {step.contestant: step.memory for step in self.steps if step.memory and step.network.name == "resnet50"}
         for before, after, wanted in SAVED:
             if before in peaks and after in peaks:
                 yield Target(f"{after}: part of the step's peak memory saved", 1 - peaks[after] / peaks[before], wanted)
@@ -133,7 +143,9 @@ class GpuBenchmark:
             "format": FORMAT,
             "mode": self.mode,
             "targets": [{**target._asdict(), "reached": target.reached} for target in self.targets()],
+            "networks": dict(self.networks),
             "steps": [step.as_dict() for step in self.steps],
+            "calls": [call.as_dict() for call in self.calls],
             "arrays": self.arrays.as_dict(),
         }
 
@@ -144,10 +156,17 @@ class GpuBenchmark:
             InputError: the file cannot be written.
         """
         values = self.as_dict()
-        arrays = values.pop("arrays")
-        rows = ",\n".join(f"   {json.dumps(row)}" for row in arrays.pop("rows"))
-        head, inside = json.dumps(values, indent=1)[:-2], json.dumps(arrays, indent=1)[:-2]
-        write_text(path, f'{head},\n "arrays": {inside},\n  "rows": [\n{rows}\n  ]\n }}\n}}\n')
+        arrays, steps, calls = (values.pop(name) for name in ("arrays", "steps", "calls"))
+        head = json.dumps(values, indent=1)[:-2]
+        inside = json.dumps({name: value for name, value in arrays.items() if name != "rows"}, indent=1)[:-2]
+        lists = f' "steps": {_lines(steps)},\n "calls": {_lines(calls)},\n'
+        write_text(path, f'{head},\n{lists} "arrays": {inside},\n  "rows": {_lines(arrays["rows"])}\n }}\n}}\n')
+
+
+def _lines(records: list[dict[str, Any]]) -> str:
+    """A list in JSON, each record on a line of its own."""
+    lines = ",\n".join(f"   {json.dumps(record)}" for record in records)
+    return f"[\n{lines}\n  ]" if lines else "[]"
 
 
 def read(path: str | os.PathLike[str]) -> GpuBenchmark:
@@ -156,14 +175,13 @@ def read(path: str | os.PathLike[str]) -> GpuBenchmark:
     Raises:
         InputError: there is no such file, or it holds something else.
     """
-    from evennorm.tools.bench_gpu.network import Step
-
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
             raise InputError(f"a file of the GPU benchmark has the format {FORMAT!r}; received {values['format']!r}")
         steps = tuple(Step.from_dict(step) for step in values["steps"])
-        return GpuBenchmark(values["mode"], Benchmark.from_dict(values["arrays"]), steps)
+        calls = tuple(Call.from_dict(call) for call in values["calls"])
+        return GpuBenchmark(values["mode"], Benchmark.from_dict(values["arrays"]), steps, values["networks"], calls)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
@@ -181,14 +199,15 @@ def variant_of(case: Case) -> str:
 
 
 def table(found: GpuBenchmark) -> str:
-    """Everything in Markdown: device, what was to be reached, a row for each array and pass, the network."""
+    """Everything in Markdown: device, networks, calls, what was to be reached, and a row for each array and pass."""
     gpu, versions = found.gpu, found.arrays.environment["versions"]
     listed = ", ".join(f"{name} {number}" for name, number in versions.items())
     how = {"recorded": "as CUDA graphs: the device alone", "queued": "call by call, as an eager program has it"}[found.mode]
-    lines = [f"{gpu['name']}, {gpu['multiprocessors']} multiprocessors, {listed}.", f"Medians by device events, {how}.", ""]
-    lines += [f"- {target}" for target in found.targets()]
-    lines += ["", *_arrays(found), *_network(found)]
-    return "\n".join([*lines, ""])
+    lines = [f"{gpu['name']}, {gpu['multiprocessors']} multiprocessors, {listed}.", ""]
+    lines += [*_networks(found), *_calls(found)]
+    lines += [f"Arrays: medians by device events, {how}.", ""]
+    lines += [*(f"- {target}" for target in found.targets()), ""]
+    return "\n".join([*lines, *_arrays(found), ""])
 
 
 def _arrays(found: GpuBenchmark) -> Iterator[str]:
@@ -212,16 +231,49 @@ def _arrays(found: GpuBenchmark) -> Iterator[str]:
     yield from (f"- {name} did not take part everywhere: {reason}" for name, reason in reasons)
 
 
-def _network(found: GpuBenchmark) -> Iterator[str]:
-    if not found.steps:
+def _networks(found: GpuBenchmark) -> Iterator[str]:
+    """A table for each network."""
+    steps = Steps(found.steps)
+    for case in steps.networks:
+        yield f"{found.networks.get(str(case), case.title)}: a training step, in turns."
+        yield ""
+        yield "| | step, ms | times ours | normalization's share | host, ms | first step, s | peak memory, MB |"
+        yield "| --- |" + " ---: |" * 6
+        for step in steps.of(case):
+            yield f"| {step.contestant} | " + " | ".join(_step_cells(steps, step)) + " |"
+        yield ""
+
+
+def _step_cells(steps: Steps, step: Step) -> list[str]:
+    if step.reason:
+        return [step.reason, *[""] * 5]
+    ratio, share = steps.ratio(step), steps.share(step)
+    return [
+        f"{step.median:.2f}",
+        "" if ratio is None else f"{ratio:.2f}",
+        "" if share is None else f"{100 * share:.0f} %",
+        f"{median(step.host):.2f}" if step.host else "-",
+        "-" if step.first is None else f"{step.first:.2f}",
+        "-" if step.memory is None else f"{step.memory / 1e6:.0f}",
+    ]
+
+
+def _calls(found: GpuBenchmark) -> Iterator[str]:
+    """What a call costs host and device, a row for each array and pass."""
+    if not found.calls:
         return
+    names = list(dict.fromkeys(call.contestant for call in found.calls))
+    figures = {(call.case, call.passes, call.contestant): call.medians for call in found.calls}
+    yield "A call of a layer: the host's time to hand it over, and the device's to do it, recorded as a CUDA graph."
     yield ""
-    yield f"Training step of {found.steps[0].network}, batch {found.steps[0].batch}:"
+    yield "| array | | pass | " + " | ".join(f"{name}: host, us | device, us" for name in names) + " |"
+    yield "| --- | --- | --- |" + " ---: |" * (2 * len(names))
+    for case, passes in dict.fromkeys((call.case, call.passes) for call in found.calls):
+        pairs = [figures.get((case, passes, name), (None, None)) for name in names]
+        cells = ["-" if value is None else f"{value:.1f}" for pair in pairs for value in pair]
+        yield f"| {case.place} | {case.dtype} | {PASSES[passes]} | " + " | ".join(cells) + " |"
     yield ""
-    yield "| | ms | peak memory of the step, MB |"
-    yield "| --- | ---: | ---: |"
-    for step in found.steps:
-        if step.reason:
-            yield f"| {step.contestant} | {step.reason} | |"
-        else:
-            yield f"| {step.contestant} | {step.median:.1f} | {'-' if step.peak is None else f'{step.peak / 1e6:.0f}'} |"
+    reasons = dict.fromkeys((call.contestant, call.reason) for call in found.calls if call.reason)
+    yield from (f"- {name} lacks figures: {reason}" for name, reason in reasons)
+    if reasons:
+        yield ""

@@ -1,0 +1,64 @@
+"""Print the training steps that `evennorm bench --network` measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evennorm.tools.bench.network_cases import NetworkCase
+    from evennorm.tools.bench.steps import NetworkBenchmark, Step, Steps
+
+NOTES = """\
+ms         median of all rounds, with the quartiles: zero_grad, forward, loss, backward, SGD
+ours       how many times as long as ours it takes; above 1 evennorm is faster; the median over the rounds
+share      of an eager step that its normalization takes, by the step without
+first      seconds of the first step, in a process of its own
+kept       MB that autograd keeps for the backward pass
+"""
+
+
+def print_networks(found: NetworkBenchmark, console: Any) -> None:
+    """A table for each network, what the columns mean, and where evennorm is slower."""
+    from rich.text import Text
+
+    from evennorm.tools.bench.steps import in_words
+
+    steps = found.steps
+    for case in steps.networks:
+        console.print(Text(f"{case.title}, training steps, in turns", style="bold"), soft_wrap=True)
+        console.print(Text(in_words(found.fused[str(case)]), style="dim"), soft_wrap=True)
+        console.print(_table(steps, case))
+        console.print()
+    console.print(Text(NOTES), soft_wrap=True)
+    for step in steps.all:
+        if (ratio := steps.ratio(step)) is not None and ratio < 1:
+            lost = f"evennorm is slower than {step.contestant} in {step.network}: {1 / ratio:.2f} times as long."
+            console.print(Text(lost, style="yellow"), soft_wrap=True)
+
+
+def _table(steps: Steps, case: NetworkCase) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("", no_wrap=True, min_width=22)
+    for header in ("ms", "", "ours", "share", "first", "kept"):
+        table.add_column(header, justify="left" if header == "" else "right", no_wrap=True)
+    for step in steps.of(case):
+        table.add_row(*_cells(steps, step))
+    return table
+
+
+def _cells(steps: Steps, step: Step) -> tuple[str, ...]:
+    from evennorm.cli.bench import milliseconds
+
+    low, high = step.quartiles
+    ratio, share = steps.ratio(step), steps.share(step)
+    return (
+        step.contestant,
+        milliseconds(step.median),
+        f"({milliseconds(low)} to {milliseconds(high)})",
+        "" if ratio is None else f"{ratio:.2f}",
+        "" if share is None else f"{100 * share:.0f} %",
+        "" if step.first is None else f"{step.first:.2f}",
+        "" if step.memory is None else f"{step.memory / 1e6:.3g}",
+    )

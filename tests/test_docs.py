@@ -23,7 +23,7 @@ MODULES = sorted(
 )
 NEED_TRITON = {
     f"evennorm.kernels.triton.{name}"
-    for name in ("backward", "channels", "choices", "elements", "following", "forward", "launch")
+    for name in ("backward", "channels", "choices", "elements", "forward", "kernel", "launch", "running")
 }
 """Their examples run in the process of tests/contract/test_triton*.py."""
 

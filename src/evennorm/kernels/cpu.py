@@ -56,8 +56,8 @@ class _ForwardPlan(NamedTuple):
     normalize: Any = None
     normalize_again: Any = None
     moments: Any = None
-    statistics: Array = None
-    """An array (3, groups, channel) to allocate mean, mean_low and variance like."""
+    statistics: tuple[int, int, int] = (3, 0, 0)
+    """The shape of mean, mean_low and variance together."""
     mask_bytes: int = 0
 
 
@@ -100,7 +100,7 @@ class CpuKernel:
         if statistics is not None:
             fate = plan.normalize_again(x, residual, y, gamma, beta, statistics, mask)
         else:
-            statistics = access.empty_like(plan.statistics)
+            statistics = access.empty(plan.statistics, x)
             mean, mean_low, variance, decay, unbiased, batches, skipped = running or _NOT_RUNNING
             decay = -1.0 if decay is None else decay
             fate = plan.forward(
@@ -135,7 +135,7 @@ class CpuKernel:
         if _view(call, access, x) is None:
             x = access.copy_like(x, access.empty_contiguous(x))
         plan = self._forward_plan(call, x, None, x, False)
-        statistics = access.empty_like(plan.statistics)
+        statistics = access.empty(plan.statistics, x)
         plan.moments(x, statistics)
         return statistics
 
@@ -235,7 +235,7 @@ class CpuKernel:
             self._native(run.normalize),
             self._native(run.normalize_again),
             self._native(run.moments),
-            self.access.empty((3, groups, channel), x),
+            (3, groups, channel),
             run.mask_bytes if masked else 0,
         )
 

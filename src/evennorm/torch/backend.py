@@ -148,7 +148,11 @@ class _TorchEngine(Engine):
         kernel = kernel_for(*running, *statistics)
         if kernel is None:
             return None
-        accepted = kernel.update_running_stats((*running, decay, unbiased, None, None), moments)
+        try:
+            accepted = kernel.update_running_stats((*running, decay, unbiased, None, None), moments)
+        except Exception as error:
+            refuse_after(kernel, error, dtype)
+            return None
         torch.autograd.graph.increment_version(running)
         return accepted
 

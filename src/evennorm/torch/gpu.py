@@ -18,15 +18,10 @@ if TYPE_CHECKING:
     from evennorm.kernels.triton.kernel import TritonKernel
 
 
-def _chosen(there: bool) -> frozenset[torch.dtype]:
-    names = (name for name in triton.DTYPES if choose("torch", name, device="cuda", compiled=there) == "triton")
-    return frozenset(getattr(torch, name) for name in names)
-
-
-SUPPORTED = _chosen(True)
-"""In eager mode those who lack Triton are told so."""
-COMPILED = _chosen(triton.missing() is None)
-"""What compilers are told of."""
+SUPPORTED = frozenset(
+    getattr(torch, name) for name in triton.DTYPES if choose("torch", name, device="cuda", compiled=True) == "triton"
+)
+"""Dtypes that have kernels; those who lack Triton are told so."""
 
 DEVICE = "cuda"
 """The type of the devices that are supported; tests in Triton's interpreter name another."""

@@ -15,6 +15,7 @@
 #include "batch_norm.h"
 #include "channels.h"
 #include "exchange.h"
+#include "exported.h"
 #include "pages.h"
 
 namespace nb = nanobind;
@@ -92,6 +93,9 @@ class ForwardPlan {
     call_.epsilon = epsilon;
     call_.negative_slope = negative_slope;
   }
+
+  // Of this plan as a struct without arrays, for those who place them without Python.
+  uintptr_t address() const { return reinterpret_cast<uintptr_t>(&call_); }
 
   int64_t mask_bytes() const {
     View y = call_.y;
@@ -208,6 +212,8 @@ class BackwardPlan {
     call_.count = count;
   }
 
+  uintptr_t address() const { return reinterpret_cast<uintptr_t>(&call_); }
+
   int backward(nb::handle dy, nb::handle x, nb::handle dx, nb::handle d_residual, nb::handle gamma, nb::handle beta,
                nb::handle statistics, nb::handle mask, nb::handle d_mean, nb::handle d_variance, nb::handle d_gamma,
                nb::handle d_beta) const {
@@ -255,12 +261,14 @@ NB_MODULE(_cpu, m) {
   nb::class_<ForwardPlan>(m, "ForwardPlan")
       .def(nb::init<int, const Sizes&, const Sizes&, const Sizes&, const Sizes&, double, double>())
       .def_prop_ro("mask_bytes", &ForwardPlan::mask_bytes)
+      .def_prop_ro("address", &ForwardPlan::address)
       .def("forward", &ForwardPlan::forward, array, array, array, array, array, array, array, array, array, array, number, number, array, array)
       .def("normalize", &ForwardPlan::normalize, array, array, array, array, array, array, array, array, array)
       .def("normalize_again", &ForwardPlan::normalize_again, array, array, array, array, array, array, array)
       .def("moments", &ForwardPlan::moments);
   nb::class_<BackwardPlan>(m, "BackwardPlan")
       .def(nb::init<int, const Sizes&, const Sizes&, const Sizes&, const Sizes&, double, double, double>())
+      .def_prop_ro("address", &BackwardPlan::address)
       .def("backward", &BackwardPlan::backward, array, array, array, array, array, array, array, array, array, array, array, array);
   m.def("enable_exchange", [](const nb::capsule& table, const std::vector<nb::handle>& types) {
     exchange.enable(table, types);
@@ -308,5 +316,7 @@ NB_MODULE(_cpu, m) {
   m.def("buffered_bytes", &buffered_bytes);
   m.def("write_past_cache_from", &write_past_cache_from);
   m.attr("PAST_CACHE") = kPastCache;
+  static const Exported exported{&current, &process_workers, &take_buffer, &give_buffer, &advise_huge};
+  m.attr("exported") = nb::capsule(&exported, kExported);
   m.def("advise", [](nb::handle array, int64_t bytes) { advise_huge(Arrays(exchange).array(array), bytes); });
 }

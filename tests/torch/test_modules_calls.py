@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from evennorm.kernels import cpu
 from evennorm.torch import BatchNorm1d, BatchNorm2d, arguments
+from evennorm.torch import native as extension
 from evennorm.torch.kernels import cpu_kernel
 
 pytestmark = pytest.mark.skipif(not cpu.AVAILABLE, reason="built without the compiled kernels")
@@ -20,6 +22,7 @@ pytestmark = pytest.mark.skipif(not cpu.AVAILABLE, reason="built without the com
 def native(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
     """For each native call, the functions of this package that led to it, the first one called last."""
     calls: list[list[str]] = []
+    monkeypatch.setattr(extension, "AVAILABLE", False)
     arguments.cached_call_of.cache_clear()  # and the plans that calls hold
 
     def watched(function: Any) -> Any:
@@ -55,7 +58,31 @@ def test_the_way_to_the_kernel_is_short(native) -> None:
     forward, backward = native
     # Of the kernel, of autograd, of the choice of a kernel and its call, of the module.
     assert forward == ["forward", "forward", "_train", "train", "forward"]
-    assert backward == ["backward", "backward"]
+    assert backward == ["backward", "gradients", "backward"]
+
+
+@pytest.mark.skipif(not extension.AVAILABLE, reason="built without the extension for this torch")
+@pytest.mark.parametrize("residual", [False, True])
+def test_with_the_extension_python_runs_in_the_module_alone(residual) -> None:
+    module = BatchNorm2d(3, activation="relu")
+    x, dy = torch.randn(2, 3, 5, 7, requires_grad=True), torch.randn(2, 3, 5, 7)
+
+    def step() -> None:
+        torch.autograd.grad(module(x, residual=x if residual else None), x, dy)
+
+    step()  # which makes the plans
+    entered: list[str] = []
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        if event == "call" and "/evennorm/" in frame.f_code.co_filename:
+            entered.append(frame.f_code.co_qualname)
+
+    sys.setprofile(note)
+    try:
+        step()
+    finally:
+        sys.setprofile(None)
+    assert entered == ["_BatchNorm.forward"]
 
 
 def test_plans_are_made_once(native, monkeypatch: pytest.MonkeyPatch) -> None:

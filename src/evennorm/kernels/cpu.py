@@ -59,6 +59,8 @@ class _ForwardPlan(NamedTuple):
     statistics: tuple[int, int, int] = (3, 0, 0)
     """The shape of mean, mean_low and variance together."""
     mask_bytes: int = 0
+    address: int = 0
+    """Of the native plan, which lives as long as its functions."""
 
 
 class _BackwardPlan(NamedTuple):
@@ -66,6 +68,7 @@ class _BackwardPlan(NamedTuple):
 
     fresh: _Fresh | None
     backward: Callable[..., int] | None = None
+    address: int = 0
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,24 @@ class CpuKernel:
         dtype = DTYPES["float64" if self.access.item_bytes(moments.mean) == 8 else "float32"]
         return _cpu.update_running_stats(dtype, groups, channel, moments.count, unbiased, decay, *rows)
 
+    def forward_layout(self, call: Call, x: Array, residual: Array | None, masked: bool) -> tuple[Any, ...] | None:
+        """Describe a forward pass over arrays that lie as these do, for native/bind_torch.cc; None if they need a copy.
+
+        Returns the address of the native plan, the strides of y, whether y is a buffer, the bytes of it to advise, the shape
+        of the statistics, the bytes of the activation mask, and what keeps the plan alive.
+        """
+        plan = self._forward_plan(call, x, residual, None, masked)
+        return plan.forward and (*self._output(call, plan, x), plan.statistics, plan.mask_bytes, plan)
+
+    def backward_layout(self, call: Call, dy: Array, x: Array, masked: bool) -> tuple[Any, ...] | None:
+        """Likewise of a backward pass: address, strides of dx, whether it is a buffer, bytes to advise."""
+        plan = self._backward_plan(call, dy, x, masked)
+        return plan.backward and (*self._output(call, plan, x), plan)
+
+    def _output(self, call: Call, plan: _ForwardPlan | _BackwardPlan, x: Array) -> tuple[int, tuple[int, ...], bool, int]:
+        strides, fresh = self.access.strides(self._allocated(call, plan.fresh, x)), plan.fresh
+        return plan.address, strides, fresh is not None and fresh.buffered, 0 if fresh is None else fresh.advised
+
     def _native(self, function: Callable[..., int]) -> Callable[..., int]:
         """A native function that is given arrays, or their addresses where it cannot read these itself."""
         address = self.access.address
@@ -237,6 +258,7 @@ class CpuKernel:
             self._native(run.moments),
             (3, groups, channel),
             run.mask_bytes if masked else 0,
+            run.address,
         )
 
     def _backward_plan(self, call: Call, dy: Array, x: Array, masked: bool) -> _BackwardPlan:
@@ -249,7 +271,7 @@ class CpuKernel:
         # Given statistics are those of infinitely many values, none of which moves a mean.
         numbers = call.epsilon, call.negative_slope, inf if call.fixed_stats else float(outer * inner)
         run = _cpu.BackwardPlan(DTYPES[call.dtype], sizes, dy_strides, x_strides, dx_strides, *numbers)
-        return _BackwardPlan(fresh, self._native(run.backward))
+        return _BackwardPlan(fresh, self._native(run.backward), run.address)
 
     def _shared_view(
         self, call: Call, masked: bool, written: Array, x: Array, other: Array | None

@@ -50,31 +50,42 @@ class _BatchNorm(torch.autograd.Function):
     ) -> tuple[Any, ...]:
         x, gamma, beta, statistics, mask = ctx.saved_tensors
         kernel, call, has_residual = ctx.given
-        if dy is None:
-            dy = torch.zeros_like(x)
-        elif dy.dtype is not x.dtype:
-            dy = dy.to(x.dtype)
-        if d_mean is not None:
-            d_mean = d_mean.contiguous()
-        if d_variance is not None:
-            d_variance = d_variance.contiguous()
-        saved = statistics, mask
-        # A gradient penalty differentiates this again; torch.func.vmap vectorizes it.
-        if plain(dy) and not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
-            try:
-                dx, d_gamma, d_beta, d_residual = kernel.backward(
-                    call, dy, x, gamma, beta, saved, has_residual, d_mean, d_variance
-                )
-                return dx, d_gamma, d_beta, d_residual, None
-            except UnfitError:  # dy has no memory of its own: vmap of older kind
-                pass
-            except Exception as error:
-                refuse_after(kernel, error, x.dtype)
-        return *_composed(kernel, call, dy, x, gamma, beta, saved, has_residual, d_mean, d_variance), None
+        dy = torch.zeros_like(x) if dy is None else dy
+        return *gradients(kernel, call, dy, x, gamma, beta, (statistics, mask), has_residual, d_mean, d_variance), None
 
 
 # Without the wrapper that looks for functorch's transforms, as `kernel_for` has done: a third of the time on small arrays.
 batch_norm = super(torch.autograd.Function, _BatchNorm).apply
+
+
+def gradients(
+    kernel: Kernel,
+    call: Call,
+    dy: Tensor,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    saved: Saved,
+    has_residual: bool,
+    d_mean: Tensor | None = None,
+    d_variance: Tensor | None = None,
+) -> Gradients:
+    """Compute the gradients of x, gamma, beta and residual by the kernel, or differentiably where that is asked for."""
+    if dy.dtype is not x.dtype:
+        dy = dy.to(x.dtype)
+    if d_mean is not None:
+        d_mean = d_mean.contiguous()
+    if d_variance is not None:
+        d_variance = d_variance.contiguous()
+    # A gradient penalty differentiates this again; torch.func.vmap vectorizes it.
+    if plain(dy) and not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+        try:
+            return kernel.backward(call, dy, x, gamma, beta, saved, has_residual, d_mean, d_variance)
+        except UnfitError:  # dy has no memory of its own: vmap of older kind
+            pass
+        except Exception as error:
+            refuse_after(kernel, error, x.dtype)
+    return _composed(kernel, call, dy, x, gamma, beta, saved, has_residual, d_mean, d_variance)
 
 
 def _composed(

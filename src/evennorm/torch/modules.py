@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from evennorm.core.call import Call
 from evennorm.kernels import choose
-from evennorm.torch import arguments, compiled, distributed, inplace, running, standard
+from evennorm.torch import arguments, compiled, distributed, inplace, native, recompute, running, standard
 from evennorm.torch.backend import engine, train
 from evennorm.torch.distributed import is_distributed
 from evennorm.torch.errors import TensorError, UnsupportedError
@@ -62,9 +62,13 @@ class _BatchNorm(batchnorm._BatchNorm):
     def forward(
         self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None, slope: float | None = None
     ) -> Tensor:
+        compiling = torch.compiler.is_compiling()
+        if native.AVAILABLE and mask is None and not (compiling or recompute.active):
+            y = native.extension.forward(self, self.__dict__, input, residual, slope)
+            if y is not None:
+                return y
         if isinstance(input, Proxy):
             return standard.one_node(self, input, residual, mask)
-        compiling = torch.compiler.is_compiling()
         if not compiling and type(input) is not Tensor and is_distributed(input):
             return distributed.forward(self, input, residual, mask=mask, slope=slope)
         own = self.__dict__  # nn.Module's attributes take longer to read than a small kernel to run

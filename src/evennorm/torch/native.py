@@ -1,0 +1,73 @@
+"""Take the calls that modules make most straight to the compiled kernels, without Python in between.
+
+The extension that does so, native/bind_torch.cc, is linked to libtorch and named after its version: with another torch it is
+not found, and calls go through Python. It knows no geometry: for a new shape it asks here. An unusual call it hands back.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from evennorm.core.call import Call
+from evennorm.errors import EvennormError
+from evennorm.kernels import cpu
+from evennorm.torch import autograd
+from evennorm.torch.kernels import ON_CPU, cpu_kernel
+
+if TYPE_CHECKING:
+    from evennorm.torch.modules import _BatchNorm
+
+EXTENSION = "_torch_" + "_".join(torch.__version__.split("+")[0].split("."))
+
+
+def _forward_plan(
+    module: _BatchNorm, x: Tensor, residual: Tensor | None, slope: float | None, by_batch: bool, masked: bool
+) -> tuple[Any, ...] | None:
+    """Describe a forward pass on x's layout; None where Python is to compute, or to raise an error."""
+    if x.dtype not in ON_CPU:
+        return None
+    mean, variance = module.running_mean, module.running_var
+    if by_batch and not (module.training and module.track_running_stats):
+        mean = variance = None
+    try:
+        call = module._call_of(module.__dict__, x, by_batch, module.weight, mean, variance, slope)
+        found = cpu_kernel.forward_layout(call, x, residual, masked)
+    except EvennormError:
+        return None
+    return found and (*found, call)
+
+
+def _backward_plan(call: Call, dy: Tensor, x: Tensor, masked: bool) -> tuple[Any, ...] | None:
+    return cpu_kernel.backward_layout(call, dy, x, masked)
+
+
+def _gradients(
+    call: Call,
+    dy: Tensor,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    statistics: Tensor,
+    mask: Tensor | None,
+    has_residual: bool,
+) -> tuple[Tensor | None, ...]:
+    return autograd.gradients(cpu_kernel, call, dy, x, gamma, beta, (statistics, mask), has_residual)
+
+
+def _loaded() -> Any:
+    if not cpu.AVAILABLE:
+        return None
+    try:
+        extension = import_module(f"evennorm.kernels.{EXTENSION}")
+    except ModuleNotFoundError:
+        return None
+    extension.connect(cpu._cpu.exported, _forward_plan, _backward_plan, _gradients)
+    return extension
+
+
+extension = _loaded()
+AVAILABLE = extension is not None

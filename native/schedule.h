@@ -19,23 +19,32 @@ namespace evennorm::EVENNORM_ISA {
 //   apply(chunk, c, channels)                visits the elements
 enum class Visit { sums, apply, both };
 
+// Channels that are visited together, few enough to be found in cache again: what happens once per channel is then done for a vector
+// of them, which on planes of 49 takes a quarter of the time.
+constexpr int64_t kChannelsTogether = 64;
+constexpr int64_t kElementsTogether = 8192;
+
 template <class Work>
 void visit_by_channel(Work& work, const Layout& layout, Visit visit, Workers& workers) {
   const int64_t chunks = layout.chunks();
-  workers.each(layout.channel, [&](int64_t c) {
-    if (visit != Visit::apply) work.start(c, 1);
+  const int64_t shared = ceil_div(layout.channel, 4 * workers.count());  // so that no thread is left idle at the end
+  const int64_t block = std::clamp(kElementsTogether / layout.count(), int64_t{1}, std::min(kChannelsTogether, shared));
+  workers.each(ceil_div(layout.channel, block), [&](int64_t task) {
+    const int64_t c = task * block, n = std::min(block, layout.channel - c);
+    if (visit != Visit::apply) work.start(c, n);
     for (int round = visit == Visit::apply ? 2 : 0; round < 2; ++round) {
-      Pair total;
+      double first[kChannelsTogether], second[kChannelsTogether], more_first[kChannelsTogether], more_second[kChannelsTogether];
       for (int64_t k = 0; k < chunks; ++k) {
-        Pair part;
-        work.sums(layout.chunk(k), c, 1, &part.first, &part.second);
-        total.first += part.first;
-        total.second += part.second;
+        double *const to_first = k == 0 ? first : more_first, *const to_second = k == 0 ? second : more_second;
+        std::fill(to_first, to_first + n, 0.0);
+        std::fill(to_second, to_second + n, 0.0);
+        work.sums(layout.chunk(k), c, n, to_first, to_second);
+        for (int64_t i = 0; k > 0 && i < n; ++i) first[i] += more_first[i], second[i] += more_second[i];
       }
-      if (!work.finish(c, 1, &total.first, &total.second, round == 1)) break;
+      if (!work.finish(c, n, first, second, round == 1)) break;
     }
     if (visit == Visit::sums) return;
-    for (int64_t k = chunks; k-- > 0;) work.apply(layout.chunk(k), c, 1);  // what was read last is in cache
+    for (int64_t k = chunks; k-- > 0;) work.apply(layout.chunk(k), c, n);  // what was read last is in cache
   });
 }
 
@@ -109,7 +118,7 @@ template <class Part>
 void each_group(const Shape& shape, int64_t shared_from, Workers& workers, const Part& part) {
   constexpr int64_t kWorthWaking = 1 << 17;  // elements
   Serial serial;
-  const int64_t elements = shape.groups * shape.outer * shape.channel * shape.inner;
+  const int64_t elements = shape.groups * shape.channel * (shape.outer * shape.inner + kChannelWork);
   const bool small = elements < shared_from || (elements < kWorthWaking && !workers.awake());
   if (small || workers.count() == 1) {
     for (int64_t g = 0; g < shape.groups; ++g) part(g, serial);

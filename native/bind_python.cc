@@ -77,6 +77,15 @@ struct Statistics {
   }
 };
 
+bool update_running_stats(Dtype dtype, const Running& running, const void* mean, const void* mean_low, const void* variance, int64_t count,
+                          int64_t channels) {
+  const auto as = [&]<class A>(A*) {
+    const auto array = [](const void* address) { return static_cast<const A*>(address); };
+    return follow_batch<A>(running, {array(mean), array(mean_low), array(variance)}, count, 1, channels);
+  };
+  return dtype == Dtype::float64 ? as(static_cast<double*>(nullptr)) : as(static_cast<float*>(nullptr));
+}
+
 // What a forward pass answers: as `Fate` in kernels/cpu.py.
 enum Fate { kAccepted, kSkipped, kUnfit };
 
@@ -316,7 +325,7 @@ NB_MODULE(_cpu, m) {
   m.def("buffered_bytes", &buffered_bytes);
   m.def("write_past_cache_from", &write_past_cache_from);
   m.attr("PAST_CACHE") = kPastCache;
-  static const Exported exported{&current, &process_workers, &take_buffer, &give_buffer, &advise_huge};
+  static const Exported exported{&current, &process_workers, &take_buffer, &give_buffer, &advise_huge, &update_running_stats};
   m.attr("exported") = nb::capsule(&exported, kExported);
   m.def("advise", [](nb::handle array, int64_t bytes) { advise_huge(Arrays(exchange).array(array), bytes); });
 }

@@ -13,6 +13,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/dynamo/compiled_autograd.h>
+#include <torch/library.h>
 
 #include <array>
 #include <bit>
@@ -572,6 +573,29 @@ PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+// An operator for programs of torch.compile: one node of a graph in place of some thirty, for each of which Inductor writes code.
+void update_running_stats(const Tensor& mean, const Tensor& mean_low, const Tensor& variance, const Tensor& skipped,
+                          const std::optional<Tensor>& batches, const Tensor& batch_mean, const Tensor& batch_mean_low,
+                          const Tensor& batch_variance, int64_t count, std::optional<double> momentum) {
+  const int64_t channels = mean.numel();
+  const at::ScalarType type = mean.scalar_type();
+  for (const Tensor* const each : {&mean, &mean_low, &variance, &batch_mean, &batch_mean_low, &batch_variance}) {
+    TORCH_CHECK(each->scalar_type() == type && each->numel() == channels && each->is_contiguous(),
+                "running statistics and those of a batch are dense, of one dtype and size");
+  }
+  TORCH_CHECK((type == at::kFloat || type == at::kDouble) && counter(skipped) && (!batches || counter(*batches)),
+              "running statistics are float32 or float64, their counters int64");
+  Running running;
+  running.mean = mean.data_ptr();
+  running.mean_low = mean_low.data_ptr();
+  running.variance = variance.data_ptr();
+  running.refused = static_cast<int64_t*>(skipped.data_ptr());
+  running.batches = batches ? static_cast<int64_t*>(batches->data_ptr()) : nullptr;
+  running.decay = momentum ? 1.0 - *momentum : batches ? -1.0 : 1.0;
+  kernels->update_running_stats(type == at::kDouble ? Dtype::float64 : Dtype::float32, running, batch_mean.data_ptr(),
+                                batch_mean_low.data_ptr(), batch_variance.data_ptr(), count, channels);
+}
+
 // connect(exported, forward_plan, backward_plan, gradients)
 PyObject* connect(PyObject*, PyObject* const* given, Py_ssize_t count) {
   HANDLE_TH_ERRORS
@@ -611,6 +635,13 @@ PyObject* initialized() {
 }
 
 }  // namespace evennorm
+
+TORCH_LIBRARY(evennorm_cpu, library) {
+  library.def(
+      "update_running_stats(Tensor(a!) mean, Tensor(b!) mean_low, Tensor(c!) variance, Tensor(d!) skipped, Tensor(e!)? batches, "
+      "Tensor batch_mean, Tensor batch_mean_low, Tensor batch_variance, SymInt count, float? momentum) -> ()");
+}
+TORCH_LIBRARY_IMPL(evennorm_cpu, CPU, library) { library.impl("update_running_stats", &evennorm::update_running_stats); }
 
 #define EVENNORM_INIT_(name) PyInit_##name
 #define EVENNORM_INIT(name) EVENNORM_INIT_(name)

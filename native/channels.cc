@@ -155,6 +155,24 @@ bool follow(const Statistics<A>& batch, int64_t count, int64_t groups, int64_t c
   return true;
 }
 
+template <class A>
+bool follow_batch(const Running& running, const Statistics<A>& batch, int64_t count, int64_t groups, int64_t channels) {
+  // An array of no channels may be null too; its batches are counted.
+  const bool counts = running.batches != nullptr || running.refused != nullptr;
+  if (running.mean == nullptr && (channels > 0 || !counts)) return true;
+  double decay = running.decay;
+  if (decay < 0) {
+    const int64_t refused = running.refused == nullptr ? 0 : *running.refused;
+    const A before = running.batches == nullptr ? 0 : static_cast<A>(*running.batches - refused);
+    decay = running.batches == nullptr ? 1 : before / (before + 1);
+  }
+  const bool accepted = follow<A>(batch, count, groups, channels, running.unbiased, decay, static_cast<A*>(running.mean),
+                                  static_cast<A*>(running.mean_low), static_cast<A*>(running.variance));
+  if (running.batches != nullptr) ++*running.batches;
+  if (running.refused != nullptr && !accepted) ++*running.refused;
+  return accepted;
+}
+
 #define EVENNORM_FOR(A)                                                                                                              \
   template bool moments_of<A>(const double*, const double*, double, int64_t, bool, A*, A*, A*, A*);                                  \
   template void linear_of<A>(const Statistics<A>&, const A*, const A*, double, int64_t, Coefficients<A>);                            \
@@ -162,7 +180,8 @@ bool follow(const Statistics<A>& batch, int64_t count, int64_t groups, int64_t c
   template void input_gradient_of<A>(const Statistics<A>&, const A*, double, const A*, const A*, const A*, const A*, double, int64_t, \
                                      Coefficients<A>);                                                                               \
   template void parameter_gradients_of<A>(const A*, double, const A*, const A*, int64_t, int64_t, A*, A*);                           \
-  template bool follow<A>(const Statistics<A>&, int64_t, int64_t, int64_t, bool, double, A*, A*, A*);
+  template bool follow<A>(const Statistics<A>&, int64_t, int64_t, int64_t, bool, double, A*, A*, A*);                                \
+  template bool follow_batch<A>(const Running&, const Statistics<A>&, int64_t, int64_t, int64_t);
 EVENNORM_FOR(float)
 EVENNORM_FOR(double)
 

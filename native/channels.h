@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "batch_norm.h"
+
 namespace evennorm {
 
 // A shift that lies further from the mean than 4 deviations costs digits.
@@ -54,5 +56,9 @@ void parameter_gradients_of(const A* variance, double epsilon, const A* sum_dz, 
 template <class A>
 bool follow(const Statistics<A>& batch, int64_t count, int64_t groups, int64_t channels, bool unbiased, double decay, A* running_mean,
             A* running_mean_low, A* running_variance);
+
+// The same for `running` as a call has it, and counts the batch. True where there are no running statistics.
+template <class A>
+bool follow_batch(const Running& running, const Statistics<A>& batch, int64_t count, int64_t groups, int64_t channels);
 
 }  // namespace evennorm

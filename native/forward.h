@@ -156,28 +156,6 @@ class ForwardGroup {
   uint8_t* signs_;
 };
 
-// Lets running statistics follow the moments of all groups, and counts the batch. True where there are none.
-template <class A>
-bool follow_batch(const Forward& call) {
-  const Running& running = call.running;
-  // An array of no channels may be null too; its batches are counted.
-  const bool counts = running.batches != nullptr || running.refused != nullptr;
-  if (running.mean == nullptr && (call.shape.channel > 0 || !counts)) return true;
-  double decay = running.decay;
-  if (decay < 0) {
-    const int64_t refused = running.refused == nullptr ? 0 : *running.refused;
-    const A before = running.batches == nullptr ? 0 : static_cast<A>(*running.batches - refused);
-    decay = running.batches == nullptr ? 1 : before / (before + 1);
-  }
-  const Shape& shape = call.shape;
-  const Statistics<A> batch{static_cast<const A*>(call.mean), static_cast<const A*>(call.mean_low), static_cast<const A*>(call.variance)};
-  const bool accepted = follow<A>(batch, shape.outer * shape.inner, shape.groups, shape.channel, running.unbiased, decay,
-                                  static_cast<A*>(running.mean), static_cast<A*>(running.mean_low), static_cast<A*>(running.variance));
-  if (running.batches != nullptr) ++*running.batches;
-  if (running.refused != nullptr && !accepted) ++*running.refused;
-  return accepted;
-}
-
 template <class S>
 bool forward_as(const Forward& call, Visit what, Workers& workers) {
   using A = Compute<S>;
@@ -188,7 +166,9 @@ bool forward_as(const Forward& call, Visit what, Workers& workers) {
   } else if (call.shape.channel > 0) {
     each_group(call.shape, kForwardSharedFrom, workers, [&](int64_t g, Workers& these) { ForwardGroup<S>(call, g).run(what, these); });
   }
-  return what == Visit::apply || follow_batch<A>(call);
+  const Statistics<A> batch{static_cast<const A*>(call.mean), static_cast<const A*>(call.mean_low), static_cast<const A*>(call.variance)};
+  const Shape& shape = call.shape;
+  return what == Visit::apply || follow_batch<A>(call.running, batch, shape.outer * shape.inner, shape.groups, shape.channel);
 }
 
 inline bool forward_any(const Forward& call, Visit what, Workers& workers) {

@@ -15,6 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import evennorm.torch as ours
+from evennorm.torch import native
 from tests.torch.reference import MODULES
 
 THEIRS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -28,6 +29,16 @@ OPTIONS = [
     {"affine": False, "virtual_batch_size": 3},
     {"track_running_stats": False},
 ]
+
+
+@pytest.fixture(params=["extension", "formulas"])
+def updated_by(request, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What updates the running statistics in a compiled program."""
+    if request.param == "formulas":
+        monkeypatch.setattr(native, "AVAILABLE", False)
+    elif not native.AVAILABLE:
+        pytest.skip("built without the extension for this torch")
+    return request.param
 
 
 def trained(options, shape=(6, 4, 5, 5)) -> nn.Module:
@@ -84,7 +95,7 @@ def test_torch_compile_keeps_large_means_harmless() -> None:
     assert (y - expected).abs().max() < 2e-6
 
 
-def test_two_operators_in_the_compiled_graph() -> None:
+def test_two_operators_in_the_compiled_graph(updated_by) -> None:
     """Dynamo does not look into them, which would take longer than all else that it does for a network."""
     torch.compiler.reset()
     graphs = []
@@ -96,8 +107,11 @@ def test_two_operators_in_the_compiled_graph() -> None:
     torch.compile(trained({"activation": "relu"}), backend=record, fullgraph=True)(torch.randn(6, 4, 5, 5))
     (graph,) = graphs
     called = [str(node.target).split(".") for node in graph.graph.nodes if node.op == "call_function"]
-    assert [name[1] for name in called if name[0] == "evennorm"] == ["batch_norm", "update_running_stats"]
-    assert all("getitem" in name[0] for name in called if name[0] != "evennorm")
+    operators = [(name[0], name[1]) for name in called if name[0].startswith("evennorm")]
+    owner = "evennorm_cpu" if updated_by == "extension" else "evennorm"
+    assert operators == [("evennorm", "batch_norm"), (owner, "update_running_stats")]
+    others = [name[0] for name in called if not name[0].startswith("evennorm")]
+    assert all("getitem" in name or "detach" in name for name in others)
 
 
 @pytest.mark.parametrize("dynamic", [None, True])
@@ -132,7 +146,7 @@ def test_inductor_with_sizes_that_are_symbols(training, memory_format) -> None:
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.9, None])
-def test_compiled_running_statistics_refuse_what_eager_ones_refuse(momentum) -> None:
+def test_compiled_running_statistics_refuse_what_eager_ones_refuse(momentum, updated_by) -> None:
     torch.compiler.reset()
     eager = trained({"momentum": momentum})
     module = copy.deepcopy(eager)

@@ -1,7 +1,8 @@
 """Normalize under torch.compile by plain torch operations, which Inductor fuses with whatever stands around them.
 
 Dynamo records two operators per layer, `evennorm::batch_norm` and `evennorm::update_running_stats`, without tracing their
-Python. AOTAutograd takes them apart into the formulas below, so that nothing but kernels runs in a compiled step.
+Python. AOTAutograd takes them apart into the formulas below, so that nothing but kernels runs in a compiled step. On the CPU
+the second one is an operator of the extension, where that is there: Inductor takes a second to compile the formulas.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from evennorm.core.call import Call
 from evennorm.core.moments import Moments
+from evennorm.torch import native
 
 if TYPE_CHECKING:
     from evennorm.torch.modules import _BatchNorm
@@ -257,6 +259,10 @@ def forward(module: _BatchNorm, input: Tensor, residual: Tensor | None, slope: f
     if updates:
         buffers = module.running_mean, module.running_mean_low, module.running_var, module.refused_batches
         count = input.numel() // input.shape[1]
-        update = _update_running_stats if exporting else update_running_stats
+        if not exporting and native.AVAILABLE and input.is_cpu and module.running_mean.dtype == variance.dtype:
+            update = native.update_running_stats
+            shift, rest, variance = shift.detach(), rest.detach(), variance.detach()
+        else:
+            update = _update_running_stats if exporting else update_running_stats
         update(*buffers, module.num_batches_tracked, shift, rest, variance, count, module.momentum)
     return y

@@ -19,6 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 from evennorm.core.call import Call
 from evennorm.core.moments import Moments
 from evennorm.torch import native
+from evennorm.torch.tensors import acc_dtype
 
 if TYPE_CHECKING:
     from evennorm.torch.modules import _BatchNorm
@@ -259,7 +260,8 @@ def forward(module: _BatchNorm, input: Tensor, residual: Tensor | None, slope: f
     if updates:
         buffers = module.running_mean, module.running_mean_low, module.running_var, module.refused_batches
         count = input.numel() // input.shape[1]
-        if not exporting and native.AVAILABLE and input.is_cpu and module.running_mean.dtype == variance.dtype:
+        on_cpu = input.device.type == "cpu"  # `is_cpu` would be a node of the graph
+        if not exporting and native.AVAILABLE and on_cpu and module.running_mean.dtype == acc_dtype(input):
             update = native.update_running_stats
             shift, rest, variance = shift.detach(), rest.detach(), variance.detach()
         else:

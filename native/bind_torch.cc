@@ -396,7 +396,7 @@ class Settings {
     return value == Py_True;
   }
 
-  // The bits of a number; those of a NaN for None.
+  // The bits of a number; for None those of -1, which are a NaN's.
   int64_t number(PyObject* name) { return number_of(get(name)); }
 
   int64_t number_of(PyObject* value) {
@@ -406,6 +406,16 @@ class Settings {
       return 0;
     }
     return std::bit_cast<int64_t>(PyFloat_AS_DOUBLE(value));
+  }
+
+  // A number of samples, or -1 for None.
+  int64_t count(PyObject* name) {
+    PyObject* const value = get(name);
+    if (value == Py_None) return -1;
+    const bool whole = value != nullptr && PyLong_CheckExact(value);
+    const int64_t samples = whole ? PyLong_AsLongLong(value) : 0;
+    usual = usual && samples > 0;
+    return samples;
   }
 
   bool text_is(PyObject* value, const char* text) {
@@ -496,8 +506,7 @@ PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   Key key;
   const int64_t momentum = own.number(names.momentum);
   const int64_t epsilon = own.number(names.eps), own_slope = own.number(names.negative_slope), given_slope = own.number_of(slope);
-  PyObject* const ghost = own.get(names.virtual_batch_size);
-  const int64_t group_size = ghost == Py_None ? -1 : ghost != nullptr && PyLong_CheckExact(ghost) ? PyLong_AsLongLong(ghost) : (own.usual = false);
+  const int64_t group_size = own.count(names.virtual_batch_size);
   const int64_t flags = (by_batch << 0) | (masked << 1) | (relu << 2) | (leaky << 3) | ((slope != Py_None) << 4) | (residual.defined() << 5);
   bool whole = key.add(static_cast<int64_t>(reinterpret_cast<intptr_t>(Py_TYPE(module)))) && key.add(flags) &&
                key.add(static_cast<int64_t>(x.scalar_type())) && key.add(epsilon) && key.add(momentum) && key.add(own_slope) &&

@@ -23,7 +23,7 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install trito
 
 import torch
 
-from evennorm.torch import gpu, kernels, refusal
+from evennorm.torch import gpu, kernels, native, refusal
 from evennorm.torch.gpu import triton_kernel
 
 SLOPES = {None: 1.0, "relu": 0.0, "leaky_relu": 0.01}
@@ -49,6 +49,7 @@ def on_gpu_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     if not ON_GPU:
         monkeypatch.setattr(kernels, "cpu_kernel", triton_kernel())
         monkeypatch.setattr(kernels, "ON_CPU", _Supported())
+        monkeypatch.setattr(native, "AVAILABLE", False)
 
 
 def tensor(values: np.ndarray | None, dtype: str, layout: str = "as it is") -> torch.Tensor | None:

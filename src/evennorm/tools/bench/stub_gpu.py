@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from evennorm.torch import gpu, kernels
+from evennorm.torch import gpu, kernels, native
 
 if TYPE_CHECKING:
     from evennorm.kernels.triton.kernel import TritonKernel
@@ -131,13 +131,13 @@ def _address(value: Any) -> Any:
 @contextmanager
 def on_stub_gpu(records: bool = True) -> Iterator[list[Launched]]:
     """Have `evennorm.torch` normalize CPU tensors by the kernels that launch nothing."""
-    before = kernels.cpu_kernel, kernels.ON_CPU
+    before = kernels.cpu_kernel, kernels.ON_CPU, native.AVAILABLE
     with stub_gpu(records) as (kernel, launched):
-        kernels.cpu_kernel, kernels.ON_CPU = kernel, gpu.SUPPORTED  # type: ignore[assignment]
+        kernels.cpu_kernel, kernels.ON_CPU, native.AVAILABLE = kernel, gpu.SUPPORTED, False  # type: ignore[assignment]
         try:
             yield launched
         finally:
-            kernels.cpu_kernel, kernels.ON_CPU = before
+            kernels.cpu_kernel, kernels.ON_CPU, native.AVAILABLE = before
 
 
 SHAPES = {"on chip": (8, 16), "two launches": (6272, 512)}

@@ -4,7 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := CXX=$(CXX) $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-PYTEST := TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest
+WORKERS ?= 2 # processes that tests are spread over, of some 3 GB each
+SPREAD = -n $(WORKERS) --dist loadfile
+PYTEST := TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest $(SPREAD)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # pip installs into one .venv
@@ -35,7 +37,7 @@ TRITON_VERSION := $(shell grep -o 'triton==[0-9.]*' constraints.txt)
 GPU_TESTS := -m pytest --noconftest $(wildcard tests/contract/test_triton*.py)
 
 test-triton: $(VENV)/.installed ## Run the tests of the GPU kernels without a GPU.
-	@if [ -d $(TRITON) ]; then PYTHONPATH=$(TRITON) TRITON_INTERPRET=1 $(BIN)/python $(GPU_TESTS); \
+	@if [ -d $(TRITON) ]; then PYTHONPATH=$(TRITON) TRITON_INTERPRET=1 $(BIN)/python $(GPU_TESTS) $(SPREAD); \
 	else echo "SKIPPED: the tests of the GPU kernels need Triton, which is not installed here: it is there for Linux on x86-64"; fi
 
 # On the GPU's own machine, with the Python that has its torch: no .venv, nothing built. Needs torch, triton, numpy and pytest.

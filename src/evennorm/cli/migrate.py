@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="torch: a state_dict of the matching layers, NEW.safetensors; OLD may be a .keras file then.",
 )
+@click.option(
+    "--custom",
+    metavar="MODULE:CLASS",
+    multiple=True,
+    help="A layer class of your own that OLD holds (your own code, which is run); may be given several times.",
+)
 @click.option("--partial", is_flag=True, help="Leave out what cannot be migrated, and what depends on it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
@@ -42,6 +48,7 @@ def migrate(
     architecture: str | None,
     written_by: str | None,
     to: str,
+    custom: tuple[str, ...],
     partial: bool,
     as_json: bool,
 ) -> None:
@@ -52,14 +59,16 @@ def migrate(
     evennorm migrate weights.h5 --architecture model.json --written-by keras==1.0.4,theano -o new.keras
     evennorm migrate old.h5 --to torch -o new.safetensors
 
-    Nothing in the file is executed. The report says of each layer what became of it, what was converted, and what had to be
-    assumed.
+    Files of Keras 1 and 2 and tf.keras 2 in HDF5 (.h5, .hdf5) are read; TensorFlow's SavedModel folders and checkpoints are
+    not. Nothing in the file is executed. The report says of each layer what became of it, what was converted, and what had
+    to be assumed.
 
-    Exit code 0: the model is written; 1: it is written without some of its layers (--partial); 2: nothing was written.
+    Exit code 0: the model is written; 1: it is written without some of its layers (--partial); 2: nothing was written, also
+    where --partial leaves nothing.
     """
     from evennorm.tools.migrate import migrate as migrated
 
-    result = migrated(old, output, architecture=architecture, written_by=written_by, partial=partial, to=to)
+    result = migrated(old, output, architecture=architecture, written_by=written_by, partial=partial, to=to, custom=custom)
     if as_json:
         click.echo(json.dumps(result.as_dict(), indent=2))
     else:
@@ -91,6 +100,10 @@ def _print(result: Migration) -> None:
     console.print(table)
     _print_notes(say, "converted", {x.old: x.converted for x in result.layers})
     _print_notes(say, "assumed", {x.old: x.assumed for x in result.layers})
+    if result.from_architecture:
+        say("\nfrom the architecture", "bold")
+    for sentence in result.from_architecture:
+        say(f"  {sentence}")
     if result.notes:
         console.print()
     for note in result.notes:

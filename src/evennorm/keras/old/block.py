@@ -12,7 +12,7 @@ import numpy as np
 
 from evennorm.errors import InputError
 from evennorm.keras.old.arguments import Translation
-from evennorm.keras.old.provenance import Provenance
+from evennorm.keras.old.provenance import Provenance, UnsaidError
 from evennorm.keras.old.records import OldLayer
 
 Shape = tuple[int | None, ...]
@@ -87,9 +87,10 @@ class Task:
     def need_backend(self, size: Sequence[int], why: str = "stored convolution kernels flipped") -> None:
         """Raises InputError where nothing tells whether Theano wrote the file, and a window of this size needs to know."""
         if self.origin.backend is None and any(n != 1 for n in size):
-            raise InputError(
-                f"Theano {why}, and nothing in the file tells whether {self.layer.name!r} comes from there; say it with "
-                "--written-by theano or --written-by tensorflow"
+            raise UnsaidError(
+                f"Theano {why}, and nothing in the file tells whether {self.layer.name!r} comes from there",
+                "backend",
+                "say it with --written-by theano or --written-by tensorflow",
             )
 
 

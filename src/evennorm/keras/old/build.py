@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,6 +47,8 @@ class Builder:
     matched: Matched
     data_format: str | None
     partial: bool = False
+    custom: Mapping[str, Any] = field(default_factory=dict)
+    """Classes of the user's own, by the names that the file has for them."""
     reports: list[LayerReport] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
@@ -230,7 +232,11 @@ class _Model:
                 "masks run backwards with their sequences, as on Theano and from 1.2 on; before, TensorFlow gave each "
                 "sample the mask of another"
             )
-        block = self._wrapped(task, masked) if layer.inner is not None else translate(task)
+        own = self.builder.custom.get(layer.written)
+        if own is not None:
+            block = _of_the_user(task, own)
+        else:
+            block = self._wrapped(task, masked) if layer.inner is not None else translate(task)
         kinds = ", ".join(type(x).__name__ if not isinstance(x, keras.Model) else "Model" for x in block.layers)
         self.builder.reports.append(
             LayerReport(layer.path, layer.written, kinds, len(task.arrays), tuple(task.converted), tuple(task.assumed))
@@ -240,7 +246,7 @@ class _Model:
     def _wrapped(self, task: Task, masked: bool) -> Block:
         inner = task.layer.inner
         assert inner is not None
-        if inner.kind not in KNOWN and inner.model is None:
+        if inner.kind not in KNOWN and inner.written not in self.builder.custom and inner.model is None:
             raise InputError(f"{task.name!r} wraps {inner.name!r}, a {inner.written}, which migration does not know")
         if task.layer.kind == "Bidirectional":
             return recurrent.bidirectional(task, replace(task, layer=inner, converted=[], assumed=[]), masked)
@@ -273,7 +279,7 @@ class _Model:
         outputs = [self._turned(self.values[ref], False) for ref in old.outputs if ref in self.values]
         if self.missing:
             outputs += self._frontier(outputs)
-            if not outputs:
+            if not outputs or not self.applied:
                 raise InputError(f"nothing of {old.name!r} can be exported: its first layers are not known")
         plain = old.sequential and len(inputs) == 1 and not self.missing
         if plain:
@@ -297,18 +303,43 @@ class _Model:
 
 def _whole(builder: Builder) -> Builder:
     """The same, but for what is inside a wrapper, which is exported as a whole or not at all."""
-    return Builder(builder.origin, builder.matched, builder.data_format, False, builder.reports, builder.left_out)
+    return Builder(
+        builder.origin, builder.matched, builder.data_format, False, builder.custom, builder.reports, builder.left_out
+    )
 
 
-def unknown_layers(model: OldModel) -> list[str]:
-    """A sentence for each layer that has no counterpart, or whose code only the file has."""
-    found = []
+def _of_the_user(task: Task, own: Any) -> Block:
+    """A layer of the user's own class, by the configuration in the file and with its arrays as they are."""
+    foreign = ("batch_input_shape", "input_dtype", "input_shape", "build_config")
+    config = {key: value for key, value in task.layer.raw.items() if key not in foreign}
+    try:
+        layer = own.from_config({**config, "name": task.name})
+    except Exception as error:  # whatever the user's code raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{task.name!r}: {own.__module__}:{own.__qualname__} cannot be made from the configuration in the file "
+            f"({reason}); let its from_config take what that holds"
+        ) from error
+    if not isinstance(layer, keras.layers.Layer):
+        raise InputError(f"--custom names classes of Keras layers; {own.__module__}:{own.__qualname__} made a {type(layer)}")
+    return Block([layer], [(layer, list(task.arrays))] if task.arrays else [])
+
+
+def unknown_layers(model: OldModel, custom: Collection[str] = ()) -> list[str]:
+    """A sentence for each class that has no counterpart, or whose code only the file has."""
+    by_class: dict[str, list[str]] = {}
     for layer in model.leaves():
-        if layer.kind == "Lambda":
-            found.append(f"{layer.path!r} is a Lambda, whose code is in the file and is never run")
-        elif layer.kind not in KNOWN:
-            found.append(f"{layer.path!r} is a {layer.written}, which migration does not know")
-    return list(dict.fromkeys(found))
+        if layer.kind not in KNOWN and layer.written not in custom:
+            by_class.setdefault(layer.written, []).append(layer.path)
+    return [_unknown(written, list(dict.fromkeys(paths))) for written, paths in by_class.items()]
+
+
+def _unknown(written: str, paths: list[str]) -> str:
+    why = "whose code is in the file and is never run" if written == "Lambda" else "which migration does not know"
+    if len(paths) == 1:
+        return f"{paths[0]!r} is a {written}, {why}"
+    shown = ", ".join(map(repr, paths[:3])) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+    return f"{shown} are of class {written}, {why}"
 
 
 def _one(tensors: Sequence[Any]) -> Any:

@@ -45,6 +45,19 @@ def _layer(layer: Any, path: str) -> OldLayer:
     return OldLayer(name, own, kind, kind, config, inner=inner)
 
 
+def input_ranks(model: keras.Model, path: str = "") -> dict[str, int]:
+    """How many axes the input of each layer has, by its path."""
+    found: dict[str, int] = {}
+    for layer in model.layers:
+        own = f"{path}/{layer.name}" if path else layer.name
+        if is_model(layer):
+            found |= input_ranks(layer, own)
+        elif isinstance(getattr(layer, "_inbound_nodes", None), list) and layer._inbound_nodes:
+            given = layer._inbound_nodes[0].input_tensors
+            found |= {own: len(given[0].shape)} if given else {}
+    return found
+
+
 def fill(model: keras.Model, old: OldModel, matched: Matched, origin: Provenance) -> list[LayerReport]:
     """Sets the weights of every layer, converted as its class needs it.
 

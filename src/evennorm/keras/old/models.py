@@ -15,7 +15,7 @@ WRAPPERS = ("TimeDistributed", "Bidirectional")
 
 
 def read_model(config: Any, path: str = "") -> OldModel:
-    """The model that a configuration describes: `{"class_name": .., "config": ..}`, or Keras 1's bare list.
+    """The model that a configuration describes: `{"class_name": .., "config": ..}`, or what get_config() returned alone.
 
     Raises:
         InputError: anything else.
@@ -23,6 +23,8 @@ def read_model(config: Any, path: str = "") -> OldModel:
     try:
         if isinstance(config, list):
             return _sequential(config, {}, path)
+        if "class_name" not in config and "layers" in config:  # model.get_config() alone
+            return _functional(config, path) if "input_layers" in config else _sequential(config["layers"], config, path)
         kind, inner = config["class_name"], config["config"]
         if kind == "Sequential":
             own = inner if isinstance(inner, Mapping) else {}
@@ -59,7 +61,7 @@ def _layer(entry: Mapping[str, Any], path: str, calls: tuple[OldCall, ...] = (),
     inner = None
     if kind in WRAPPERS:
         inner = _layer(config["layer"], _joined(path, name))
-    return OldLayer(name, _joined(path, name), kind, written, words, calls, inner=inner, named=bool(stated))
+    return OldLayer(name, _joined(path, name), kind, written, words, calls, inner=inner, named=bool(stated), raw=own)
 
 
 def _entry(entry: Mapping[str, Any]) -> Mapping[str, Any]:

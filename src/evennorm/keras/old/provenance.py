@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from evennorm.errors import ArgumentError
+from evennorm.errors import ArgumentError, InputError
 from evennorm.keras.old.records import OldFile, OldLayer, OldModel
 
 RELEASES = tuple((1, minor, patch) for minor, last in ((0, 8), (1, 2), (2, 2)) for patch in range(last + 1))
@@ -38,6 +38,15 @@ def fourth_weight(version: Version, theano: bool) -> Fourth:
     if version == (1, 0, 7) and theano:
         return Fourth.VARIANCE_EPSILON_OUTSIDE
     return Fourth.VARIANCE
+
+
+class UnsaidError(InputError):
+    """A question that only the author of a file can answer."""
+
+    def __init__(self, question: str, missing: str, answer: str):
+        super().__init__(f"{question}; {answer}")
+        self.question, self.missing = question, missing
+        """`missing` is backend or release."""
 
 
 @dataclass(frozen=True)
@@ -193,14 +202,14 @@ def _backend(file: OldFile | None, model: OldModel, releases: Iterable[Version],
         if mark in base:
             evidence.append(f"the file's name says {mark}: kernels as {backend} has them")
             return backend
-    names = [name for weights in file.weights for name in weights.names]
+    names = [name for weights in file.weights for name in weights.names if not re.fullmatch(r"param_\d+", name)]
     if any(re.search(r":\d+$", name) for name in names):
         evidence.append('names of weights end in ":0": written on tensorflow')
         return "tensorflow"
     if any(layer.kind == "SeparableConv2D" for layer in model.leaves()):
         evidence.append("SeparableConvolution2D ran on tensorflow only")
         return "tensorflow"
-    if names and not any(re.fullmatch(r"param_\d+", name) for name in names):
+    if names:
         evidence.append('names of weights do not end in ":0": written on theano')
         return "theano"
     return None

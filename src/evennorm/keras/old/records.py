@@ -40,6 +40,8 @@ class OldLayer:
     """Of a wrapper, such as TimeDistributed."""
     named: bool = True
     """Whether the file says its name."""
+    raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """The configuration in the file's own words."""
 
     @property
     def trainable(self) -> bool:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from evennorm.errors import InputError
-from evennorm.keras.old.provenance import Fourth, Provenance
+from evennorm.keras.old.provenance import Fourth, Provenance, UnsaidError
 
 
 def variance(fourth: np.ndarray, epsilon: float, meaning: Fourth) -> np.ndarray:
@@ -26,7 +25,7 @@ def meaning_of(name: str, fourth: np.ndarray, epsilon: float, origin: Provenance
     """What the fourth weight of the layer `name` is.
 
     Raises:
-        InputError: several meanings are left, and they give different outputs.
+        UnsaidError: several meanings are left, and they give different outputs.
     """
     left = origin.fourth()
     if len(left) > 1:
@@ -34,8 +33,10 @@ def meaning_of(name: str, fourth: np.ndarray, epsilon: float, origin: Provenance
         divisors = [np.sqrt(variance(fourth, epsilon, meaning) + epsilon) for meaning in left]
         if all(np.allclose(divisors[0], other, rtol=1e-6, atol=0) for other in divisors):
             return Fourth.VARIANCE
-        raise InputError(
+        raise UnsaidError(
             f"the fourth weight of {name!r} may be {'; or '.join(sorted(x.value for x in left))}, and the file does not "
-            f"tell which ({origin.text()}); say who wrote it, as in --written-by keras==1.0.4,theano"
+            f"tell which ({origin.text()})",
+            "release",
+            "say who wrote it, as in --written-by keras==1.0.4,theano",
         )
     return next(iter(left))

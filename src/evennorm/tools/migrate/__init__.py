@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evennorm.errors import ArgumentError, InputError
 from evennorm.tools.archives import check_hdf5_file
+from evennorm.tools.imported import imported
 from evennorm.tools.models import Opened, check_output, open_model, prepare_keras, save_model
 
 if TYPE_CHECKING:
     from evennorm.keras.old.build import LayerReport
-    from evennorm.keras.old.records import OldFile
+    from evennorm.keras.old.provenance import Provenance, UnsaidError
+    from evennorm.keras.old.records import OldFile, OldModel
 
 __all__ = ["Migration", "migrate"]
 
@@ -39,6 +43,8 @@ class Migration:
     """Numbers in the new model's weights."""
     model: Any
     """The keras.Model."""
+    from_architecture: tuple[str, ...] = ()
+    """What was taken from an architecture that was given, and that the file does not confirm."""
 
     @property
     def assumed(self) -> int:
@@ -47,7 +53,7 @@ class Migration:
 
     def as_dict(self) -> dict[str, Any]:
         """For programs; without the model."""
-        kept = ("old", "new", "written_by", "evidence", "notes", "left_out", "parameters")
+        kept = ("old", "new", "written_by", "evidence", "notes", "left_out", "parameters", "from_architecture")
         return {key: getattr(self, key) for key in kept} | {"layers": [asdict(layer) for layer in self.layers]}
 
 
@@ -58,6 +64,7 @@ def migrate(
     written_by: str | None = None,
     partial: bool = False,
     to: str = "keras",
+    custom: Sequence[Any] = (),
 ) -> Migration:
     """Makes a Keras 3 model of a file that Keras 1.0 to 1.2, Keras 2 or tf.keras 2 wrote.
 
@@ -76,6 +83,8 @@ def migrate(
             be any Keras model, of Keras 3 too.
         partial: leave out layers that cannot be migrated, and what depends on them. The outputs are then those that are
             left, and what the layers left out would have read.
+        custom: classes of layers of your own, or `module:Class`, which is imported; they are made by their from_config, of
+            what the file says, and given the arrays of the file as they are.
 
     Raises:
         InputError: a file that cannot be read, a layer that is not known, or a question only its author can answer.
@@ -102,7 +111,7 @@ def migrate(
             f"{file.path!r} holds weights without their model; give what it was saved from, as in --architecture FILE.json "
             "or --architecture module:function"
         )
-    migration = _made(file, given, written_by, partial)
+    migration = _made(file, given, written_by, partial, _classes(custom), architecture is not None)
     if to == "torch":
         return _for_torch(migration, out)
     if out is None:
@@ -136,7 +145,24 @@ def _read(path: str | os.PathLike[str]) -> OldFile:
     return read_file(path)
 
 
-def _made(file: OldFile, given: Any, written_by: str | None, partial: bool) -> Migration:
+def _classes(custom: Sequence[Any]) -> dict[str, Any]:
+    """The user's layers by their names."""
+    found = {}
+    for entry in custom:
+        own = entry
+        if isinstance(entry, str):
+            if not all(entry.partition(":")):
+                raise InputError(f"--custom takes module:Class, as in my_layers:LRN2D; received {entry!r}")
+            own = imported(entry, f"--custom {entry}", f"{entry.partition(':')[2]!r}; it is to be the class of a layer")
+        if not isinstance(own, type) or not hasattr(own, "from_config"):
+            raise InputError(f"--custom names classes of Keras layers; received {entry!r}")
+        found[own.__name__] = own
+    return found
+
+
+def _made(
+    file: OldFile, given: Any, written_by: str | None, partial: bool, custom: Mapping[str, Any], chosen: bool
+) -> Migration:
     import keras
 
     from evennorm.keras.old.build import Builder, unknown_layers
@@ -144,30 +170,37 @@ def _made(file: OldFile, given: Any, written_by: str | None, partial: bool) -> M
     from evennorm.keras.old.into import as_old, fill
     from evennorm.keras.old.matching import match
     from evennorm.keras.old.models import read_model
-    from evennorm.keras.old.provenance import provenance
+    from evennorm.keras.old.provenance import UnsaidError, provenance
 
     own = isinstance(given, keras.Model)
     described = as_old(given) if own else read_model(given)
     stated = None if own or not isinstance(given, dict) else given.get("keras_version")
     origin = provenance(file, described, stated, written_by, configured=not own)
-    notes = []
-    if own:
-        matched = match(described, file)
-        reports = fill(given, described, matched, origin)
-        model, left_out = given, []
-    else:
-        unknown = unknown_layers(described)
+    taken = _taken_from_architecture(file, described, given) if chosen else []
+    notes: list[str] = []
+    matched = None
+
+    def build(origin: Provenance) -> tuple[Any, list[Any], list[str], str | None]:
+        assert matched is not None
+        if own:
+            return given, fill(given, described, matched, origin), [], None
+        default, why = data_format(described, origin)
+        builder = Builder(origin, matched, default, partial, custom)
+        return builder.model(described), builder.reports, builder.left_out, why
+
+    if not own:
+        unknown = unknown_layers(described, custom)
         if unknown and not partial:
             raise InputError(
-                f"{'; '.join(unknown)}; rebuild {'it' if len(unknown) == 1 else 'them'} in Keras 3, or take what can be "
-                "exported with --partial"
+                f"{'; '.join(unknown)}; rebuild {'it' if len(unknown) == 1 else 'them'} in Keras 3, or hand in your own "
+                "class with --custom module:Class, or take what can be exported with --partial"
             )
-        matched = match(described, file)
-        default, why = data_format(described, origin)
-        builder = Builder(origin, matched, default, partial)
-        model = builder.model(described)
-        reports, left_out = builder.reports, builder.left_out
-        notes += [why] if why else []
+    matched = match(described, file)
+    try:
+        model, reports, left_out, why = build(origin)
+    except UnsaidError as first:
+        raise _asking_for_all(first, origin, build) from None
+    notes += [why] if why else []
     notes += matched.notes
     if file.training is not None:
         notes.append("compile the model anew: loss, metrics and optimizer are not carried over" + _optimizer(file.training))
@@ -181,7 +214,67 @@ def _made(file: OldFile, given: Any, written_by: str | None, partial: bool) -> M
         left_out=tuple(left_out),
         parameters=int(model.count_params()),
         model=model,
+        from_architecture=tuple(taken),
     )
+
+
+def _asking_for_all(first: UnsaidError, origin: Provenance, build: Callable[[Provenance], Any]) -> InputError:
+    """The question that stopped migration, and the one that would stop it next."""
+    from evennorm.keras.old.provenance import UnsaidError
+
+    answers: list[Provenance] = [replace(origin, backend=backend) for backend in ("theano", "tensorflow")]
+    if first.missing == "release":
+        answers = [replace(origin, releases=(release,)) for release in (origin.releases[0], origin.releases[-1])]
+    for answer in answers:
+        try:
+            build(answer)
+        except UnsaidError as second:
+            if second.missing != first.missing:
+                return InputError(
+                    f"{first.question}; and {second.question}; say both, as in --written-by keras==1.0.4,theano"
+                )
+        except InputError:
+            continue
+    return first
+
+
+def _taken_from_architecture(file: OldFile, described: OldModel, given: Any) -> list[str]:
+    """What of an architecture counts that the file says nothing of.
+
+    Raises:
+        InputError: the file describes its layers, and otherwise.
+    """
+    import keras
+
+    from evennorm.keras.old.compare import differences
+    from evennorm.keras.old.into import input_ranks
+    from evennorm.keras.old.models import read_model
+
+    if file.config is None:
+        norms = Counter(
+            f"epsilon {x.config.get('epsilon')}, axis {x.config.get('axis', -1)}, mode {x.config.get('mode', 0) or 0}"
+            for x in described.leaves()
+            if x.kind == "BatchNormalization"
+        )
+        said = "; ".join(
+            f"{settings} of {count} batch normalization{'s' * (count > 1)}" for settings, count in norms.items()
+        )
+        return [
+            "the file holds weights alone: classes, calls and all settings are the architecture's, and nothing in the file "
+            "can confirm them" + (f" ({said})" if said else "")
+        ]
+    try:
+        old = read_model(file.config)
+    except InputError as error:
+        return [f"the file's own configuration was not compared with the architecture: {error}"]
+    found = differences(old, described, input_ranks(given) if isinstance(given, keras.Model) else None)
+    if found.outputs:
+        shown = "; ".join(found.outputs[:8]) + (f"; and {len(found.outputs) - 8} more" * (len(found.outputs) > 8))
+        raise InputError(
+            f"{file.path!r} has a configuration of its own, and the architecture says otherwise ({shown}); leave out "
+            "--architecture, or correct it"
+        )
+    return [f"the architecture counts where the file says otherwise: {said}" for said in found.others]
 
 
 def _optimizer(training: Any) -> str:

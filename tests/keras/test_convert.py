@@ -1,5 +1,8 @@
 """Exchange of Keras's batch normalization for ours and back: the outputs, the training, and the files stay the same."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -267,3 +270,64 @@ def test_masks_reach_the_exchanged_layer():
     ours = convert(model)
     output(ours, x, training=True)
     np.testing.assert_allclose(ours.get_layer("bn").get_weights()[2], np.concatenate([x[0, :1], x[1]]).mean(0), rtol=1e-5)
+
+
+OLD_INITIALIZERS = ("uniform", "normal", "lecun_uniform", "glorot_uniform", "glorot_normal", "he_uniform", "he_normal")
+
+
+@pytest.mark.parametrize("wrap", [lambda layer: layer, layers.TimeDistributed], ids=["bare", "wrapped"])
+def test_what_revert_gives_is_loaded_by_a_process_that_knows_no_evennorm(tmp_path, wrap):
+    names = (*OLD_INITIALIZERS, "orthogonal")
+    inputs = x = keras.Input((5, 4, 3) if wrap is layers.TimeDistributed else (4, 3))
+    for k, name in enumerate(names):
+        x = wrap(
+            legacy.BatchNormalization(beta_init=name, gamma_init=name, gamma_regularizer=legacy.l2(0.1), name=f"bn_{k}")
+        )(x)
+    x = wrap(OURS(gamma_init=lambda shape, name: np.full(shape, 1.5, "float32"), name="own"))(x)
+    back = revert(keras.Model(inputs, x))
+    back.save(tmp_path / "plain.keras")
+    data = np.random.default_rng(5).normal(size=(2, *inputs.shape[1:])).astype("float32")
+    np.save(tmp_path / "x.npy", data)
+    np.save(tmp_path / "y.npy", back.predict(data, verbose=0))
+    program = (
+        "import sys, keras, numpy as np; m = keras.saving.load_model('plain.keras');"
+        "np.testing.assert_allclose(m.predict(np.load('x.npy'), verbose=0), np.load('y.npy'), rtol=1e-5, atol=1e-6);"
+        "keras.models.clone_model(m); assert not any(name.startswith('evennorm') for name in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_old_initializers_keep_their_distribution():
+    size = 400
+    bounds = {"lecun_uniform": 3, "glorot_uniform": 3, "he_uniform": 6, "uniform": 0.05**2 * np.sqrt(size)}
+    deviations = {"glorot_normal": 1, "he_normal": 2, "normal": 0.05**2 * np.sqrt(size)}
+    for name in OLD_INITIALIZERS:
+        model = keras.Sequential([keras.Input((size,)), OURS(gamma_init=name, name="bn")])
+        found = revert(model).get_layer("bn").gamma_initializer
+        assert type(found).__module__.startswith("keras.")
+        values = np.asarray(keras.ops.convert_to_numpy(found((size,))))
+        if name in bounds:
+            limit = np.sqrt(bounds[name] / np.sqrt(size))
+            assert 0.9 * limit < np.abs(values).max() <= limit
+        else:
+            np.testing.assert_allclose(values.std(), np.sqrt(deviations[name] / np.sqrt(size)), rtol=0.2)
+
+
+def test_a_seed_that_nobody_gave_is_in_no_configuration():
+    one, other = (OURS(beta_init="he_normal", gamma_init="uniform", name="bn").get_config() for _ in range(2))
+    assert one == other
+    assert keras.initializers.deserialize(one["gamma_initializer"]).maxval == 0.05
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: layers.LSTM(3, recurrent_activation=legacy.hard_sigmoid, name="odd"),
+        lambda: legacy.Bidirectional(layers.LSTM(3), name="odd"),
+    ],
+)
+def test_revert_refuses_what_keras_alone_does_not_know(layer):
+    model = keras.Sequential([keras.Input((4, 3)), OURS(), layer()])
+    with pytest.raises(ArgumentError, match=r"loaded by Keras alone, which does not know evennorm.* of 'odd'"):
+        revert(model)

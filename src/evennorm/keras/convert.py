@@ -11,7 +11,7 @@ import numpy as np
 from keras import Operation
 
 from evennorm.errors import ArgumentError
-from evennorm.keras import legacy
+from evennorm.keras import initializers, legacy
 from evennorm.keras.graph import calls, copy_layer, models_in, rebuild
 from evennorm.keras.layer import BatchNormalization
 
@@ -40,7 +40,7 @@ def convert(model: keras.Model) -> keras.Model:
         >>> type(convert(model).get_layer("bn")).__module__
         'evennorm.keras.layer'
     """
-    return _exchanged(model, (THEIRS,), BatchNormalization, lambda config, name: config)
+    return _exchanged(model, (THEIRS,), BatchNormalization, lambda config, name, layer: config)
 
 
 def revert(model: keras.Model) -> keras.Model:
@@ -50,7 +50,7 @@ def revert(model: keras.Model) -> keras.Model:
 
     Raises:
         ArgumentError: as for `convert`; and a layer that does what Keras's cannot, such as `mode=2`, `activation=`, several
-            axes or a residual input.
+            axes or a residual input, or that is one of evennorm's other classes and functions for models of Keras 1.
 
     Example:
         >>> import keras
@@ -67,11 +67,42 @@ def revert(model: keras.Model) -> keras.Model:
                     f"keras.layers.BatchNormalization takes no residual, and {node.operation.name!r} is called with one; "
                     "write the addition as a layer of its own"
                 )
-    return _exchanged(model, OURS, THEIRS, _keras_config)
+    result = _exchanged(model, OURS, THEIRS, _keras_config)
+    for layer in result._flatten_layers():
+        if not isinstance(layer, keras.Model) and (foreign := _of_evennorm(layer)):
+            raise ArgumentError(
+                f"what revert gives is loaded by Keras alone, which does not know {foreign} of {layer.name!r}; keep "
+                "evennorm for this model, or replace it there"
+            )
+    return result
 
 
-def _keras_config(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """The configuration of one of our layers as one of Keras's.
+def _of_evennorm(layer: keras.Layer) -> str | None:
+    """A class or function of evennorm that a layer is, or names in its configuration."""
+    if type(layer).__module__.startswith("evennorm."):
+        return f"{type(layer).__module__}.{type(layer).__name__}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about lambdas, which are nobody's
+        try:
+            return _named_in(layer.get_config())
+        except Exception:  # a class that cannot be saved with evennorm either
+            return None
+
+
+def _named_in(config: Any) -> str | None:
+    if isinstance(config, str):
+        return config if config.startswith("evennorm>") else None
+    if isinstance(config, dict):
+        if str(config.get("module") or "").startswith("evennorm."):
+            return f"{config['module']}.{config.get('class_name')}"
+        config = list(config.values())
+    if not isinstance(config, list | tuple):
+        return None
+    return next(filter(None, map(_named_in, config)), None)
+
+
+def _keras_config(config: dict[str, Any], name: str, layer: keras.Layer | None) -> dict[str, Any]:
+    """The configuration of one of our layers as one of Keras's, which Keras alone can read.
 
     Raises:
         ArgumentError: Keras's layer has no word for it.
@@ -90,10 +121,22 @@ def _keras_config(config: dict[str, Any], name: str) -> dict[str, Any]:
             f"keras.layers.BatchNormalization cannot do what {name!r} does with {given}; keep that layer, "
             + ("write the activation as a layer of its own" if set(foreign) == {"activation"} else "or build it without")
         )
-    return {**config, "axis": axis}
+    return {**config, "axis": axis, **(_initializers(layer) if layer is not None and layer.built else {})}
 
 
-Translation = Callable[[dict[str, Any], str], dict[str, Any]]
+def _initializers(layer: keras.Layer) -> dict[str, Any]:
+    """Those of Keras 1 in Keras's own words."""
+    found = {}
+    for name in ("beta_initializer", "gamma_initializer", "moving_mean_initializer", "moving_variance_initializer"):
+        own = getattr(layer, name)
+        translated = initializers.of_keras(own, tuple(layer.moving_mean.shape))
+        if translated is not own:
+            found[name] = keras.initializers.serialize(translated)
+    return found
+
+
+Translation = Callable[[dict[str, Any], str, keras.Layer | None], dict[str, Any]]
+"""From the configuration, the name, and the layer itself where it is found."""
 
 
 def _exchanged(
@@ -104,11 +147,12 @@ def _exchanged(
 
     def copy(operation: Operation) -> Operation:
         if type(operation) in old:
-            return new.from_config(translate(operation.get_config(), operation.name))
+            return new.from_config(translate(_config_of(operation), operation.name, operation))
         if not isinstance(operation, keras.Layer) or not _holds(operation, old):
             return copy_layer(operation)
-        config = operation.get_config()
-        rewritten = _rewritten(config, headers, new, translate)
+        config = _config_of(operation)
+        inside = {layer.name: layer for layer in operation._flatten_layers() if type(layer) in old}
+        rewritten = _rewritten(config, headers, new, lambda config, name, _: translate(config, name, inside.get(name)))
         return copy_layer(operation, **{key: value for key, value in rewritten.items() if value != config[key]})
 
     result = rebuild(model, copy)
@@ -125,6 +169,12 @@ def _exchanged(
     return result
 
 
+def _config_of(layer: keras.Layer) -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The object being serialized includes a `lambda`")  # replaced below
+        return dict(layer.get_config())
+
+
 def _holds(layer: keras.Layer, kinds: tuple[type[keras.Layer], ...]) -> bool:
     return any(type(inner) in kinds for inner in layer._flatten_layers(include_self=False))
 
@@ -136,7 +186,7 @@ def _rewritten(config: Any, headers: list[dict[str, Any]], new: type[keras.Layer
     if not isinstance(config, dict):
         return config
     if any(header.items() <= config.items() for header in headers):
-        inner = translate(config["config"], config["config"]["name"])
+        inner = translate(config["config"], config["config"]["name"], None)
         return {**config, **_header(new), "config": inner}
     return {key: _rewritten(value, headers, new, translate) for key, value in config.items()}
 

@@ -13,6 +13,11 @@ import numpy as np
 from evennorm.errors import ArgumentError
 
 _RENAMED = {"zero": "zeros", "one": "ones", "zeros": "zeros", "ones": "ones"}
+_SAME: dict[str, Callable[[int | None], keras.initializers.Initializer]] = {
+    "uniform": lambda seed: keras.initializers.RandomUniform(-0.05, 0.05, seed=seed),
+    "normal": lambda seed: keras.initializers.RandomNormal(0.0, 0.05, seed=seed),
+}
+"""Those that Keras 3 has under other names: a model that uses them is loaded without evennorm."""
 
 
 def from_keras_1(value: Any, name: str) -> Any:
@@ -22,10 +27,33 @@ def from_keras_1(value: Any, name: str) -> Any:
         ArgumentError: a name that Keras 1 did not know.
     """
     if isinstance(value, str):
-        return keras.initializers.get(_RENAMED[value]) if value in _RENAMED else Keras1Initializer(value)
+        if value in _RENAMED:
+            return keras.initializers.get(_RENAMED[value])
+        return _SAME[value](None) if value in _SAME else Keras1Initializer(value)
     if isinstance(value, keras.initializers.Initializer) or not callable(value):
         return keras.initializers.get(value)
     return Keras1Callable(value, name)
+
+
+def of_keras(value: Any, shape: tuple[int, ...]) -> Any:
+    """An initializer for weights of this shape that Keras alone can load, of the same distribution.
+
+    What no initializer of Keras draws (orthogonal, a callable of Keras 1's form) becomes the values themselves.
+    """
+    if not isinstance(value, Keras1Initializer | Keras1Callable):
+        return value
+    if isinstance(value, Keras1Initializer):
+        if value.name in _SAME:
+            return _SAME[value.name](value.given_seed)
+        if value.name in _SQUARED_LIMIT:
+            limit = sqrt(_SQUARED_LIMIT[value.name] / _fan(shape))
+            return keras.initializers.RandomUniform(-limit, limit, seed=value.given_seed)
+        if value.name in _VARIANCE:
+            return keras.initializers.RandomNormal(0.0, sqrt(_VARIANCE[value.name] / _fan(shape)), seed=value.given_seed)
+    return keras.initializers.Constant(keras.ops.convert_to_numpy(value(shape)).tolist())
+
+
+Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
 
 def _fan(shape: tuple[int, ...]) -> float:
@@ -37,20 +65,30 @@ def _uniform(rng: np.random.Generator, shape: tuple[int, ...], limit: float) -> 
     return rng.uniform(-limit, limit, shape)
 
 
+def _uniform_within(squared: float) -> Draw:
+    return lambda rng, shape: _uniform(rng, shape, sqrt(squared / _fan(shape)))
+
+
+def _normal_of(variance: float) -> Draw:
+    return lambda rng, shape: rng.normal(0.0, sqrt(variance / _fan(shape)), shape)
+
+
 def _orthogonal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """A vector is a matrix of one column, whose only orthonormal column is a unit vector; 1.1 is Keras 1's scale."""
     column = rng.normal(size=shape)
     return 1.1 * column / np.linalg.norm(column)
 
 
-_DRAW: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = {
+_SQUARED_LIMIT = {"lecun_uniform": 3, "glorot_uniform": 3, "he_uniform": 6}
+_VARIANCE = {"glorot_normal": 1, "he_normal": 2}
+"""Both times _fan."""
+
+
+_DRAW: dict[str, Draw] = {
     "uniform": lambda rng, shape: _uniform(rng, shape, 0.05),
     "normal": lambda rng, shape: rng.normal(0.0, 0.05, shape),
-    "lecun_uniform": lambda rng, shape: _uniform(rng, shape, sqrt(3 / _fan(shape))),
-    "glorot_uniform": lambda rng, shape: _uniform(rng, shape, sqrt(3 / _fan(shape))),
-    "glorot_normal": lambda rng, shape: rng.normal(0.0, sqrt(1 / _fan(shape)), shape),
-    "he_uniform": lambda rng, shape: _uniform(rng, shape, sqrt(6 / _fan(shape))),
-    "he_normal": lambda rng, shape: rng.normal(0.0, sqrt(2 / _fan(shape)), shape),
+    **{name: _uniform_within(squared) for name, squared in _SQUARED_LIMIT.items()},
+    **{name: _normal_of(variance) for name, variance in _VARIANCE.items()},
     "orthogonal": _orthogonal,
 }
 
@@ -77,13 +115,13 @@ class Keras1Initializer(keras.initializers.Initializer):
             raise ArgumentError(f"beta_init and gamma_init take one of {known}, or a callable; received {name!r}")
         self.name = name
         # Python's generator is what Keras seeds its own initializers from: keras.utils.set_random_seed governs both.
-        self.seed = random.randint(1, 10**9) if seed is None else seed
+        self.given_seed, self.seed = seed, random.randint(1, 10**9) if seed is None else seed
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> Any:
         return keras.ops.convert_to_tensor(_DRAW[self.name](np.random.default_rng(self.seed), tuple(shape)), dtype)
 
     def get_config(self) -> dict[str, Any]:
-        return {"name": self.name, "seed": self.seed}
+        return {"name": self.name, "seed": self.given_seed}  # of one that was not given, as little as Keras says
 
 
 @keras.saving.register_keras_serializable(package="evennorm")

@@ -72,10 +72,7 @@ def test_which_kernel_serves_is_a_pure_function() -> None:
     assert choose("tensorflow", "float32", compiled=False, forced=None) == "reference"
     assert choose("tensorflow", "float32", compiled=True, device="gpu", forced=None) == "reference"
     assert choose("tensorflow", "float32", forced="reference") == "reference"
-    assert choose("tensorflow", "float32", training=False) == "fused"
-    assert choose("tensorflow", "float32", training=False, inner=7) == "reference"
-    assert choose("tensorflow", "float64", training=False) == "reference"
-    assert choose("tensorflow", "float32", training=False, epsilon=1e-6) == "reference"
+    assert choose("tensorflow", "float32", training=False, compiled=True, forced=None) == "reference"
     assert choose("jax", "float32", training=False) == "reference"
     for dtype in ("float32", "float64", "bfloat16", "float16"):
         assert choose("torch", dtype, device="cuda", compiled=True, forced=None) == "triton"

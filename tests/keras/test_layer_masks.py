@@ -81,6 +81,25 @@ def test_gradients(axis: int) -> None:
         np.testing.assert_allclose(received, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"renorm": True}, {"activation": "relu"}, {"activation": "gelu"}], ids=str)
+def test_a_nan_behind_the_mask_acts_on_no_gradient(options: dict[str, Any]) -> None:
+    """The loss is masked too: its derivative is 0 where the mask hides."""
+    rng = np.random.default_rng(20)
+    hidden = ~POSITIONS[:, :, None]
+    x, dy = rng.normal(3.0, 2.0, (N, T, C)), np.where(hidden, 0.0, rng.normal(size=(N, T, C)))
+    found = []
+    for value in (1.0, np.nan, np.inf):
+        layer = BatchNormalization(**options)
+        layer.build(x.shape)
+        given = np.where(hidden, value, x).astype("float32")
+        found.append(gradients(layer, given, dy.astype("float32"), mask=POSITIONS))
+    for other in found[1:]:
+        for received, wanted in zip(other[1:], found[0][1:], strict=True):
+            np.testing.assert_allclose(received, wanted, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(other[0][POSITIONS], found[0][0][POSITIONS], rtol=1e-5, atol=1e-6)
+    assert np.abs(found[0][1]).max() > 0.1
+
+
 def test_inference_looks_at_no_mask() -> None:
     x = np.random.default_rng(14).normal(size=(N, T, C)).astype("float32")
     layer = BatchNormalization()
@@ -101,6 +120,8 @@ def test_keras_computes_the_same_where_it_can() -> None:
         (1, (N, C, T), (N, 3)),
         (-1, (N, T, C), (T,)),
         (-1, (N, C), (N, T, C)),
+        (-1, (N, T, C), (T, C)),  # NumPy would broadcast this one, and the next
+        (1, (N, C, T), (T,)),
     ],
 )
 def test_masks_that_do_not_fit(axis: int, shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> None:

@@ -10,22 +10,22 @@ from typing import Any
 from evennorm.core.call import Call, checked_epsilon, slope_of
 from evennorm.core.geometry import Geometry, cached_geometry
 from evennorm.core.moments import Moments
-from evennorm.core.namespace import Array, Namespace
+from evennorm.core.namespace import Array, Namespace, wide
+from evennorm.core.normalize import normalize_by
 from evennorm.errors import ShapeError
 
 
 @dataclass(frozen=True)
 class Engine:
-    """An array namespace with the two operations a framework module lends it, both on views.
+    """An array namespace with the operation on views that a framework module lends it.
 
-    `forward` and `inference` have the arguments of `forward` and `infer` of `kernels.reference` without xp; `forward` is
-    differentiable in x, gamma, beta and residual, and its moments in x.
+    `forward` has the arguments of that of `kernels.reference` without xp, and is differentiable in x, gamma, beta and
+    residual, and its moments in x.
     """
 
     name: str
     xp: Namespace
     forward: Callable[..., tuple[Array, Moments]]
-    inference: Callable[..., Array]
     make_call: Callable[..., Call] = field(default_factory=lambda: lru_cache(maxsize=4096)(Call), init=False, compare=False)
     """`Call`, the same one for the same arguments: small arrays are normalized faster than a call is worked out."""
 
@@ -143,19 +143,13 @@ class Engine:
         residual: Array | None = None,
     ) -> Array:
         """Compute `normalize` for a layer that has made its call."""
-        sizes, geometry = self.xp.shape(x), call.geometry
-        row = (1, geometry.channel)
-        mean = self.xp.reshape(self._flat(mean, geometry), row)
-        variance = self.xp.reshape(self._flat(variance, geometry), row)
-        y = self.inference(
-            call,
-            geometry.view(self.xp, x),
-            Moments(1, mean, None, variance),
-            self._flat(gamma, geometry),
-            self._flat(beta, geometry),
-            self._residual_view(residual, sizes, call),
-        )
-        return geometry.restore(self.xp, y, sizes)
+        xp, geometry = self.xp, call.geometry
+        self._check_residual(residual, xp.shape(x))
+        mean, variance, gamma, beta = (self._row(row, geometry) for row in (mean, variance, gamma, beta))
+        wide_residual = None if residual is None else wide(xp, residual)
+        numbers = call.epsilon, call.negative_slope
+        y = normalize_by(xp, wide(xp, x), mean, variance, gamma, beta, *numbers, wide_residual)
+        return xp.astype(y, xp.dtype(x))
 
     def update_running_stats(
         self, running: tuple[Array, Array, Array], moments: Moments, decay: float, unbiased: bool = False
@@ -166,6 +160,10 @@ class Engine:
             Whether the batch was accepted, a scalar on its device where asking would mean to wait; None where the engine
             writes nothing in place, or not now.
         """
+        return None
+
+    def at_hand(self, value: Array) -> Any:
+        """A NumPy array of what can be looked at without waiting for a device; None where it cannot, as under compilers."""
         return None
 
     def _call(
@@ -198,6 +196,15 @@ class Engine:
                 f"of shape {geometry.shape} with axis={geometry.axis}; received shape {received}"
             )
         return parameter if len(received) == 1 else self.xp.reshape(parameter, (geometry.channel,))
+
+    def _row(self, parameter: Array | None, geometry: Geometry) -> Any:
+        """A parameter, to broadcast against x."""
+        flat = self._flat(parameter, geometry)
+        return (
+            flat
+            if flat is None or geometry.axis == (geometry.rank - 1,)
+            else self.xp.reshape(flat, geometry.broadcast_shape)
+        )
 
     def _residual_view(self, residual: Array | None, sizes: tuple[Any, ...], call: Call) -> Array | None:
         self._check_residual(residual, sizes)

@@ -53,6 +53,13 @@ def moments(xp: Namespace, x: Array, mask: Array | None = None) -> Moments:
     return Moments(count, shift, xp.astype(rest, dtype), xp.astype(variance, dtype))
 
 
+OUT_OF_RANGE = (
+    "the variance of a channel is beyond the range of {dtype}, though its values are not: y is beta there, and the gradient "
+    "0; divide the input by a power of two first, which changes nothing else"
+)
+"""What a warning says where an engine sees it."""
+
+
 def count_of(xp: Namespace, x: Array, mask: Array | None) -> Any:
     """How many values of the view `x` stand behind each mean: an int where the engine knows it, (groups, .) with a mask."""
     if mask is not None:

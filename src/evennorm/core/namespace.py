@@ -55,6 +55,13 @@ class Namespace(Protocol):
     def minimum(self, a: Array, b: Any) -> Array: ...
     def sqrt(self, x: Array) -> Array: ...
     def isfinite(self, x: Array) -> Array: ...
+    def leaky_relu(self, x: Array, slope: float) -> Array:
+        """`x` where it is positive, else `slope` times it; NaN stays NaN, and the derivative at 0 is the slope.
+
+        The engine's own operation where it has one, since converters of programs look for that.
+        """
+        ...
+
     def stop_gradient(self, x: Array) -> Array: ...
     def rounded(self, x: Array) -> Array:
         """`x`, without derivative, to within a unit in the last place, as a number that the compiler cannot look behind.
@@ -63,3 +70,8 @@ class Namespace(Protocol):
         that is kept (by 1e-4 at mean 1e4 under XLA). Clearing the last bit by integer arithmetic prevents it.
         """
         ...
+
+
+def wide(xp: Namespace, x: Array) -> Array:
+    """Convert `x` to the precision that it is computed in: float64 stays, everything else becomes float32."""
+    return x if xp.dtype(x) == xp.float64 else xp.astype(x, xp.float32)

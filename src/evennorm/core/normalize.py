@@ -34,18 +34,46 @@ def normalize(
     epsilon: float,
     negative_slope: float = 1.0,
     residual: Array | None = None,
+    mask: Array | None = None,
 ) -> Array:
-    """y of the formula above, as (x - mean) * scale + shift: centred, so that a large mean does not cancel."""
+    """y of the formula above, as (x - mean) * scale + shift: centred, so that a large mean does not cancel.
+
+    `mask` changes no value. An engine that differentiates these operations itself gives it, so that a NaN which it hides
+    acts on no derivative, as in `gradients`.
+    """
     z = _linear(xp, x, moments, gamma, beta, epsilon, residual)
+    if mask is not None:
+        acts = mask | xp.isfinite(x)
+        quiet = _linear(xp, without(xp, x, acts, moments), moments, gamma, beta, epsilon, residual)
+        z = xp.where(acts, quiet, xp.stop_gradient(z))
     return activate(xp, z, negative_slope)
+
+
+def normalize_by(
+    xp: Namespace,
+    x: Array,
+    mean: Array,
+    variance: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    epsilon: float,
+    negative_slope: float = 1.0,
+    residual: Array | None = None,
+) -> Array:
+    """The same by statistics that do not come from x. All arrays but x have a shape that broadcasts against it.
+
+    So nothing asks for a size of x: programs that are written for other machines hold arithmetic alone, which converters
+    make part of the layer in front.
+    """
+    deviation = xp.sqrt(variance + epsilon)
+    z = (x - mean) / deviation if gamma is None else (x - mean) * (gamma / deviation)
+    z = z if beta is None else z + beta
+    return activate(xp, z if residual is None else z + residual, negative_slope)
 
 
 def activate(xp: Namespace, z: Array, negative_slope: float) -> Array:
     """z where it is positive, negative_slope * z elsewhere; NaN stays NaN."""
-    if negative_slope == 1:
-        return z
-    below = 0.0 if negative_slope == 0 else negative_slope * z
-    return xp.where(z <= 0, below, z)
+    return z if negative_slope == 1 else xp.leaky_relu(z, negative_slope)
 
 
 def gradients(
@@ -68,8 +96,11 @@ def gradients(
         dx = gamma / sqrt(variance + epsilon) * (dz - dbeta / n - xhat * dgamma / n)
 
     `d_mean` and `d_variance` are derivatives that reach the moments on another way. Masked values do not act on the moments,
-    so only the first term of dx holds for them.
+    so only the first term of dx holds for them; and those that are not finite, or whose dy is not, act on nothing at all.
     """
+    if mask is not None:  # 0 * NaN is NaN
+        acts = acting(xp, mask, x, dy)
+        dy, x = xp.where(acts, dy, 0.0), without(xp, x, acts, moments)
     dz = dy
     if negative_slope != 1:
         z = _linear(xp, x, moments, gamma, beta, epsilon, residual)
@@ -104,21 +135,46 @@ def input_gradient(
     d_mean: Array | None = None,
     d_variance: Array | None = None,
 ) -> Array:
-    """dx = scale * dz - (x - mean) * slope - offset, the last two only where x entered the moments."""
+    """dx = scale * dz - xhat * slope - offset, the last two only where x entered the moments.
+
+    By xhat, not by x - mean: the power of 1 / deviation that this would take is beyond float32 for values of scale 1e13. A
+    value that alone counts in its channel is its own mean, and its dz acts on nothing: it is left out, exactly.
+    """
     inverse = _inverse_deviation(xp, moments, epsilon)
     scale = _scale(inverse, gamma)
-    n = max(moments.count, 1) if isinstance(moments.count, int) else xp.maximum(xp.asarray(moments.count, like=x), 1.0)
-    slope = scale * inverse * inverse * sum_dz_centred / n
-    if d_variance is not None:
-        slope = slope - 2 * d_variance / n
+    known = isinstance(moments.count, int)
+    n = max(moments.count, 1) if known else xp.maximum(xp.asarray(moments.count, like=x), 1.0)
+    slope = sum_dz_centred * inverse / n * scale
     offset = scale * sum_dz / n
+    if d_variance is not None:
+        deviation = xp.sqrt(moments.variance + epsilon)
+        slope = slope - 2 * d_variance / n * xp.where(xp.isfinite(deviation), deviation, 0.0)
     if d_mean is not None:
         offset = offset - d_mean / n
-    offset = offset - slope * moments.mean_low
-    statistics_part = centred(xp, x, moments) * per_channel(xp, slope) + per_channel(xp, offset)
+    offset = offset - slope * (moments.mean_low * inverse)
+    xhat = centred(xp, x, moments) * per_channel(xp, inverse)
+    statistics_part = xhat * per_channel(xp, slope) + per_channel(xp, offset)
     if mask is not None:
         statistics_part = xp.where(mask, statistics_part, 0.0)
-    return dz * per_channel(xp, scale) - statistics_part
+    dx = dz * per_channel(xp, scale) - statistics_part
+    if known and moments.count > 1:
+        return dx
+    alone = (dz - per_channel(xp, sum_dz)) * per_channel(xp, scale)
+    alone = alone if d_mean is None else alone + per_channel(xp, d_mean)
+    if known:
+        return alone
+    single = per_channel(xp, xp.broadcast_to(n, xp.shape(moments.variance)) <= 1)
+    return xp.where(single if mask is None else single & mask, alone, dx)
+
+
+def acting(xp: Namespace, mask: Array, x: Array, dy: Array) -> Array:
+    """Where a view takes part in its gradient: wherever it counts, and behind the mask where it is finite and dy is."""
+    return mask | (xp.isfinite(x) & xp.isfinite(dy))
+
+
+def without(xp: Namespace, x: Array, acts: Array, moments: Moments) -> Array:
+    """`x` with values that change nothing, the means, where it does not act."""
+    return xp.where(acts, x, 0.0 if moments.mean is None else xp.broadcast_to(per_channel(xp, moments.mean), xp.shape(x)))
 
 
 def centred(xp: Namespace, x: Array, moments: Moments) -> Array:

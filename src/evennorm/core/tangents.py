@@ -50,7 +50,7 @@ def tangents(
         sum_tx, sum_tx_centred = gradient_sums(xp, counted, centre, moments)
         n = max(moments.count, 1) if isinstance(moments.count, int) else xp.maximum(xp.asarray(moments.count, like=x), 1.0)
         t_mean, t_variance = sum_tx / n, 2 * sum_tx_centred / n
-        narrowing = -0.5 * scale * inverse * inverse * t_variance
+        narrowing = -0.5 * t_variance * inverse * inverse * scale  # in an order that stays within the range
         t_scale = narrowing if t_scale is None else t_scale + narrowing
         t_shift = -scale * t_mean if t_shift is None else t_shift - scale * t_mean
     z = None if tx is None else tx * per_channel(xp, scale)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
+
+import numpy as np
 
 from evennorm.core.call import Call
 from evennorm.core.engine import Engine
@@ -57,6 +58,11 @@ def _varying(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     return jax.lax.pcast(x, axes, to="varying") if hasattr(jax.lax, "pcast") else jax.lax.pvary(x, axes)
 
 
-engine = Engine("jax", xp, _train, partial(reference.infer, xp))
+class _JaxEngine(Engine):
+    def at_hand(self, value: jax.Array) -> np.ndarray | None:
+        return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
+
+
+engine = _JaxEngine("jax", xp, _train)
 batch_norm = engine.batch_norm
 normalize = engine.normalize

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from evennorm.core.moments import Moments, count_of, moments
-from evennorm.core.normalize import activate, normalize
+from evennorm.core.normalize import acting, activate, normalize
 from evennorm.core.tangents import tangents
 from evennorm.jax.namespace import xp
 from evennorm.kernels import reference
@@ -60,7 +60,10 @@ def tangent(saved: Arrays, moving: Arrays, options: Options, wanted: Names) -> A
 def backward(saved: Arrays, cotangents: Arrays, options: Options, wanted: Names) -> Arrays:
     """The transpose of `tangent`: from derivatives of some of y, mean_low and variance to those of the inputs."""
     dy = cotangents.get("y")
-    dz = _gated(reference.wide(xp, jnp.zeros_like(saved["x"]) if dy is None else dy), saved, options)
+    dy = reference.wide(xp, jnp.zeros_like(saved["x"]) if dy is None else dy)
+    if "mask" in saved:
+        dy = jnp.where(acting(xp, saved["mask"], reference.wide(xp, saved["x"]), dy), dy, 0.0)
+    dz = _gated(dy, saved, options)
     gamma, beta = saved.get("gamma"), saved.get("beta")
     d_mean, d_variance = cotangents.get("mean_low"), cotangents.get("variance")
     statistics, mask = _statistics(saved), saved.get("mask")

@@ -59,6 +59,10 @@ class _Jax:
         return jnp.sum(x, axis=axis)
 
     @staticmethod
+    def leaky_relu(x: jax.Array, slope: float) -> jax.Array:
+        return jnp.where(x <= 0, 0.0 if slope == 0 else slope * x, x)
+
+    @staticmethod
     def rounded(x: jax.Array) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(x, f"int{8 * x.dtype.itemsize}")
         return jax.lax.bitcast_convert_type(bits & -2, x.dtype)

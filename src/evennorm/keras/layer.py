@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from evennorm.core.call import Call, checked_epsilon
 from evennorm.core.geometry import Geometry
-from evennorm.core.moments import Moments
+from evennorm.core.moments import OUT_OF_RANGE, Moments
 from evennorm.core.sample import normalize_samples
 from evennorm.errors import ArgumentError
 from evennorm.keras import arguments, moving
@@ -61,7 +62,8 @@ class BatchNormalization(keras.layers.Layer):
         training: whether to use the statistics of this batch and update the moving ones.
         mask: true (or nonzero) where a value counts. It holds one value per position, that is the axes that are averaged
             over in their order: (N, T) for inputs (N, T, C), and (N, T) for inputs (N, C, T) with axis 1. One of the inputs'
-            rank broadcasts against them. Masked values are normalized, but act on no statistic.
+            rank broadcasts against them, one of fewer axes does not. Masked values are normalized, but act on no statistic;
+            a NaN among them acts on no gradient either.
         residual: a tensor like the inputs, added before the activation.
 
     A batch that would poison the moving statistics (NaN or infinity in any channel, no values, everything masked) leaves
@@ -245,11 +247,12 @@ class BatchNormalization(keras.layers.Layer):
         if self.renorm:
             plain = replace(self._call(x, geometry), negative_slope=1.0)
             xhat, moments = engine.train(plain, x, None, None, mask=mask)
-            y = self._finished(moving.renormalized(self, self._engine.xp, xhat, geometry, moments), residual)
+            y = self._finished(moving.renormalized(self, self._engine.xp, xhat, geometry, moments, mask), residual)
         else:
             gamma, beta = self._wide(self.gamma, x), self._wide(self.beta, x)
             y, moments = engine.train(self._call(x, geometry), x, gamma, beta, mask=mask, residual=residual)
             y = self._activated(y)
+        self._warn_of_range(moments)
         if self.mode == 0:
             self._warn_of_single_values(moments)
             moving.follow(self, self._engine, self._bookkeeping, moments)
@@ -309,6 +312,14 @@ class BatchNormalization(keras.layers.Layer):
                 "whatever the input. The moving variance is left alone; use larger batches, or freeze the layer",
             )
 
+    def _warn_of_range(self, moments: Moments) -> None:
+        variance = self._engine.at_hand(moments.variance)
+        if variance is None or not (out := np.isinf(variance)).any():
+            return
+        mean = self._engine.at_hand(moments.mean)
+        if mean is not None and np.isfinite(mean[out]).any():
+            self._warn_once("range", f"{self.name}: {OUT_OF_RANGE.format(dtype=variance.dtype)}")
+
     def _warn_once(self, kind: str, message: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
@@ -320,11 +331,9 @@ class BatchNormalization(keras.layers.Layer):
 
     def __repr__(self) -> str:
         engine = keras.backend.backend()
-        inner = 1 if self._built_shape is None else self._geometry(self._built_shape).inner
         device = getattr(self._engine, "device", "cpu")
         training, inference = (
-            choose(engine, self.compute_dtype, training=training, inner=inner, epsilon=self.epsilon, device=device)
-            for training in (True, False)
+            choose(engine, self.compute_dtype, training=training, device=device) for training in (True, False)
         )
         kernel = training if training == inference else f"{training}, at inference {inference}"
         return f"<BatchNormalization name={self.name}, axis={self.axis}, built={self.built}, kernel={kernel} on {engine}>"

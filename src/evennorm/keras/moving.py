@@ -51,7 +51,9 @@ def _by_assignment(layer: BatchNormalization, xp: Namespace, bookkeeping: Bookke
     bookkeeping.count(batch.accepted)
 
 
-def renormalized(layer: BatchNormalization, xp: Namespace, xhat: Any, geometry: Geometry, moments: Moments) -> Any:
+def renormalized(
+    layer: BatchNormalization, xp: Namespace, xhat: Any, geometry: Geometry, moments: Moments, mask: Any = None
+) -> Any:
     """A normalized batch, corrected by its distance from the moving statistics, then scaled and shifted."""
     batch = running.summary(xp, moments)
     mean, stddev = _flat(layer.renorm_mean, batch.mean), _flat(layer.renorm_stddev, batch.mean)
@@ -59,7 +61,15 @@ def renormalized(layer: BatchNormalization, xp: Namespace, xhat: Any, geometry: 
     gamma, beta = (None if p is None else _flat(p, batch.mean) for p in (layer.gamma, layer.beta))
     scale, offset = renorm.effective_parameters(gamma, beta, r, d)
     wide = ops.cast(xhat, batch.mean.dtype)
-    return wide * ops.reshape(scale, geometry.broadcast_shape) + ops.reshape(offset, geometry.broadcast_shape)
+    scale, offset = (ops.reshape(value, geometry.broadcast_shape) for value in (scale, offset))
+    if mask is None:
+        return wide * scale + offset
+    # What the mask hides and is not finite acts on no derivative, not even as 0 * NaN.
+    sizes = xp.shape(wide)
+    counts = geometry.mask_view(xp, xp.boolean(mask), sizes)
+    counts = geometry.restore(xp, xp.broadcast_to(counts, xp.shape(geometry.view(xp, wide))), sizes)
+    acts = counts | xp.isfinite(wide)
+    return xp.where(acts, xp.where(acts, wide, 0.0) * scale + offset, xp.stop_gradient(wide))
 
 
 def _decay(layer: BatchNormalization, xp: Namespace, batch: running.Batch) -> Any:

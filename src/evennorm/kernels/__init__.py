@@ -22,8 +22,6 @@ def choose(
     dtype: str,
     *,
     training: bool = True,
-    inner: object = 1,
-    epsilon: float = 1e-3,
     compiled: bool | None = None,
     device: str = "cpu",
     forced: str | None = FORCED,
@@ -31,20 +29,17 @@ def choose(
     """The name of the kernel that serves an array of `dtype` on an engine: a pure function, so that a layer can show it.
 
     "cpu" is the compiled one (native/), for arrays in CPU memory without a mask. It serves torch, NumPy, training on JAX,
-    whose compiler fuses inference by itself, and training on TensorFlow outside XLA, where the only `device` is "cpu".
+    whose compiler fuses inference by itself, and training on TensorFlow outside XLA, where the only `device` is "cpu". At
+    inference TensorFlow's programs are written for other machines, whose converters know arithmetic and no kernels.
 
     "triton" is that of GPUs, kernels/triton/, for torch tensors on a `device` of the type "cuda", without a mask.
-
-    "fused" is TensorFlow's FusedBatchNormV3, for inference, where it is exact to rounding on centred channels-last arrays.
-    In training it is not (normalized values off by 5e-3 at mean 1000). cuDNN, which is behind it on a GPU, takes no epsilon
-    below 1.001e-5.
 
     `compiled` tells whether the compiled kernel, or Triton, is there (None looks for it; for JAX and TensorFlow it is a
     library of its own); `forced`, from the environment variable EVENNORM_KERNEL, names another.
 
     Example:
         >>> choose("tensorflow", "float32", training=False), choose("tensorflow", "float32", compiled=True)
-        ('fused', 'cpu')
+        ('reference', 'cpu')
         >>> choose("torch", "bfloat16", compiled=True), choose("torch", "bfloat16", forced="reference")
         ('cpu', 'reference')
         >>> choose("torch", "bfloat16", compiled=True, device="cuda"), choose("jax", "float32", device="cuda")
@@ -52,13 +47,10 @@ def choose(
     """
     if forced is not None:
         return forced
-    if engine == "tensorflow" and not training:
-        fused = dtype in ("float32", "float16", "bfloat16") and inner == 1 and epsilon >= 1.001e-5
-        return "fused" if fused else "reference"
     if device == "cuda" and engine == "torch":
         there = triton.AVAILABLE if compiled is None else compiled
         return "triton" if there and dtype in triton.DTYPES else "reference"
     if compiled is None:
         compiled = {"jax": xla, "tensorflow": tensorflow}.get(engine, cpu).AVAILABLE
-    serves = compiled and device == "cpu" and dtype in cpu.DTYPES and (training or engine != "jax")
+    serves = compiled and device == "cpu" and dtype in cpu.DTYPES and (training or engine not in ("jax", "tensorflow"))
     return "cpu" if serves else "reference"

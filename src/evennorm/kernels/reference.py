@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from evennorm.core.call import Formula
 from evennorm.core.moments import Moments, moments
-from evennorm.core.namespace import Array, Namespace
+from evennorm.core.namespace import Array, Namespace, wide
 from evennorm.core.normalize import Gradients, gradients, normalize
 
+__all__ = ["NAME", "backward", "forward", "infer", "wide"]
+
 NAME = "reference"
-
-
-def wide(xp: Namespace, x: Array) -> Array:
-    """Convert `x` to the precision that it is computed in: float64 stays, everything else becomes float32."""
-    return x if xp.dtype(x) == xp.float64 else xp.astype(x, xp.float32)
 
 
 def forward(
@@ -42,10 +39,11 @@ def infer(
     gamma: Array | None,
     beta: Array | None,
     residual: Array | None,
+    mask: Array | None = None,
 ) -> Array:
-    """Normalize `x` by given statistics; y has x's dtype."""
+    """Normalize `x` by given statistics; y has x's dtype. A mask matters to engines that differentiate this themselves."""
     wide_residual = None if residual is None else wide(xp, residual)
-    y = normalize(xp, wide(xp, x), statistics, gamma, beta, call.epsilon, call.negative_slope, wide_residual)
+    y = normalize(xp, wide(xp, x), statistics, gamma, beta, call.epsilon, call.negative_slope, wide_residual, mask)
     return xp.astype(y, xp.dtype(x))
 
 

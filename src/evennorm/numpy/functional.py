@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from evennorm.core.call import Call
 from evennorm.core.engine import Engine
-from evennorm.core.moments import Moments
+from evennorm.core.moments import OUT_OF_RANGE, Moments
 from evennorm.kernels import reference
 from evennorm.numpy import cpu
 from evennorm.numpy.arrays import checked_out, copy, exact, floats, parameter, wide
@@ -129,6 +130,7 @@ class _NumPyEngine(Engine):
             with np.errstate(invalid="ignore"):  # as quiet about values that are not finite as the compiled kernels
                 y, moments = super().train(call, x, gamma, beta, mask=mask, residual=residual)
             copy(y, target)
+        _warn_of_range(moments)
         if not grouped:
             moments = self._of_parameter_shape(moments, call)
         return y if out is None else out, moments
@@ -158,6 +160,9 @@ class _NumPyEngine(Engine):
             copy(y, target)
         return y if out is None else out
 
+    def at_hand(self, value: np.ndarray) -> np.ndarray:
+        return value
+
     def _arrays(self, x: Any, residual: Any, out: Any) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         x = floats("x", x)
         if residual is not None:
@@ -167,11 +172,17 @@ class _NumPyEngine(Engine):
         return x, residual, checked_out(out, x)
 
 
+def _warn_of_range(moments: Moments) -> None:
+    out = np.isinf(moments.variance)
+    if out.any() and np.isfinite(np.broadcast_to(moments.mean, out.shape)[out]).any():
+        warnings.warn(OUT_OF_RANGE.format(dtype=moments.variance.dtype), RuntimeWarning, stacklevel=4)
+
+
 def supports(call: Call, x: np.ndarray, mask: Any = None) -> bool:
     """Whether the compiled kernels take a call, or the reference."""
     return mask is None and cpu.serves(x.dtype) and (call.geometry.permutation is None or call.group_size is None)
 
 
-engine = _NumPyEngine("numpy", xp, partial(reference.forward, xp), partial(reference.infer, xp))
+engine = _NumPyEngine("numpy", xp, partial(reference.forward, xp))
 batch_norm = engine.batch_norm
 normalize = engine.normalize

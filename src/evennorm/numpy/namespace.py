@@ -52,6 +52,10 @@ class _NumPy:
         return np.sum(x, axis=axis, dtype=x.dtype)
 
     @staticmethod
+    def leaky_relu(x: np.ndarray, slope: float) -> np.ndarray:
+        return np.where(x <= 0, 0.0 if slope == 0 else slope * x, x)
+
+    @staticmethod
     def stop_gradient(x: np.ndarray) -> np.ndarray:
         return x
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from evennorm.core.call import Call
 from evennorm.core.engine import Engine
-from evennorm.core.moments import Moments, per_channel
-from evennorm.core.normalize import activate
+from evennorm.core.moments import Moments
 from evennorm.errors import MissingExtra
-from evennorm.kernels import choose, reference
+from evennorm.kernels import choose
 
 try:
     import tensorflow as tf
@@ -35,48 +36,24 @@ def _train(
     mask: Tensor | None,
 ) -> tuple[Tensor, Moments]:
     kernel = choose("tensorflow", x.dtype.name, compiled=compiled.serves(x, gamma, beta, residual), device=_device())
-    if kernel == "cpu" and mask is None and call.negative_slope >= 0:
+    single = x.shape[1] == x.shape[3] == 1  # where the formulas say of the gradient that it is 0, not near it
+    if kernel == "cpu" and mask is None and call.negative_slope >= 0 and not single:
         return compiled.train(call, x, gamma, beta, residual)
     return composed.train(call, x, gamma, beta, residual, mask)
 
 
-def _inference(
-    call: Call,
-    x: Tensor,
-    statistics: Moments,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    residual: Tensor | None,
-) -> Tensor:
-    _, _, channel, inner = xp.shape(x)
-    if choose("tensorflow", x.dtype.name, training=False, inner=inner, epsilon=call.epsilon) == "reference":
-        return reference.infer(xp, call, x, statistics, gamma, beta, residual)
-    # XLA turns the op into x * scale + offset, which cancels at large means, unless the mean is gone before.
-    centred = reference.wide(xp, x) - per_channel(xp, statistics.mean)
-    y, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=tf.reshape(centred, (-1, 1, 1, channel)),
-        scale=tf.ones((channel,)) if gamma is None else gamma,
-        offset=tf.zeros((channel,)) if beta is None else beta,
-        mean=tf.zeros((channel,)),
-        variance=tf.reshape(statistics.variance, (channel,)),
-        epsilon=call.epsilon,
-        is_training=False,
-    )
-    y = tf.reshape(y, xp.shape(x))
-    if residual is not None:
-        y = y + reference.wide(xp, residual)
-    return xp.astype(activate(xp, y, call.negative_slope), x.dtype)
-
-
 class _TensorFlowEngine(Engine):
+    def at_hand(self, value: Tensor) -> np.ndarray | None:
+        return value.numpy() if hasattr(value, "numpy") else None
+
     @property
     def device(self) -> str:
         """As `kernels.choose` has it."""
         return _device()
 
 
-engine = _TensorFlowEngine("tensorflow", xp, _train, _inference)
-synchronized = Engine("tensorflow", xp, composed.train_synchronized, _inference)
+engine = _TensorFlowEngine("tensorflow", xp, _train)
+synchronized = _TensorFlowEngine("tensorflow", xp, composed.train_synchronized)
 """The same with statistics taken over all replicas of the current tf.distribute strategy."""
 batch_norm = engine.batch_norm
 normalize = engine.normalize

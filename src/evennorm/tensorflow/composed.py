@@ -56,4 +56,4 @@ def train_synchronized(
     replica = tf.distribute.get_replica_context()
     if replica is not None and replica.num_replicas_in_sync > 1:
         moments = pool(xp, moments, lambda value: replica.all_reduce(tf.distribute.ReduceOp.SUM, value))
-    return reference.infer(xp, call, x, moments, gamma, beta, residual), moments
+    return reference.infer(xp, call, x, moments, gamma, beta, residual, mask), moments

@@ -70,6 +70,10 @@ class _TensorFlow:
         return tf.where(condition, tf.cast(a, like.dtype), tf.cast(b, like.dtype))
 
     @staticmethod
+    def leaky_relu(x: Tensor, slope: float) -> Tensor:
+        return tf.nn.relu(x) if slope == 0 else tf.nn.leaky_relu(x, slope)
+
+    @staticmethod
     def maximum(a: Tensor, b: Any) -> Tensor:
         return tf.maximum(a, tf.cast(b, a.dtype))
 

@@ -78,7 +78,8 @@ def gradients(
     if d_variance is not None:
         d_variance = d_variance.contiguous()
     # A gradient penalty differentiates this again; torch.func.vmap vectorizes it.
-    if plain(dy) and not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+    by_kernel = plain(dy) and not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+    if by_kernel and not call.gradient_needs_formulas(tuple(x.shape)):
         try:
             return kernel.backward(call, dy, x, gamma, beta, saved, has_residual, d_mean, d_variance)
         except UnfitError:  # dy has no memory of its own: vmap of older kind

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from evennorm.core.call import Call, checked_epsilon, slope_of
 from evennorm.core.engine import Engine
 from evennorm.core.geometry import Geometry
 from evennorm.core.moments import Moments, count_of
+from evennorm.core.moments import moments as moments_of
 from evennorm.kernels import reference
 from evennorm.kernels.contract import Kernel, RunningStats, UnfitError
 from evennorm.torch import autograd, compiled, distributed, recompute
@@ -67,7 +67,8 @@ def _composed(
 ) -> tuple[Tensor, Moments]:
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         # Torch differentiates the formulas themselves, in either direction.
-        return reference.forward(xp, call, x, gamma, beta, residual, mask)
+        statistics = moments_of(xp, reference.wide(xp, x), mask)
+        return reference.infer(xp, call, x, statistics, gamma, beta, residual, mask), statistics
     y, *statistics = _Composed.apply(call, x, gamma, beta, residual, mask)
     return y, Moments(count_of(xp, reference.wide(xp, x), mask), *statistics)
 
@@ -155,6 +156,10 @@ class _TorchEngine(Engine):
             return None
         torch.autograd.graph.increment_version(running)
         return accepted
+
+    def at_hand(self, value: Tensor) -> Any:
+        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+        return value.detach().numpy() if type(value) is Tensor and value.device.type == "cpu" and not recorded else None
 
     def _flat(self, parameter: Tensor | None, geometry: Geometry) -> Any:
         fits = parameter is None or (len(geometry.axis) == 1 and parameter.shape == geometry.parameter_shape)
@@ -266,6 +271,6 @@ def _infer(
         return None
 
 
-engine = _TorchEngine("torch", xp, _composed, partial(reference.infer, xp))
+engine = _TorchEngine("torch", xp, _composed)
 batch_norm = engine.batch_norm
 normalize = engine.normalize

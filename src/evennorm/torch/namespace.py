@@ -36,7 +36,9 @@ class TorchNamespace:
     @staticmethod
     def astype(x: Tensor, dtype: torch.dtype) -> Tensor:
         # torch.export hands over unknown sizes as symbolic integers.
-        return x.to(dtype) if isinstance(x, Tensor) else torch.scalar_tensor(x, dtype=dtype)
+        if isinstance(x, Tensor):
+            return x if x.dtype is dtype else x.to(dtype)  # exporters write down a cast that changes nothing, too
+        return torch.scalar_tensor(x, dtype=dtype)
 
     @staticmethod
     def asarray(value: Any, like: Tensor) -> Tensor:
@@ -64,6 +66,10 @@ class TorchNamespace:
     @staticmethod
     def minimum(a: Tensor, b: Any) -> Tensor:
         return torch.minimum(a, b) if isinstance(b, Tensor) else torch.clamp(a, max=b)
+
+    @staticmethod
+    def leaky_relu(x: Tensor, slope: float) -> Tensor:
+        return torch.relu(x) if slope == 0 else torch.nn.functional.leaky_relu(x, slope)
 
     @staticmethod
     def stop_gradient(x: Tensor) -> Tensor:

@@ -101,6 +101,29 @@ def test_hessians_on_torch(mode: str) -> None:
     np.testing.assert_allclose(second(gamma).ravel(), [float(6 * 1.5 * (xhat**3).sum())], rtol=1e-9)
 
 
+@pytest.mark.parametrize("mode", ["forward over reverse", "reverse over forward", "reverse over reverse"])
+def test_hessians_on_jax(mode: str) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    from evennorm.jax import batch_norm
+
+    mask = np.array([[True], [True], [True], [False]])
+    second, first = mode.split(" over ")
+
+    def loss(x: jax.Array) -> jax.Array:
+        return jnp.where(mask, batch_norm(x, epsilon=1.0, mask=mask[:, 0])[0] ** 3, 0.0).sum()
+
+    inner = jax.grad if first == "reverse" else jax.jacfwd
+    outer = jax.jacfwd if second == "forward" else jax.jacrev
+    found = [
+        np.asarray(outer(inner(loss))(np.array([[1.0], [2.0], [4.0], [hidden]], "float32"))).reshape(4, 4)[:3, :3]
+        for hidden in (0.5, np.nan)
+    ]
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
+    assert np.abs(found[0]).max() > 0.01
+
+
 def test_statistics_of_all_replicas() -> None:
     """TensorFlow differentiates the synchronized form by itself."""
     import tensorflow as tf

@@ -97,21 +97,26 @@ def test_a_value_alone_behind_a_mask_has_none_either() -> None:
 
 
 @pytest.mark.parametrize("outlier", [False, True])
-def test_numpy_says_so_where_a_variance_is_out_of_range(outlier: bool) -> None:
+@pytest.mark.parametrize("engine", ["numpy", "jax", "torch", "tensorflow"])
+def test_a_variance_out_of_range_is_told_of(engine: str, outlier: bool) -> None:
     x = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")
     if outlier:
         x[3, 1] = 1e20
     else:
         x *= 2e19
+    under_test = ENGINES[engine]
     with pytest.warns(RuntimeWarning, match="variance of a channel is beyond the range of float32"):
-        _, moments = batch_norm(x)
-    assert np.isinf(moments.variance[1])
+        _, moments = under_test.module.batch_norm(under_test._tensor(x, "float32"))
+    assert np.isinf(under_test._numpy(moments.variance)[1])
     scaled_down, _ = batch_norm(x * np.float32(2.0**-70), epsilon=0.0)
     expected = (x - x.mean(0, dtype=np.float64)) / x.std(0, dtype=np.float64)
     np.testing.assert_allclose(scaled_down[:, 1], expected[:, 1], rtol=0, atol=1e-5)
 
 
-def test_numpy_is_silent_about_infinities_in_the_data() -> None:
+@pytest.mark.parametrize("engine", ["numpy", "jax", "torch", "tensorflow"])
+def test_infinities_in_the_data_are_told_of_by_what_comes_out(engine: str) -> None:
+    under_test = ENGINES[engine]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        batch_norm(np.array([[np.inf, 1.0], [0.0, 2.0]], "float32"))
+        y, _ = under_test.module.batch_norm(under_test._tensor(np.array([[np.inf, 1.0], [0.0, 2.0]]), "float32"))
+    assert np.isnan(under_test._numpy(y)[:, 0]).any()

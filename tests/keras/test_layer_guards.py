@@ -48,6 +48,7 @@ LAYERS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.* the variance of a channel is beyond the range:UserWarning")
 @pytest.mark.parametrize("name", BAD)
 def test_nothing_changes(name: str) -> None:
     x, call = BAD[name]
@@ -197,3 +198,20 @@ def test_residuals_that_do_not_fit() -> None:
         BatchNormalization()(x, training=True, residual=x[..., :1])
     with pytest.raises(ShapeError, match=r"received shape \(5, 3\)"):
         BatchNormalization()(x, residual=x[0])
+
+
+@pytest.mark.parametrize("value", [3e38, 1e20])
+def test_finite_values_whose_variance_is_beyond_float32_are_told_of_once(value: float) -> None:
+    layer = BatchNormalization(momentum=0.5)
+    with pytest.warns(UserWarning, match="variance of a channel is beyond the range of float32"):
+        layer(with_value(value), training=True)
+    layer(with_value(value), training=True)  # warnings are errors here
+    assert layer.skipped_batches == 2
+    layer = BatchNormalization()
+    layer(with_value(np.inf), training=True)  # what is infinite shows by itself
+
+
+def test_a_power_of_two_brings_values_back_into_range() -> None:
+    x = with_value(1e20)
+    y = array(BatchNormalization(epsilon=0.0)(np.ldexp(x, -70)[:, :, 1:2], training=True))
+    np.testing.assert_allclose(y, textbook.train(x[:, :, 1:2], epsilon=0.0).y, rtol=0, atol=1e-5)

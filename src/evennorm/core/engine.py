@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -9,7 +10,7 @@ from typing import Any
 
 from evennorm.core.call import Call, checked_epsilon, slope_of
 from evennorm.core.geometry import Geometry, cached_geometry
-from evennorm.core.moments import Moments
+from evennorm.core.moments import OUT_OF_RANGE, Moments, out_of_range
 from evennorm.core.namespace import Array, Namespace, wide
 from evennorm.core.normalize import normalize_by
 from evennorm.errors import ShapeError
@@ -65,6 +66,10 @@ class Engine:
             ShapeError: axis, mask, parameters or residual do not fit `x`.
             ArgumentError: an unknown activation, a negative epsilon.
 
+        Warns:
+            RuntimeWarning: finite values have a variance beyond the range of their precision; y is beta there. Said where
+                the numbers are at hand: on the CPU, and not in a program that is traced or compiled.
+
         Source: Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1.
 
         Example:
@@ -78,7 +83,9 @@ class Engine:
                    [ 0.9701,  0.    ]])
         """
         call = self._call(x, axis, epsilon, activation, negative_slope, virtual_batch_size)
-        return self.train(call, x, gamma, beta, mask=mask, residual=residual, grouped=False)
+        y, moments = self.train(call, x, gamma, beta, mask=mask, residual=residual, grouped=False)
+        self._warn_of_range(moments)
+        return y, moments
 
     def normalize(
         self,
@@ -161,6 +168,11 @@ class Engine:
             writes nothing in place, or not now.
         """
         return None
+
+    def _warn_of_range(self, moments: Moments) -> None:
+        mean, variance = self.at_hand(moments.mean), self.at_hand(moments.variance)
+        if mean is not None and variance is not None and out_of_range(mean, variance):
+            warnings.warn(OUT_OF_RANGE.format(dtype=variance.dtype), RuntimeWarning, stacklevel=3)
 
     def at_hand(self, value: Array) -> Any:
         """A NumPy array of what can be looked at without waiting for a device; None where it cannot, as under compilers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any, NamedTuple
 
 from evennorm.core.namespace import Array, Namespace
@@ -58,6 +59,12 @@ OUT_OF_RANGE = (
     "0; divide the input by a power of two first, which changes nothing else"
 )
 """What a warning says where an engine sees it."""
+
+
+def out_of_range(mean: Any, variance: Any) -> bool:
+    """Whether NumPy arrays of these hold an infinite variance of finite values."""
+    out = variance == inf
+    return bool(out.any()) and bool((abs(mean[out]) < inf).any())
 
 
 def count_of(xp: Namespace, x: Array, mask: Array | None) -> Any:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from evennorm.core.moments import Moments, per_channel
 from evennorm.core.namespace import Array, Namespace
-from evennorm.core.normalize import gradient_sums
+from evennorm.core.normalize import gradient_sums, without
 
 
 class Tangents(NamedTuple):
@@ -36,8 +36,13 @@ def tangents(
         tmean = sum tx / n;   tvariance = 2 sum(tx * (x - mean)) / n
         tz = scale * (tx - tmean) + (x - mean) * tscale + tbeta,   scale = gamma / sqrt(variance + epsilon)
 
-    Masked values do not act on the moments.
+    Masked values do not act on the moments; those that are not finite do not move at all, so that no derivative of this
+    meets them.
     """
+    acts = None
+    if mask is not None:
+        acts = mask | xp.isfinite(x)
+        x = without(xp, x, acts, moments)
     inverse = 1.0 / xp.sqrt(moments.variance + epsilon)
     scale = inverse if gamma is None else inverse * gamma
     t_mean = t_variance = None
@@ -62,4 +67,6 @@ def tangents(
     if t_shift is not None:
         t_shift = xp.broadcast_to(t_shift, xp.shape(moments.mean))
         z = per_channel(xp, t_shift) if z is None else z + per_channel(xp, t_shift)
+    if z is not None and acts is not None:
+        z = xp.where(acts, xp.broadcast_to(z, xp.shape(x)), 0.0)
     return Tangents(z, t_mean, t_variance)

@@ -60,7 +60,8 @@ def _varying(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
 class _JaxEngine(Engine):
     def at_hand(self, value: jax.Array) -> np.ndarray | None:
-        return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
+        known = not isinstance(value, jax.core.Tracer) and all(device.platform == "cpu" for device in value.devices())
+        return np.asarray(value) if known and value.is_fully_addressable else None
 
 
 engine = _JaxEngine("jax", xp, _train)

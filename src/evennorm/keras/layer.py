@@ -8,12 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from evennorm.core.call import Call, checked_epsilon
 from evennorm.core.geometry import Geometry
-from evennorm.core.moments import OUT_OF_RANGE, Moments
+from evennorm.core.moments import OUT_OF_RANGE, Moments, out_of_range
 from evennorm.core.sample import normalize_samples
 from evennorm.errors import ArgumentError
 from evennorm.keras import arguments, moving
@@ -313,11 +312,8 @@ class BatchNormalization(keras.layers.Layer):
             )
 
     def _warn_of_range(self, moments: Moments) -> None:
-        variance = self._engine.at_hand(moments.variance)
-        if variance is None or not (out := np.isinf(variance)).any():
-            return
-        mean = self._engine.at_hand(moments.mean)
-        if mean is not None and np.isfinite(mean[out]).any():
+        mean, variance = self._engine.at_hand(moments.mean), self._engine.at_hand(moments.variance)
+        if mean is not None and variance is not None and out_of_range(mean, variance):
             self._warn_once("range", f"{self.name}: {OUT_OF_RANGE.format(dtype=variance.dtype)}")
 
     def _warn_once(self, kind: str, message: str) -> None:

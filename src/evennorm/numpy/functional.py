@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from evennorm.core.call import Call
 from evennorm.core.engine import Engine
-from evennorm.core.moments import OUT_OF_RANGE, Moments
+from evennorm.core.moments import Moments
 from evennorm.kernels import reference
 from evennorm.numpy import cpu
 from evennorm.numpy.arrays import checked_out, copy, exact, floats, parameter, wide
@@ -61,6 +60,9 @@ class _NumPyEngine(Engine):
             ShapeError: axis, mask, parameters, residual or out do not fit `x`.
             ArgumentError: a dtype that is not a float's, an unknown activation, a negative epsilon, a read-only out.
 
+        Warns:
+            RuntimeWarning: finite values have a variance beyond the range of their precision; y is beta there.
+
         Source: Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1.
 
         Example:
@@ -76,7 +78,9 @@ class _NumPyEngine(Engine):
         """
         x = floats("x", x)
         call = self._call(x, axis, epsilon, activation, negative_slope, virtual_batch_size)
-        return self.train(call, x, gamma, beta, mask=mask, residual=residual, grouped=False, out=out)
+        y, moments = self.train(call, x, gamma, beta, mask=mask, residual=residual, grouped=False, out=out)
+        self._warn_of_range(moments)
+        return y, moments
 
     def normalize(
         self,
@@ -130,7 +134,6 @@ class _NumPyEngine(Engine):
             with np.errstate(invalid="ignore"):  # as quiet about values that are not finite as the compiled kernels
                 y, moments = super().train(call, x, gamma, beta, mask=mask, residual=residual)
             copy(y, target)
-        _warn_of_range(moments)
         if not grouped:
             moments = self._of_parameter_shape(moments, call)
         return y if out is None else out, moments
@@ -170,12 +173,6 @@ class _NumPyEngine(Engine):
             self._check_residual(residual, x.shape)
             residual = residual.astype(x.dtype, copy=False)
         return x, residual, checked_out(out, x)
-
-
-def _warn_of_range(moments: Moments) -> None:
-    out = np.isinf(moments.variance)
-    if out.any() and np.isfinite(np.broadcast_to(moments.mean, out.shape)[out]).any():
-        warnings.warn(OUT_OF_RANGE.format(dtype=moments.variance.dtype), RuntimeWarning, stacklevel=4)
 
 
 def supports(call: Call, x: np.ndarray, mask: Any = None) -> bool:

@@ -38,7 +38,10 @@ from evennorm.errors import InputError
 )
 @click.option("--no-speed", is_flag=True, help="Do not measure the speed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def fold(model: str, output: str, shapes: tuple[str, ...], no_speed: bool, as_json: bool, **options: Any) -> None:
+@click.pass_context
+def fold(
+    ctx: click.Context, model: str, output: str, shapes: tuple[str, ...], no_speed: bool, as_json: bool, **options: Any
+) -> None:
     """Fold the batch normalization of MODEL into the layers beside it, for inference.
 
     MODEL is a .keras or .h5 file, or module:function, your own code that returns a Keras or torch model.
@@ -49,7 +52,10 @@ def fold(model: str, output: str, shapes: tuple[str, ...], no_speed: bool, as_js
 
     The outputs are compared first; beyond the tolerance nothing is written.
 
-    Exit code 0: written; 2: it could not be done.
+    nn.Linear takes vectors and sequences, whose channels are another axis: a torch model that takes both is folded for the
+    rank of --input-shape or --data, and the report and the file say which.
+
+    Exit code 0: written; 1: written, but nothing was folded; 2: it could not be done.
     """
     sizes = [_sizes(text) for text in shapes]
     from evennorm.tools.fold import fold as folded
@@ -57,6 +63,7 @@ def fold(model: str, output: str, shapes: tuple[str, ...], no_speed: bool, as_js
     with _status() as progress:
         report = folded(model, output, input_shape=sizes, measure=not no_speed, progress=progress, **options)
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.text())
+    ctx.exit(0 if report.count("folded") else 1)
 
 
 def _sizes(text: str) -> tuple[int, ...]:

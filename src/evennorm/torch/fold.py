@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -12,16 +14,16 @@ from torch import Tensor, fx, nn
 
 from evennorm.core.fold_plan import Folded, Plan, plan
 from evennorm.core.folding import ScaleShift
-from evennorm.core.network import Step
+from evennorm.core.network import Role, Step
 from evennorm.errors import ArgumentError, first_line
 from evennorm.torch.conversion.places import checked
 from evennorm.torch.conversion.steps import is_watched
 from evennorm.torch.linear import Describer, write
 from evennorm.torch.network import Reading, read
-from evennorm.torch.runs import Run, runs
+from evennorm.torch.runs import Run, reads, runs
 
 
-def fold(model: nn.Module, inputs: Sequence[Any]) -> tuple[nn.Module, Plan]:
+def fold(model: nn.Module, inputs: Sequence[Any], others: Sequence[Sequence[Any]] = ()) -> tuple[nn.Module, Plan]:
     """A copy of `model` that computes the same in evaluation with fewer layers, and what became of each batch normalization.
 
     Each batch normalization becomes part of the convolution, linear layer or embedding behind or in front of which it
@@ -32,9 +34,14 @@ def fold(model: nn.Module, inputs: Sequence[Any]) -> tuple[nn.Module, Plan]:
     normalizations are gone and all that is left keeps its key in the state_dict. Where it cannot, the copy is of the model's
     own class, and an nn.Identity stands in the place of what is gone.
 
+    The channels of nn.Linear are the last axis and those of nn.BatchNorm1d axis 1, and both take rows as well as sequences:
+    what may be folded depends on the rank. It is that of the example inputs, and where a layer that takes several ranks is
+    gone, the copy refuses the others. What is not right for `others` too is kept.
+
     Args:
         model: any module, before it is wrapped in DataParallel or the like, or compiled.
         inputs: example inputs, a tuple of tensors with at least two samples.
+        others: example inputs of other ranks that the copy is to be right for as well.
 
     Raises:
         ArgumentError: no module; one that is wrapped or compiled; one that cannot be copied or run.
@@ -57,55 +64,178 @@ def fold(model: nn.Module, inputs: Sequence[Any]) -> tuple[nn.Module, Plan]:
             "model as it is before it is wrapped or run"
         ) from error
     try:
-        ran = runs(model, inputs)
+        views = [_View.of(model, example) for example in (inputs, *others)]
+    except ArgumentError:
+        raise
     except Exception as error:
         raise ArgumentError(
             f"fold runs the model on example inputs, which fails ({first_line(error)}); give inputs that fit it"
         ) from error
-    reading = read(model, inputs)
-    describer = Describer(model, reading, ran)
-    rewriting = _Rewriting(model, reading, ran)
-    made = plan(reading.network, describer, lambda step: rewriting.fixed(step) or _sentence(describer.miscounted(step)))
-    return rewriting.by(made), made
+    made = _agreed(views)
+    ranks = {layer: {len(view.shape(layer)) for view in views} for layer in (each.layer for each in made.folded)}
+    return _Rewriting(model, views[0], ranks).by(made), made
 
 
-def _sentence(clause: str) -> str:
-    return f"it {clause}" if clause else ""
+@dataclass(frozen=True)
+class _View:
+    """A model as it runs on one example."""
 
+    rank: int
+    """Of the example's first tensor."""
+    reading: Reading
+    ran: Mapping[nn.Module, Run]
+    describer: Describer
+    read: Mapping[nn.Module, Collection[str]]
+    """What the model's code reads of its layers, besides calling them."""
 
-class _Scaled(nn.Module):
-    """scale * x + shift of each channel, in the place of a batch normalization that could not be folded."""
+    @classmethod
+    def of(cls, model: nn.Module, example: Sequence[Any]) -> _View:
+        ran = runs(model, example)
+        reading = read(model, example)
+        found = _read_in(model, reading)
+        if reading.network.gaps:  # code that is no graph
+            leaves = {step.handle for step in reading.network.steps if step.role in (Role.LINEAR, Role.BATCH_NORM)} - {None}
+            for module, names in reads(model, example, leaves).items():
+                found.setdefault(module, set()).update(names)
+        rank = next((each.dim() for each in example if isinstance(each, Tensor)), 0)
+        return cls(rank, reading, ran, Describer(model, reading, ran, found), found)
 
-    def __init__(self, scale: Tensor, shift: Tensor):
-        super().__init__()
-        self.register_buffer("scale", scale)
-        self.register_buffer("shift", shift)
+    def shape(self, layer: str) -> tuple[int, ...]:
+        """Of a layer's output; () where it is not known."""
+        step = next(each for each in self.reading.network.steps if each.layer == layer)
+        run = self.ran.get(step.handle)
+        return () if run is None or run.shape is None else run.shape
 
-    def forward(self, input: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, input, self.scale)
+    def plan(self, kept: Mapping[str, str]) -> Plan:
+        def fixed(step: Step) -> str:
+            clause = self.describer.miscounted(step)
+            return kept.get(step.layer) or self._fixed(step) or (f"it {clause}" if clause else "")
 
+        return plan(self.reading.network, self.describer, fixed)
 
-class _Rewriting:
-    """Changes a model, which nobody else holds, by a plan."""
-
-    def __init__(self, model: nn.Module, reading: Reading, ran: dict[nn.Module, Run]):
-        self._model = model
-        self._reading = reading
-        self._ran = ran
-        self._steps = {step.layer: step for step in reversed(reading.network.steps)}
-
-    def fixed(self, step: Step) -> str:
+    def _fixed(self, step: Step) -> str:
         """Why a batch normalization cannot be taken out of the model; "" if it can."""
         if step.handle is None:
             return "it is a function call in the model's code"
         if is_watched(step.handle):
             return "it has hooks, which see its input and output"
-        node = self._reading.nodes.get(step.name)
+        if names := sorted(self.read.get(step.handle, ())):
+            return f"the model's code reads its {' and '.join(names)}"
+        node = self.reading.nodes.get(step.name)
         if node is None and len(step.inputs) > 1:
             return "it adds a residual in code that cannot be followed"
         if node is not None and len(_operands(node)) != len(set(_operands(node))):
             return "its residual is its own input"
         return ""
+
+
+def _read_in(model: nn.Module, reading: Reading) -> dict[nn.Module, set[str]]:
+    """Which parameters and buffers of which layers the graph of a model reads."""
+    holders: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            holders.setdefault(id(tensor), []).append((module, name))
+    found: dict[nn.Module, set[str]] = {}
+    for node in [] if reading.graph is None else reading.graph.nodes:
+        if node.op == "get_attr":
+            tensor = reduce(getattr, str(node.target).split("."), model)
+            for module, name in holders.get(id(tensor), ()):
+                found.setdefault(module, set()).add(name)
+    return found
+
+
+def _agreed(views: Sequence[_View]) -> Plan:
+    """The plan that is right on all examples: what they do not agree about is kept."""
+    kept: dict[str, str] = {}
+    while True:
+        plans = [view.plan(kept) for view in views]
+        apart = {
+            each.layer: _apart(views, plans, each.layer)
+            for each in plans[0].folded
+            if len({_fate(view, made, each.layer) for view, made in zip(views, plans, strict=True)}) > 1
+        }
+        if not apart:
+            return plans[0]
+        kept |= apart
+
+
+def _fate(view: _View, made: Plan, layer: str) -> tuple[Any, ...]:
+    """What becomes of a layer; a scale and shift has the rank of its input."""
+    found = made[layer]
+    return found.outcome, found.into, found.side, len(view.shape(layer)) if found.outcome == "scale and shift" else 0
+
+
+def _apart(views: Sequence[_View], plans: Sequence[Plan], layer: str) -> str:
+    fates = [
+        f"at rank {view.rank} " + (f"it is part of {' and '.join(found.into)}" if found.into else "it is not")
+        for view, found in ((view, made[layer]) for view, made in zip(views, plans, strict=True))
+    ]
+    return (
+        f"the model takes inputs of several ranks ({', '.join(dict.fromkeys(fates))}); give the shape of those it will get"
+    )
+
+
+class _Scaled(nn.Module):
+    """scale * x + shift of each channel, in the place of a batch normalization that could not be folded."""
+
+    def __init__(self, scale: Tensor, shift: Tensor, ranks: Collection[int] = ()):
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+        self._ranks = ranks
+
+    def forward(self, input: Tensor) -> Tensor:
+        _check_rank(input, self._ranks)
+        return torch.addcmul(self.shift, input, self.scale)
+
+
+class _OfRanks(nn.Identity):
+    """In the place of a batch normalization that took more ranks than it was folded for."""
+
+    def __init__(self, ranks: Collection[int]):
+        super().__init__()
+        self._ranks = ranks
+
+    def forward(self, input: Tensor) -> Tensor:
+        _check_rank(input, self._ranks)
+        return input
+
+
+def _check_rank(input: Tensor, ranks: Collection[int]) -> None:
+    if ranks:
+        torch._assert(input.dim() in ranks, _refusal(ranks))
+
+
+def _refusal(ranks: Collection[int]) -> str:
+    named = " or ".join(map(str, sorted(ranks)))
+    return f"batch normalization was folded where its input is of rank {named}; fold the model again for the other"
+
+
+def _takes_several_ranks(norm: Any) -> bool:
+    """Whether a batch normalization takes (N, C) and (N, C, L), as nn.BatchNorm1d and nn.SyncBatchNorm do."""
+    check = getattr(norm, "_check_input_dim", None)
+    if check is None:
+        return False
+
+    def takes(rank: int) -> bool:
+        try:
+            check(torch.empty((1,) * rank, device="meta"))
+        except Exception:  # whatever a class says to a rank that it does not take
+            return False
+        return True
+
+    return sum(map(takes, range(2, 6))) > 1
+
+
+class _Rewriting:
+    """Changes a model, which nobody else holds, by a plan."""
+
+    def __init__(self, model: nn.Module, view: _View, ranks: Mapping[str, Collection[int]]):
+        self._model = model
+        self._reading = view.reading
+        self._ran = view.ran
+        self._ranks = ranks
+        self._steps = {step.layer: step for step in reversed(view.reading.network.steps)}
 
     def by(self, plan: Plan) -> nn.Module:
         for path, maps in plan.maps.items():
@@ -123,12 +253,14 @@ class _Rewriting:
         step = self._steps[found.layer]
         calls = self._reading.network.calls(step)
         activation = _activation(step.handle)
-        scaled = None if found.into else self._scaled(step)
-        rest = [each for each in (scaled, activation) if each is not None]
+        ranks = tuple(sorted(self._ranks[found.layer])) if _takes_several_ranks(step.handle) else ()
+        scaled = None if found.into else self._scaled(step, ranks)
+        first = scaled or (_OfRanks(ranks) if ranks else None)
+        rest = [each for each in (first, activation) if each is not None]
         nodes = [self._reading.nodes[each.name] for each in calls if each.name in self._reading.nodes]
         if len(nodes) == len(calls):
             for node in nodes:
-                self._rewrite(node, str(node.target), scaled is not None, activation is not None)
+                self._rewrite(node, str(node.target), scaled is not None, activation is not None, ranks)
             holder = scaled or nn.Module()
             if activation is not None:
                 holder.add_module("activation", activation)
@@ -143,10 +275,17 @@ class _Rewriting:
                 if child is old:
                     module._modules[name] = new
 
-    def _rewrite(self, node: fx.Node, path: str, scaled: bool, activated: bool) -> None:
+    def _rewrite(self, node: fx.Node, path: str, scaled: bool, activated: bool, ranks: Sequence[int]) -> None:
         graph = node.graph
         y, *residual = _operands(node)
         with graph.inserting_before(node):
+            if ranks:
+                rank = graph.call_method("dim", (y,))
+                right = reduce(
+                    lambda a, b: graph.call_function(operator.or_, (a, b)),
+                    [graph.call_function(operator.eq, (rank, each)) for each in ranks],
+                )
+                graph.call_function(torch._assert, (right, _refusal(ranks)))
             if scaled:  # in torch's own words, so that nothing of evennorm is in the graph
                 scale, shift = (graph.create_node("get_attr", f"{path}.{name}") for name in ("scale", "shift"))
                 y = graph.call_function(torch.addcmul, (shift, y, scale))
@@ -157,14 +296,15 @@ class _Rewriting:
         node.replace_all_uses_with(y)
         graph.erase_node(node)
 
-    def _scaled(self, step: Step) -> _Scaled:
+    def _scaled(self, step: Step, ranks: Sequence[int]) -> _Scaled:
         assert step.state is not None
         affine = ScaleShift.of(step.state)
         run = self._ran[step.handle]
         assert run.shape is not None
         shape = [-1 if axis in step.state.axis else 1 for axis in range(1, len(run.shape))]
         like = {"dtype": run.dtype, "device": step.handle.running_mean.device}
-        return _Scaled(*(torch.from_numpy(values).reshape(shape).to(**like) for values in (affine.scale, affine.shift)))
+        scale, shift = (torch.from_numpy(values).reshape(shape).to(**like) for values in (affine.scale, affine.shift))
+        return _Scaled(scale, shift, ranks)
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -34,9 +35,15 @@ _COPIES = ("contiguous", "clone", "detach")
 
 
 class Describer:
-    """What the steps of a model compute, which ran on example inputs."""
+    """What the steps of a model compute, which ran on example inputs; `read` is what its code read of its layers."""
 
-    def __init__(self, model: nn.Module, reading: Reading, ran: Mapping[nn.Module, Run]):
+    def __init__(
+        self,
+        model: nn.Module,
+        reading: Reading,
+        ran: Mapping[nn.Module, Run],
+        read: Mapping[nn.Module, Collection[str]] = MappingProxyType({}),
+    ):
         self._network = reading.network
         self._nodes = reading.nodes
         self._ran = ran
@@ -45,8 +52,7 @@ class Describer:
         for module in model.modules():
             for parameter in module.parameters(recurse=False):
                 self._holders.setdefault(id(parameter), []).append(module)
-        nodes = [] if reading.graph is None else reading.graph.nodes
-        self._read_by_code = {str(node.target) for node in nodes if node.op == "get_attr"}
+        self._read = read
 
     def __call__(self, step: Step) -> LinearLayer | Passage | str:
         if step.role is Role.LINEAR:
@@ -112,8 +118,9 @@ class Describer:
         others = [each for parameter in layer.parameters() for each in self._holders[id(parameter)] if each is not layer]
         if others:
             return f"shares its weight with a {type(others[0]).__name__}"
-        if self._read_by_code & {f"{step.layer}.weight", f"{step.layer}.bias"}:
-            return "has a weight that the model's code reads too"
+        named = [name for name in ("weight", "bias") if name in self._read.get(layer, ())]
+        if named:
+            return f"has a {named[0]} that the model's code reads too"
         if getattr(layer, "max_norm", None) is not None:
             return "scales its rows to max_norm"
         return self.miscounted(step)
@@ -155,7 +162,7 @@ class Describer:
             axes = _axes_of_mean(node, shape)
             return Passage() if axes and min(axes) >= 2 else None
         if step.kind in ("flatten", "view", "reshape") and not any(isinstance(each, Tensor) for each in arguments):
-            return self._flattening(step)
+            return self._flattening(step) if _keeps_samples(step, node) else None
         return None
 
     def _flattening(self, step: Step) -> Passage | None:
@@ -167,6 +174,16 @@ class Describer:
         if len(after) != 2 or after[0] != before[0]:
             return None
         return Passage(flattens=sizes)
+
+
+def _keeps_samples(step: Step, node: fx.Node) -> bool:
+    """Whether a row is one sample whatever the sizes: x.view(-1, 512) makes more rows of larger images."""
+    if step.kind == "flatten":
+        return True
+    sizes: Any = node.kwargs.get("shape", node.kwargs.get("size", node.args[1:]))
+    while isinstance(sizes, tuple | list) and sizes:
+        sizes = sizes[0]
+    return isinstance(sizes, fx.Node)
 
 
 def _is_off(node: fx.Node) -> bool:

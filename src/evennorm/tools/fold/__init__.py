@@ -46,16 +46,18 @@ def fold(
     Args:
         model: a keras.Model or torch.nn.Module, a `.keras` or `.h5` file, or `module:function`.
         output: the file to write: `.keras` or `.h5`; `.pt2`, `.safetensors`, `.pt` or `.pth` for torch. None to write none.
-        data: what to compare the outputs on besides random inputs; anything that `open_data` takes.
+        data: what to compare the outputs on besides random inputs; anything that `open_data` takes. Torch models are folded
+            for the rank of its samples.
         batches: how many batches of 32 samples of it.
-        input_shape: of one sample of each input, for torch models that do not show it.
+        input_shape: of one sample of each input, for torch models that do not show it. They are folded for its rank; without
+            it and without data, only what is right for every rank that they were found to run on is folded.
         weights: a file to load into the model first.
         tolerance: the largest difference allowed, as a part of the largest output; by default 1e-4 in float32.
         measure: whether to measure the speed.
         progress: is told what is being done.
 
     Returns:
-        A record with `layers`, `difference`, `speed` and `folded`, the model.
+        A record with `layers`, `inputs` (what it holds for), `difference`, `speed` and `folded`, the model.
 
     Raises:
         InputError: the model or the data cannot be used, or the outputs differ by more than the tolerance; nothing was
@@ -65,9 +67,9 @@ def fold(
         >>> import torch
         >>> from torch import nn
         >>> from evennorm.tools.fold import fold
-        >>> report = fold(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU()), measure=False)
-        >>> [(each.layer, each.into) for each in report.layers], report.difference.relative < 1e-6
-        ([('1', ('0',))], True)
+        >>> report = fold(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU()), input_shape=[(4,)], measure=False)
+        >>> [(each.layer, each.into) for each in report.layers], report.inputs
+        ([('1', ('0',))], 'inputs of rank 2, as (samples, 4)')
     """
     progress("opening")
     opened = open_model(model, weights)
@@ -80,15 +82,16 @@ def fold(
     if data is not None:
         given = open_data(data, opened.framework)
         check_fit(given, opened)
-    random = _random(framework, input_shape, optional=given is not None)
+    random, others = _examples(framework, input_shape, given)
     example = random or framework.arrays(given.first(4).x)
     progress("folding")
-    folded, plan = framework.fold(example)
+    folded, plan = framework.fold(example, others)
+    inputs = _in_words([example, *others])
     before, after = framework.run(opened.model), framework.run(folded)
     allowed = TOLERANCES[framework.dtype] if tolerance is None else tolerance
     progress("comparing")
     what = ["random inputs"] if random else []
-    found = difference(before, after, [random] if random else [], opened.name)
+    found = difference(before, after, [random, *others] if random else [], opened.name)
     if given is not None:
         what.append(given.name)
         found |= _on_data(before, after, given, framework, batches, opened.name)
@@ -101,8 +104,20 @@ def fold(
             f"the outputs of {opened.name} differ by {found.largest:.2g} once it is folded, {found.relative:.2g} of the "
             f"largest output, and {allowed:.2g} is allowed; nothing was written; see --tolerance"
         )
+    notes = opened.notes
+    if not found.varies and plan.folded:
+        notes += ("the outputs were the same for all samples, so that comparing them says little; give others by --data",)
     report = Report(
-        opened.name, opened.framework, plan.folded, found, allowed, " and ".join(what), None, folded, notes=opened.notes
+        opened.name,
+        opened.framework,
+        plan.folded,
+        found,
+        allowed,
+        " and ".join(what),
+        None,
+        folded,
+        notes=notes,
+        inputs=inputs,
     )
     if measure:
         progress("measuring")
@@ -110,19 +125,59 @@ def fold(
     if output is not None:
         progress("writing")
         tensors = framework.tensors(example) if isinstance(framework, TorchModel) else ()
-        files.write(opened, folded, output, tensors)
+        files.write(opened, folded, output, tensors, inputs)
         report = replace(report, output=os.fspath(output))
     return report
 
 
-def _random(framework: KerasModel | TorchModel, shapes: Sequence[tuple[int, ...]], optional: bool) -> tuple[np.ndarray, ...]:
-    """A random batch; none where nobody says what the inputs are, and there are data."""
+_Arrays = tuple[np.ndarray, ...]
+
+
+def _examples(
+    framework: KerasModel | TorchModel, shapes: Sequence[tuple[int, ...]], given: Any
+) -> tuple[_Arrays, list[_Arrays]]:
+    """A random batch, and batches of the other ranks that the model takes; none where nobody but data says what inputs are.
+
+    Raises:
+        InputError: nobody does, or data say something else than `shapes`.
+    """
+    if given is None:
+        found = framework.inputs(shapes)
+        others = [] if shapes else framework.others(found)
+        return random_batch(found), [random_batch(each) for each in others]
+    said = bool(shapes)
+    if isinstance(framework, TorchModel):
+        arrays = framework.arrays(given.first(1).x)
+        if reason := framework.failure(arrays):
+            raise InputError(f"{given.name} does not fit {framework.opened.name}: {reason}")
+        samples = [tuple(array.shape[1:]) for array in arrays]
+        if shapes and list(map(len, shapes)) != list(map(len, samples)):
+            raise InputError(
+                f"--input-shape {' and '.join(','.join(map(str, shape)) for shape in shapes)} and the samples of "
+                f"{given.name}, of shape {' and '.join(map(str, samples))}, are of other ranks; leave one of them out"
+            )
+        if not said and any(array.dtype.kind != "f" for array in arrays):
+            return (), []
+        shapes = shapes or samples
     try:
-        return random_batch(framework.inputs(shapes))
+        return random_batch(framework.inputs(shapes)), []
     except InputError:
-        if not optional or shapes:
+        if said:
             raise
-        return ()
+        return (), []
+
+
+def _in_words(examples: Sequence[_Arrays]) -> str:
+    """What a folding holds for: "inputs of rank 2, as (samples, 4)"."""
+    ranks = [" and ".join(str(array.ndim) for array in example) for example in examples]
+    shapes = [" and ".join(_shape(array) for array in example) for example in examples]
+    return "inputs of rank " + ", and of rank ".join(
+        f"{rank}, as {shape}" for rank, shape in zip(ranks, shapes, strict=True)
+    )
+
+
+def _shape(array: np.ndarray) -> str:
+    return f"({', '.join(['samples', *map(str, array.shape[1:])])})"
 
 
 def _on_data(before: Run, after: Run, given: Any, framework: KerasModel | TorchModel, batches: int, name: str) -> Difference:

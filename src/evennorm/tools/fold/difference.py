@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,30 @@ class Difference:
     output: float = 0.0
     """The largest |output|."""
     samples: int = 0
+    varies: bool = False
+    """Whether two samples gave different outputs."""
+    outputs: tuple[Difference, ...] = ()
+    """Of each output of a model; a small one is not to be hidden by a large one."""
 
     @property
     def relative(self) -> float:
-        return self.largest / self.output if self.output else self.largest
+        """The largest difference of an output as a part of the largest value of that output."""
+        own = self.largest / self.output if self.output else self.largest
+        return max((each.relative for each in self.outputs), default=own)
 
     def __or__(self, other: Difference) -> Difference:
-        return Difference(max(self.largest, other.largest), max(self.output, other.output), self.samples + other.samples)
+        pairs = zip_longest(self.outputs, other.outputs, fillvalue=Difference())
+        return Difference(
+            max(self.largest, other.largest),
+            max(self.output, other.output),
+            self.samples + other.samples,
+            self.varies or other.varies,
+            tuple(a | b for a, b in pairs),
+        )
+
+    def as_dict(self) -> dict[str, float | int]:
+        """For programs."""
+        return {"largest": self.largest, "output": self.output, "samples": self.samples, "relative": self.relative}
 
 
 def difference(before: Run, after: Run, batches: Iterable[Sequence[np.ndarray]], name: str) -> Difference:
@@ -45,9 +63,10 @@ def difference(before: Run, after: Run, batches: Iterable[Sequence[np.ndarray]],
         expected, received = before(batch), after(batch)
         if [each.shape for each in expected] != [each.shape for each in received]:
             raise InputError(f"the outputs of {name} have other shapes once it is folded; nothing was written")
-        for old, new in zip(expected, received, strict=True):
-            total |= _between(old, new, name)
-        total |= Difference(samples=len(batch[0]))
+        parts = tuple(_between(old, new, name) for old, new in zip(expected, received, strict=True))
+        for part in parts:
+            total |= part
+        total |= Difference(samples=len(batch[0]), outputs=parts)
     return total
 
 
@@ -65,7 +84,8 @@ def _between(old: np.ndarray, new: np.ndarray, name: str) -> Difference:
         raise InputError(f"{name} gives outputs that are not finite, which cannot be compared; check the model")
     if not np.isfinite(wide_new).all():
         return Difference(float("inf"), float(abs(wide).max()))
-    return Difference(float(abs(wide - wide_new).max()), float(abs(wide).max()))
+    varies = wide.ndim > 0 and bool((wide != wide[:1]).any())
+    return Difference(float(abs(wide - wide_new).max()), float(abs(wide).max()), varies=varies)
 
 
 def _numeric(x: Any) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from evennorm.errors import InputError, first_line
 from evennorm.tools.atomic import replacing
 from evennorm.tools.models import Opened, check_output, quiet, save_model
+from evennorm.tools.weights import as_safetensors
 
 _BEGIN = (1980, 1, 1, 0, 0, 0)
 """The first date that a zip file can hold."""
@@ -34,8 +35,12 @@ def check(framework: str, path: str | os.PathLike[str]) -> None:
     check_output(framework, Path(path).with_suffix(".pt") if program else path)
 
 
-def write(opened: Opened, folded: Any, path: str | os.PathLike[str], example: Sequence[Any]) -> None:
-    """Writes a folded model whole or not at all.
+FOLDED_FOR = "folded_for"
+"""What files of torch call the ranks of the inputs that a model was folded for: a state_dict could not refuse others."""
+
+
+def write(opened: Opened, folded: Any, path: str | os.PathLike[str], example: Sequence[Any], inputs: str) -> None:
+    """Writes a folded model whole or not at all; files of torch hold `inputs`, which says what it was folded for.
 
     Keras: `.keras` or `.h5`, which load without evennorm. torch: `.pt2`, a program of torch.export for any number of
     samples, and any size of images that the model takes; or the state_dict, whose keys are those of the model without its
@@ -46,7 +51,11 @@ def write(opened: Opened, folded: Any, path: str | os.PathLike[str], example: Se
     """
     suffix = Path(path).suffix
     if suffix in (".pt", ".pt2", ".pth"):
-        content = _exported(folded, example) if suffix == ".pt2" else _pickled(folded)
+        content = _exported(folded, example, inputs) if suffix == ".pt2" else _pickled(folded, inputs)
+        with replacing(path) as partial:
+            partial.write_bytes(content)
+    elif suffix == ".safetensors":
+        content = as_safetensors(folded.state_dict(), {FOLDED_FOR: inputs})
         with replacing(path) as partial:
             partial.write_bytes(content)
     elif suffix == ".keras":
@@ -83,20 +92,22 @@ def _numbered(config: Any, numbers: dict[int, int]) -> Any:
     }
 
 
-def _pickled(folded: Any) -> bytes:
+def _pickled(folded: Any, inputs: str) -> bytes:
     """The state_dict; not to a path, whose name torch.save would write down."""
     import torch
 
+    state = folded.state_dict()
+    state._metadata[FOLDED_FOR] = {"inputs": inputs}  # beside the versions of the modules
     file = io.BytesIO()
-    torch.save(folded.state_dict(), file)
+    torch.save(state, file)
     return file.getvalue()
 
 
-def _exported(folded: Any, example: Sequence[Any]) -> bytes:
+def _exported(folded: Any, example: Sequence[Any], inputs: str) -> bytes:
     import torch
 
     any_size = torch.export.Dim.AUTO  # which becomes fixed where the model asks for one
-    shapes = [{axis: any_size for axis in range(each.dim()) if axis != 1} for each in example]
+    shapes = [dict.fromkeys(range(each.dim()), any_size) for each in example]
     try:
         with quiet():
             program = torch.export.export(folded, tuple(example), dynamic_shapes=shapes)
@@ -108,5 +119,5 @@ def _exported(folded: Any, example: Sequence[Any]) -> bytes:
         for key in ("stack_trace", "from_node"):  # paths and addresses of this process
             node.meta.pop(key, None)
     file = io.BytesIO()
-    torch.export.save(program, file)
+    torch.export.save(program, file, extra_files={FOLDED_FOR: inputs})
     return file.getvalue()

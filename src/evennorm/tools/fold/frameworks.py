@@ -12,7 +12,7 @@ from evennorm.core.fold_plan import Plan
 from evennorm.errors import ArgumentError, InputError, first_line
 from evennorm.tools.data.batch import leaves
 from evennorm.tools.fold.difference import Run
-from evennorm.tools.fold.inputs import Input, inputs_of_keras, inputs_of_torch
+from evennorm.tools.fold.inputs import Input, inputs_of_keras, inputs_of_torch, others_of_torch
 from evennorm.tools.models import Opened
 
 
@@ -20,7 +20,7 @@ from evennorm.tools.models import Opened
 class KerasModel:
     opened: Opened
 
-    def fold(self, example: Sequence[np.ndarray]) -> tuple[Any, Plan]:
+    def fold(self, example: Sequence[np.ndarray], others: Sequence[Sequence[np.ndarray]]) -> tuple[Any, Plan]:
         from evennorm.keras.fold import fold
 
         try:
@@ -63,6 +63,10 @@ class KerasModel:
 
         return inputs_of_keras(self.opened.model, network(self.opened.model), failure)
 
+    def others(self, found: Sequence[Input]) -> list[list[Input]]:
+        """None: a Keras model says itself of what rank its inputs are."""
+        return []
+
     @property
     def dtype(self) -> str:
         """The narrowest that a layer computes in."""
@@ -74,11 +78,11 @@ class KerasModel:
 class TorchModel:
     opened: Opened
 
-    def fold(self, example: Sequence[np.ndarray]) -> tuple[Any, Plan]:
+    def fold(self, example: Sequence[np.ndarray], others: Sequence[Sequence[np.ndarray]]) -> tuple[Any, Plan]:
         from evennorm.torch.fold import fold
 
         try:
-            return fold(self.opened.model, self.tensors(example))
+            return fold(self.opened.model, self.tensors(example), [self.tensors(each) for each in others])
         except ArgumentError as error:
             raise InputError(str(error)) from error
 
@@ -122,6 +126,21 @@ class TorchModel:
         except ArgumentError as error:
             raise InputError(str(error)) from error
         return inputs_of_torch(self.opened, found, shapes, lambda inputs: _failure(run, inputs))
+
+    def others(self, found: Sequence[Input]) -> list[list[Input]]:
+        """Inputs of other ranks that the model takes as well."""
+        from evennorm.torch.network import network
+
+        run = self.run(self.opened.model)
+        return others_of_torch(self.opened, network(self.opened.model), found, lambda inputs: _failure(run, inputs))
+
+    def failure(self, batch: Sequence[np.ndarray]) -> str:
+        """Why the model does not run on a batch; "" if it does."""
+        try:
+            self.run(self.opened.model)(batch)
+        except Exception as error:  # whatever its code makes of it
+            return first_line(error)
+        return ""
 
     @property
     def dtype(self) -> str:

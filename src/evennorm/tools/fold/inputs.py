@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -96,12 +97,63 @@ def inputs_of_torch(opened: Opened, network: Network, shapes: Sequence[tuple[int
         raise InputError(f"{opened.name} takes {len(names)} inputs; {ask}")
     first = _first_layer(network, names[0])
     reason = "no layer that says what it reads"
-    for shape in _shapes_of(first):
+    for shape in chain(_shapes_of(first), _shapes_of_other_ranks(first, opened.model)):
         found = [_input(names[0], shape, dtype, network)]
         reason = runs(found)
         if not reason:
             return found
     raise InputError(f"{opened.name} runs on none of the inputs that were tried ({reason}); {ask}")
+
+
+def others_of_torch(opened: Opened, network: Network, taken: Sequence[Input], runs: Any) -> list[list[Input]]:
+    """Inputs of other ranks than those `taken`, one of each rank, that a torch model runs on as well.
+
+    nn.Linear takes (N, C) and (N, L, C), nn.BatchNorm1d takes (N, C) and (N, C, L): a model of both may take vectors and
+    sequences, and do something else with each. Lengths that fit are among the sizes of its weights, or their quotients.
+    """
+    if len(taken) != 1:
+        return []
+    first = _first_layer(network, taken[0].name)
+    found: dict[int, list[Input]] = {}
+    for shape in _shapes_of_other_ranks(first, opened.model):
+        rank = len(shape)
+        if rank != len(taken[0].shape) and rank not in found:
+            inputs = [replace(taken[0], shape=shape)]
+            if not runs(inputs):
+                found[rank] = inputs
+    return list(found.values())
+
+
+_MOST_LENGTHS = 64
+"""Lengths that are tried."""
+
+
+def _shapes_of_other_ranks(first: Step | None, model: Any) -> Iterator[tuple[int, ...]]:
+    layer: Any = None if first is None else first.handle
+    kind = type(layer).__name__
+    lengths = _lengths(model)
+    if kind == "Linear":
+        inner: tuple[int, ...] = (layer.in_features,)
+    elif kind == "Embedding":
+        inner = ()
+    elif "BatchNorm" in kind:
+        channels = int(layer.num_features)
+        yield (channels,)
+        yield from ((channels, length) for length in lengths)
+        yield from ((channels, *[_SAMPLES + 4] * more) for more in (2, 3))
+        return
+    else:  # a convolution says how many axes there are
+        return
+    yield inner
+    yield from ((length, *inner) for length in lengths)
+    yield from ((length, _SAMPLES + 4, *inner) for length in lengths)
+
+
+def _lengths(model: Any) -> list[int]:
+    """Sizes that the second axis of a model's values may have to be."""
+    sizes = dict.fromkeys(int(size) for weight in model.parameters() for size in weight.shape)
+    quotients = dict.fromkeys(a // b for a in sizes for b in sizes if b > 1 and a % b == 0)
+    return [_SAMPLES + 4, *(each for each in {**sizes, **quotients} if each != _SAMPLES + 4)][:_MOST_LENGTHS]
 
 
 def _input(name: str, shape: tuple[int, ...], dtype: str, network: Network) -> Input:

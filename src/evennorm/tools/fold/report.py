@@ -29,6 +29,8 @@ class Report:
     output: str | None = None
     """The file that was written."""
     notes: tuple[str, ...] = ()
+    inputs: str = ""
+    """What it was folded for: rank and shape of the inputs, which decide what axis 1 and the last one are."""
 
     def __getitem__(self, layer: str) -> Folded:
         return next(each for each in self.layers if each.layer == layer)
@@ -41,10 +43,11 @@ class Report:
         return {
             "model": self.model,
             "framework": self.framework,
+            "inputs": self.inputs,
             "layers": [asdict(each) | {"outcome": each.outcome} for each in self.layers],
-            "difference": asdict(self.difference) | {"relative": self.difference.relative, "data": self.data},
+            "difference": self.difference.as_dict() | {"data": self.data},
             "tolerance": self.tolerance,
-            "speed": None if self.speed is None else asdict(self.speed) | {"factor": self.speed.factor},
+            "speed": None if self.speed is None else self.speed.as_dict(),
             "output": self.output,
             "notes": list(self.notes),
         }
@@ -54,16 +57,20 @@ class Report:
 
         Example:
             >>> layers = (Folded("bn", ("conv",), "behind"), Folded("bn2", why="the activation relu stands in between"))
-            >>> print(Report("m", "torch", layers, Difference(1e-6, 2.0, 6), 1e-4, "random inputs", None, None).text())
+            >>> found = Difference(1e-6, 2.0, 6)
+            >>> report = Report("m", "torch", layers, found, 1e-4, "random inputs", None, None, inputs="inputs of rank 4")
+            >>> print(report.text())
             bn   folded into conv, behind which it stood
             bn2  one scale and shift: the activation relu stands in between
             <BLANKLINE>
-            1 of 2 batch normalizations folded, 1 now one scale and shift
+            1 of 2 batch normalizations folded, 1 now one scale and shift; for inputs of rank 4
             largest difference 1e-06 (5e-07 of the largest output) over 6 samples, random inputs
         """
         width = max((len(each.layer) for each in self.layers), default=0)
         lines = [f"{each.layer:<{width}}  {_sentence(each)}" for each in self.layers]
-        lines += ["", _summary(self), *self._measured(), *(f"note: {note}" for note in self.notes)]
+        # A Keras model says itself of what rank its inputs are.
+        where = f"; for {self.inputs}" if self.inputs and self.framework == "torch" else ""
+        lines += ["", _summary(self) + where, *self._measured(), *(f"note: {note}" for note in self.notes)]
         return "\n".join(lines).lstrip("\n")
 
     def _measured(self) -> list[str]:
@@ -73,10 +80,7 @@ class Report:
             f"samples, {self.data}"
         ]
         if self.speed is not None:
-            lines.append(
-                f"{self.speed.factor:.2f} times as fast: {self.speed.before:.3g} ms before, {self.speed.after:.3g} ms "
-                f"after, medians of {self.speed.rounds} in turns, {self.speed.samples} samples"
-            )
+            lines.append(self.speed.text())
         return lines + ([f"written to {self.output}"] if self.output else [])
 
 
@@ -89,10 +93,11 @@ def _sentence(each: Folded) -> str:
 def _summary(report: Report) -> str:
     total = len(report.layers)
     if not total:
-        return "no batch normalization in it"
+        return "nothing was folded: no batch normalization in it"
     counts = {
         "now one scale and shift": report.count("scale and shift"),
         "kept": report.count("kept"),
     }
     rest = "".join(f", {count} {what}" for what, count in counts.items() if count)
-    return f"{report.count('folded')} of {total} batch normalizations folded{rest}"
+    none = "nothing was folded: " if not report.count("folded") else ""
+    return f"{none}{report.count('folded')} of {total} batch normalizations folded{rest}"

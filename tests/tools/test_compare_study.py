@@ -1,17 +1,23 @@
 """The study of a comparison: which runs it hands out, to whom, what it keeps of them, and where it lies."""
 
 import os
+import secrets
 import sqlite3
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import optuna
 import pytest
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState
 
 from evennorm.errors import InputError
-from evennorm.tools.compare import compare
-from evennorm.tools.compare.study import OURS, PROCESS, Study
-from tests.tools.comparing import ENGINE, command, record, refused, settings
+from evennorm.tools.compare import compare, patience
+from evennorm.tools.compare.process import is_gone
+from evennorm.tools.compare.study import OURS, PROCESS, STALE_SECONDS, Study
+from tests.tools.comparing import ENGINE, SOURCES, command, record, refused, settings
 
 
 def test_a_run_is_handed_out_once(tmp_path):
@@ -44,27 +50,243 @@ def test_a_run_that_was_enqueued_twice_is_trained_once(tmp_path):
     assert study.enqueue_missing() == 0
 
 
-def test_a_run_of_a_dead_process_is_given_to_another(tmp_path):
-    """One process died before it said which it was, long ago; one on this machine; one elsewhere lives."""
-    study = Study(settings(tmp_path, placements=("none",), repeats=3), {"epochs": 2})
+TOKEN = """
+import sys
+from evennorm.tools.compare.process import token
+print(token(), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_process():
+    """One that lives, and its token."""
+    environment = os.environ | {"PYTHONPATH": SOURCES}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", TOKEN], env=environment, **pipes) as process:
+        yield process, process.stdout.readline().strip()
+        process.kill()
+
+
+def test_a_process_is_told_by_its_token():
+    """Not by its number, nor by the name of its host: containers share both."""
+    with another_process() as (process, token), another_process() as (other, of_other):
+        assert token != of_other
+        assert not is_gone(token)
+        process.kill()
+        process.wait()
+        assert is_gone(token)
+        assert not is_gone(of_other)
+        other.stdin.close()
+        other.wait()
+    assert not is_gone(of_other), "one that ended by itself leaves nothing behind"
+    assert not is_gone(secrets.token_hex(16)), "of another machine nothing is known"
+    assert not is_gone("../../etc/passwd")
+
+
+def test_a_run_of_a_dead_process_is_given_to_another(tmp_path, monkeypatch):
+    """One process died before it said which it was; one was killed; one lives here, and one elsewhere."""
+    study = Study(settings(tmp_path, placements=("none",), repeats=4), {"epochs": 2})
     study.enqueue_missing()
     with pytest.warns(UserWarning, match="Heartbeat"):  # meant for optimize
-        unnamed, dead, alive = (study._study.ask() for _ in range(3))
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    host = os.uname().nodename
-    dead.set_user_attr(PROCESS, {"host": host, "pid": gone.pid})
-    alive.set_user_attr(PROCESS, {"host": "another machine", "pid": gone.pid})
-    connection = sqlite3.connect(tmp_path / "study.sqlite3")
-    connection.execute("update trials set datetime_start = '2020-01-01 00:00:00' where number = ?", [unnamed.number])
-    connection.commit()
-    connection.close()
-    study = Study(study.settings, {"epochs": 2})
-    assert study.enqueue_missing() == 3
+        _, dead, here, elsewhere = (study._study.ask() for _ in range(4))
+    with another_process() as (process, token), another_process() as (_, of_here):
+        dead.set_user_attr(PROCESS, {"token": token})
+        here.set_user_attr(PROCESS, {"token": of_here})
+        elsewhere.set_user_attr(PROCESS, {"token": secrets.token_hex(16), "host": os.uname().nodename, "pid": process.pid})
+        process.kill()
+        process.wait()
+        now = 1000.0
+        monkeypatch.setattr("evennorm.tools.compare.study.time.monotonic", lambda: now)
+        study = Study(study.settings, {"epochs": 2})
+        taken = []
+
+        def work():
+            while study.work_once(lambda run: taken.append(run.repeat) or record()):
+                pass
+
+        assert study.enqueue_missing() == 4
+        work()
+        assert taken == [dead.params.get("repeat", 1)] == [1]
+        now += STALE_SECONDS - 1
+        study.enqueue_missing()
+        work()
+        assert taken == [1], "it may be about to say who it is"
+        now += 2
+        study.enqueue_missing()
+        work()
+        assert taken == [1, 0]
+        assert {trial.number for trial in study._study.get_trials(states=(TrialState.RUNNING,))} == {
+            here.number,
+            elsewhere.number,
+        }
+
+
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Pacific/Pago_Pago"])
+def test_clocks_of_other_time_zones(tmp_path, zone):
+    """A run that another process trains, whose local time is a day away, is neither taken from it nor left for ever."""
+    study = Study(settings(tmp_path, placements=("none",), repeats=1), {"epochs": 2})
+    study.enqueue_missing()
+    look = (
+        "import sys; from evennorm.tools.compare.settings import Settings; from evennorm.tools.compare.study import Study; "
+        "study = Study(Settings.from_json(sys.argv[1]), {'epochs': 2}); study.enqueue_missing(); "
+        "print(study.work_once(lambda run: 1 / 0))"
+    )
+
+    def train(run):
+        environment = os.environ | {"PYTHONPATH": SOURCES, "TZ": zone}
+        done = subprocess.run(
+            [sys.executable, "-c", look, study.settings.to_json()], env=environment, capture_output=True, text=True
+        )
+        assert (done.stdout, done.stderr) == ("False\n", "")
+        return record()
+
+    assert study.work_once(train)
+    assert len(study.records()) == 1
+
+
+OPEN = """
+import sys
+from evennorm.tools.compare.settings import Settings
+from evennorm.tools.compare.study import Study
+print("ready", flush=True)
+sys.stdin.readline()
+Study(Settings.from_json(sys.argv[1]), {"epochs": 2}).enqueue_missing()
+"""
+
+
+def test_processes_that_make_one_study_at_the_same_moment(tmp_path):
+    """Tables, version and study are made once; who comes second waits, and takes what is there."""
+    environment, pipes = os.environ | {"PYTHONPATH": SOURCES}, dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    given = settings(tmp_path, placements=("none",), repeats=1)
+    started = [
+        subprocess.Popen([sys.executable, "-c", OPEN, given.to_json()], env=environment, text=True, **pipes)
+        for _ in range(4)
+    ]
+    for each in started:
+        assert each.stdout.readline() == "ready\n"
+    for each in started:
+        each.stdin.write("go\n")
+        each.stdin.flush()
+    assert [each.communicate(timeout=120)[1] for each in started] == [""] * 4
+    assert [each.returncode for each in started] == [0] * 4
+    assert Study(given, {"epochs": 2}).enqueue_missing() == 1
+
+
+class GoneError(Exception):
+    """What a driver of a server says."""
+
+
+def lost(text="server closed the connection unexpectedly"):
+    return sqlalchemy.exc.OperationalError("select 1", {}, GoneError(text), connection_invalidated=True)
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Nobody waits; what was to be waited for is listed."""
+    waits, now = [], [0.0]
+
+    def sleep(seconds):
+        waits.append(seconds)
+        now[0] += seconds
+
+    defaults = patience.patiently.__defaults__
+    monkeypatch.setattr(patience.patiently, "__defaults__", (*defaults[:-2], sleep, lambda: now[0]))
+    return waits
+
+
+@pytest.mark.parametrize("away", ["get_trials", "ask", "tell"])
+def test_a_database_that_comes_back(tmp_path, monkeypatch, hasty, away):
+    told = []
+    study = Study(settings(tmp_path, placements=("none",), repeats=2), {"epochs": 2}, told.append)
+    study.enqueue_missing()
+    real, failures = getattr(study._study, away), iter([lost(), StorageInternalError("wrapped")])
+
+    def failing(*args, **kwargs):
+        error = next(failures, None)
+        if error is None:
+            return real(*args, **kwargs)
+        raise error from lost()
+
+    monkeypatch.setattr(study._study, away, failing)
     taken = []
-    while study.work_once(lambda run: taken.append(run.repeat) or record()):
+    while study.work_once(lambda run: taken.append(run) or record()):
         pass
-    assert sorted(taken) == [0, 1]
+    assert sorted(taken) == sorted(study.settings.runs), "what is trained once is not trained again"
+    assert len(study.records()) == 2
+    assert hasty == [0.25, 0.5]
+    assert told == [f"{study.settings.place} does not answer; trying for 3 minutes to reach it"]
+
+
+@pytest.mark.parametrize("raised", [lost, lambda: UnboundLocalError("cannot access local variable 'updated_state'")])
+def test_a_database_that_stays_away(tmp_path, monkeypatch, hasty, raised):
+    """One line, whatever Optuna makes of it, and after as long as was promised."""
+    study = Study(settings(tmp_path, placements=("none",), repeats=1), {"epochs": 2})
+
+    def failing(*args, **kwargs):
+        try:
+            raise lost()
+        finally:
+            raise raised()
+
+    monkeypatch.setattr(study._study, "get_trials", failing)
+    with pytest.raises(InputError) as refusal:
+        study.enqueue_missing()
+    text = str(refusal.value)
+    assert "server closed the connection unexpectedly; it did not answer for 3 minutes; once it runs again, repeat" in text
+    assert "\n" not in text
+    assert "--out" not in text
+    assert sum(hasty) == patience.PATIENCE_SECONDS == 180
+    assert max(hasty) == patience.LONGEST_WAIT
+
+
+def test_others_are_not_taken_for_dead_where_no_heart_could_beat(tmp_path, monkeypatch, hasty):
+    study = Study(settings(tmp_path), {"epochs": 2})
+    asked = []
+    monkeypatch.setattr("evennorm.tools.compare.study.optuna.storages.fail_stale_trials", asked.append)
+    failures = iter([lost()])
+    real = study._study.get_trials
+
+    def failing(*args, **kwargs):
+        for error in failures:
+            raise error
+        return real(*args, **kwargs)
+
+    study.enqueue_missing()
+    assert len(asked) == 1
+    monkeypatch.setattr(study._study, "get_trials", failing)
+    study.enqueue_missing()
+    assert len(asked) == 2, "the one before the connection was lost; none after it"
+
+
+def test_a_disk_that_fills_while_a_run_is_trained(tmp_path, monkeypatch):
+    """Optuna's assertion "Should not reach." is no traceback here."""
+    study = Study(settings(tmp_path, placements=("none",), repeats=1), {"epochs": 2})
+    study.enqueue_missing()
+
+    def full(*args, **kwargs):
+        try:
+            raise StorageInternalError("wrapped") from sqlite3.OperationalError("database or disk is full")
+        finally:
+            raise AssertionError("Should not reach.")
+
+    monkeypatch.setattr(study._study, "tell", full)
+    with pytest.raises(InputError, match="disk is full; make room and repeat the command, which goes on where it stopped"):
+        study.work_once(lambda run: record())
+
+
+def test_an_error_of_the_training_is_none_of_the_database(tmp_path):
+    study = Study(settings(tmp_path, placements=("none",), repeats=1), {"epochs": 2})
+    study.enqueue_missing()
+    for error in (ZeroDivisionError("mine"), KeyboardInterrupt()):
+
+        def train(run, error=error):
+            raise error
+
+        with pytest.raises(type(error)):
+            study.work_once(train)
+        assert study.enqueue_missing() == 1, "others may train it at once"
+    assert study.work_once(lambda run: record())
 
 
 def test_a_process_that_was_taken_for_dead_keeps_nothing(tmp_path):

@@ -64,7 +64,11 @@ diverged  the loss stopped being finite, or training ended no better than guessi
 )
 @click.option("--jobs", default=1, show_default=True, metavar="N", help="Processes that train at the same time.")
 @click.option("--out", metavar="DIR", help="Folder of the results. [default: evennorm-runs/DATA-MODEL-ENGINE]")
-@click.option("--storage", metavar="URL", help="Database that several machines share. [default: a SQLite file in --out]")
+@click.option(
+    "--storage",
+    metavar="URL",
+    help="Database that several machines share; waited for, where it goes away. [default: SQLite, in --out]",
+)
 @click.option(
     "--seed", default=0, show_default=True, metavar="N", help="Another one gives other weights, orders and dropout."
 )
@@ -87,8 +91,8 @@ def compare(ctx: click.Context, placements: str, learning_rates: str | None, as_
     from evennorm.tools.compare import compare as compared
 
     try:
-        with _bar() as progress:
-            comparison = compared(progress=progress, **options)
+        with _bar() as (progress, notice):
+            comparison = compared(progress=progress, notice=notice, **options)
     except KeyboardInterrupt:
         click.echo("evennorm: interrupted; finished runs are kept, the same command goes on from there", err=True)
         ctx.exit(INTERRUPTED)
@@ -99,8 +103,8 @@ def compare(ctx: click.Context, placements: str, learning_rates: str | None, as_
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[float, int], None]]:
-    """A progress bar on stderr; yields what moves it."""
+def _bar() -> Iterator[tuple[Callable[[float, int], None], Callable[[str], None]]]:
+    """A progress bar on stderr; yields what moves it, and what writes a line above it. Neither is seen but by a person."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -126,7 +130,11 @@ def _bar() -> Iterator[Callable[[float, int], None]]:
             interrupted()
             bar.update(task, description=f"{int(done)} of {total} runs", completed=done, total=total)
 
-        yield move
+        def note(text: str) -> None:
+            if console.is_interactive:
+                console.print(text, style="yellow", highlight=False, markup=False)
+
+        yield move, note
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
@@ -35,6 +35,7 @@ def compare(
     storage: str | None = None,
     seed: int = 0,
     progress: Report | None = None,
+    notice: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Trains each placement of batch normalization x learning rate x repeat, and tells which differences that shows.
 
@@ -54,6 +55,7 @@ def compare(
         storage: URL of an Optuna storage that several machines share; None is a SQLite file in `out`.
         seed: another one gives other initial weights, orders and dropout in every repeat.
         progress: called with the number of runs done, in parts, and of all.
+        notice: called with what to know meanwhile, such as that a database does not answer and is waited for.
 
     Raises:
         EvennormError: data, model or an argument cannot be used, or the storage holds a study of other settings.
@@ -90,8 +92,8 @@ def compare(
     for placement in settings.placements:
         architecture.place(placement)  # an impossible one is told before anything is trained
     _check_writable(Path(settings.out))
-    study = Study(settings, fingerprint)
-    told = Progress(settings, len(study.records()), progress or (lambda done, total: None))
+    study = Study(settings, fingerprint, notice)
+    told = Progress(settings, len(study.records()), progress or (lambda done, total: None), notice)
     if jobs == 1 or not study.enqueue_missing():
         work(study, trainer, told)
     else:

@@ -102,7 +102,8 @@ def read_npz(path: Path) -> Labelled:
             missing = [key for key in NPZ_KEYS if key not in arrays]
             if missing:
                 raise InputError(
-                    f"{path} must hold the arrays {', '.join(NPZ_KEYS)}; {', '.join(missing)} is missing; "
+                    f"{path} must hold the arrays {', '.join(NPZ_KEYS)}, training and test apart; "
+                    f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; "
                     f"it holds {', '.join(arrays.files) or 'nothing'}"
                 )
             x, y, x_test, y_test = (arrays[key] for key in NPZ_KEYS)

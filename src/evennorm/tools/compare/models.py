@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from evennorm.errors import EvennormError, InputError, first_line
 from evennorm.tools.compare.data import Data
-from evennorm.tools.imported import imported
+from evennorm.tools.imported import imported, misnamed
 
 if TYPE_CHECKING:
     import keras
@@ -92,6 +92,8 @@ def load_model(model: str, data: Data) -> Architecture:
     elif re.fullmatch(r"[\w.]+:\w+", model):
         name, build = model, _from_function(model, data)
     else:
+        if hint := misnamed(model):
+            raise InputError(f"--model {model}: {hint}")
         raise InputError(
             f"models are article-cnn, paper-mlp, a .keras file or module:function; "
             f"received {model!r}, which is none of these"

@@ -30,13 +30,15 @@ Report = Callable[[float, int], None]
 class Progress:
     """Adds up what several workers have done."""
 
-    def __init__(self, settings: Settings, finished: int, report: Report):
+    def __init__(self, settings: Settings, finished: int, report: Report, notice: Callable[[str], None] = lambda text: None):
         self._epochs = settings.epochs
         self._total = len(settings.runs)
         self._finished = finished
         self._partial: dict[int, float] = {}
         self._report = report
         self._lock = threading.Lock()
+        self.notice = notice
+        """Is told what the user should know meanwhile."""
         report(finished, self._total)
 
     def epoch(self, worker: int = 0) -> None:
@@ -146,6 +148,8 @@ def _read(index: int, worker: subprocess.Popen[str], progress: Progress, problem
             progress.epoch(index)
         elif event == "run":
             progress.run(index)
+        elif event == "notice":
+            progress.notice(detail)
         else:
             problem = detail
     code = worker.wait()

@@ -46,7 +46,8 @@ def _work(settings: Settings, tell: Any) -> None:
             tell("run")
 
     data, architecture, fingerprint = prepare(settings)
-    work(Study(settings, fingerprint), Trainer(settings, data, architecture), Told(settings, 0, lambda done, total: None))
+    study = Study(settings, fingerprint, lambda text: tell("notice", text))
+    work(study, Trainer(settings, data, architecture), Told(settings, 0, lambda done, total: None))
 
 
 def _end_with_parent() -> None:

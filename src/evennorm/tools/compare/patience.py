@@ -1,0 +1,113 @@
+"""Tell what went wrong in a database, and try again with patience where that may help."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError
+
+PATIENCE_SECONDS = 180
+"""How long a database that does not answer any more is waited for."""
+RACE_SECONDS = 60
+"""How long two processes that make one study at the same moment try to."""
+FIRST_WAIT, LONGEST_WAIT = 0.25, 15.0
+"""Seconds between two tries: each is twice the one before."""
+
+STORAGE_ERRORS = (StorageInternalError, DuplicatedStudyError, sqlalchemy.exc.SQLAlchemyError)
+T = TypeVar("T")
+
+
+def patiently(
+    call: Callable[[], T],
+    helps: Callable[[BaseException], bool],
+    seconds: float,
+    notice: Callable[[BaseException], None] = lambda error: None,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> T:
+    """What a call gives, made again and again for so many seconds where it fails by something that waiting `helps`.
+
+    Example:
+        >>> tries = iter([OSError(), OSError(), "there"])
+        >>> def call():
+        ...     if isinstance(found := next(tries), OSError):
+        ...         raise found
+        ...     return found
+        >>> patiently(call, lambda error: True, 60, sleep=lambda seconds: None)
+        'there'
+    """
+    end, wait = clock() + seconds, FIRST_WAIT
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            if not helps(error) or clock() >= end:
+                raise
+            notice(error)
+        sleep(min(wait, max(end - clock(), 0)))
+        wait = min(2 * wait, LONGEST_WAIT)
+
+
+def is_of_storage(error: BaseException) -> bool:
+    """Whether a database failed: also where Optuna, in handling that, raises something else (AssertionError)."""
+    return any(isinstance(each, STORAGE_ERRORS) for each in chain(error)) or _is_raised_by_optuna(error)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether the connection to a server of databases was lost, or cannot be made."""
+    return any(
+        isinstance(each, sqlalchemy.exc.DBAPIError)
+        and (
+            each.connection_invalidated or isinstance(each, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError)
+        )
+        and not _is_of_sqlite(each)
+        for each in chain(error)
+    )
+
+
+def is_race(error: BaseException) -> bool:
+    """Whether another process was making the same tables or the same study."""
+    return any(
+        isinstance(each, sqlalchemy.exc.IntegrityError | DuplicatedStudyError)
+        or (
+            isinstance(each, sqlalchemy.exc.DBAPIError)
+            and any(words in str(each.orig) for words in ("already exists", "is locked", "schema has changed"))
+        )
+        for each in chain(error)
+    )
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on to the first cause.
+
+    Example:
+        >>> try:
+        ...     try:
+        ...         {}["key"]
+        ...     finally:
+        ...         assert False
+        ... except AssertionError as error:
+        ...     print([type(each).__name__ for each in chain(error)])
+        ['AssertionError', 'KeyError']
+    """
+    found: BaseException | None = error
+    seen: set[int] = set()
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        yield found
+        found = found.__cause__ or found.__context__
+
+
+def _is_of_sqlite(error: sqlalchemy.exc.DBAPIError) -> bool:
+    return type(error.orig).__module__ == "sqlite3"
+
+
+def _is_raised_by_optuna(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith(f"{optuna.__name__}.")

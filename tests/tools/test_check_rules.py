@@ -166,7 +166,7 @@ def test_statistics_that_were_never_updated() -> None:
 def test_an_untrained_model_has_nothing_to_update() -> None:
     assert codes(one({"state": state(**NEW)})) == []
     assert codes(one({"state": state(**NEW, updates=0)}, iterations=None)) == []
-    assert codes(one({"state": state(**FRESH, mode=2)})) == []
+    assert codes(one({"state": state(**FRESH, mode=1)})) == []
     zero = state(**(NEW | {"gamma": np.zeros(4)}))  # the last of a residual block, at the beginning
     assert codes(one({"state": zero})) == []
 
@@ -352,6 +352,8 @@ def test_values_of_replicas_and_ghost_batches() -> None:
 def test_batch_statistics_at_inference() -> None:
     assert codes(one({"training": True})) == ["BN506"]
     assert codes(one({"training": False})) == []
+    assert codes(one({"state": state(mode=2)})) == codes(one({"state": state(mode=2), "trainable": False})) == ["BN506"]
+    assert codes(one({"state": state(mode=1)})) == []
 
 
 # The catalogue

@@ -17,6 +17,14 @@ _SHOWN = 12
 """Layers in the table; those that moved most."""
 
 
+_NOTES = """\
+mean moved by  the channel that moved most, in standard deviations of the data
+sd times       new by old standard deviation, of the channel where that is furthest from 1
+drift          root mean square over the channels, in old standard deviations, as `evennorm check --data` has it, which takes
+               it where all layers normalize by the batch, as --one-pass does; else each is measured behind recalibrated ones
+"""
+
+
 @click.command()
 @click.argument("model")
 @click.option(
@@ -83,15 +91,17 @@ def _print(done: Recalibration, output: str) -> None:
     say(f"{done.model} on {done.data}: {layers}, {done.samples:,} samples, {passes}\n", "bold")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("layer", overflow="fold")
-    for header in ("values per channel", "mean moved by", "sd times"):
+    for header in ("values per channel", "mean moved by", "sd times", "drift"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("")
     moved = sorted(done.layers, key=lambda layer: -max(layer.shift, abs(math.log(layer.stretch or 1e-300))))[:_SHOWN]
     for layer in (layer for layer in done.layers if layer in moved):
         shift = f"{layer.shift:.3g} sd" if math.isfinite(layer.shift) else "was no number"
         stretch = f"{layer.stretch:.3g}" if math.isfinite(layer.stretch) else "was no number"
-        table.add_row(layer.name, f"{layer.values:,}", shift, stretch, "frozen" if layer.frozen else "")
+        drift = f"{layer.drift:.3g}" if math.isfinite(layer.drift) else "was no number"
+        table.add_row(layer.name, f"{layer.values:,}", shift, stretch, drift, "frozen" if layer.frozen else "")
     console.print(table)
+    say(f"\n{_NOTES}", "dim")
     if len(done.layers) > _SHOWN:
         say(f"and {len(done.layers) - _SHOWN} more, which moved less", "dim")
     for name, why in done.left:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from evennorm.core.data_format import DataFormat
 from evennorm.core.network import Network, Role, Step
+from evennorm.tools.check.averages import moved, never_updated, updates
 from evennorm.tools.check.flow import declared_axis, resolved_axis
 from evennorm.tools.check.rule import Found, Subject, each_layer, rule
 
@@ -44,6 +45,19 @@ def _what(step: Step, axis: int, known: str) -> str:
     return f"it normalizes along axis {axis}, so that {positions} has its own mean and gamma, but {known}"
 
 
+def _trained(subject: Subject, step: Step) -> str:
+    """A warning, where a layer was trained as it is: what it holds belongs to its axis."""
+    state = step.state
+    if state is None or not (
+        updates(subject, step) or moved(state) or (state.mean is not None and not never_updated(state))
+    ):
+        return ""
+    return (
+        "; it was trained so, and its gamma, beta and statistics belong to that axis: changing it breaks the model until it "
+        "is trained anew"
+    )
+
+
 @rule(
     "BN101",
     "wrong-axis",
@@ -60,7 +74,7 @@ def wrong_axis(subject: Subject) -> Iterator[Found]:
                 remedy = "move the channels to axis 1 in front of the layer (x.transpose(1, -1)) and back behind it"
             else:
                 remedy = f"use axis={-1 if right == rank - 1 else right}"
-            yield Found(step.layer, _what(step, axis, known), remedy)
+            yield Found(step.layer, _what(step, axis, known) + _trained(subject, step), remedy)
 
 
 @rule(
@@ -74,4 +88,5 @@ def wrong_axis(subject: Subject) -> Iterator[Found]:
 def channels_first_axis(subject: Subject) -> Iterator[Found]:
     for step, axis, right, known in _wrong(subject):
         if _is_channels_first(step, axis, right):
-            yield Found(step.layer, _what(step, axis, known), "use axis=1, or move the channels to the end and keep axis=-1")
+            remedy = "use axis=1, or move the channels to the end and keep axis=-1"
+            yield Found(step.layer, _what(step, axis, known) + _trained(subject, step), remedy)

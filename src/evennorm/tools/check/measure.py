@@ -16,6 +16,7 @@ from evennorm.errors import EvennormError, InputError, first_line
 from evennorm.numpy import merge, moments
 from evennorm.tools.check.drift import DRIFT, SPREAD
 from evennorm.tools.data.batch import leaves
+from evennorm.tools.recalibrate.population import drift, drifts
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,12 @@ class LayerMeasurement:
     @property
     def drifts(self) -> np.ndarray:
         """Distances between the two means, in moving standard deviations."""
-        scale = np.sqrt(np.maximum(self.moving_variance, 0) + self.epsilon + np.finfo(np.float32).tiny)
-        found = np.abs(self.batch_mean - self.moving_mean) / scale
-        return np.where(np.isfinite(found), found, np.inf)
+        return drifts(self.batch_mean, self.moving_mean, self.moving_variance, self.epsilon)
 
     @property
     def drift(self) -> float:
-        """Their root mean square over the channels."""
-        return float(np.sqrt(np.mean(self.drifts**2)))
+        """Their root mean square over the channels, which `recalibrate` gives by the same name."""
+        return drift(self.batch_mean, self.moving_mean, self.moving_variance, self.epsilon)
 
     @property
     def variance_ratio(self) -> float:

@@ -45,6 +45,8 @@ def _measured(report: Report) -> Iterator[Line]:
     if measured.layers:
         worst = max(measured.layers, key=lambda layer: layer.drift)
         rows.append(("largest drift", f"{worst.drift:.3g} standard deviations, in {worst.layer}"))
+        rows.append(("", "(moving ones, root mean square over channels, all layers by the"))
+        rows.append(("", "batch; recalibrate measures each layer behind recalibrated ones)"))
     yield from (Line("", f"  {name:18} {value}") for name, value in rows)
 
 

@@ -192,7 +192,18 @@ def _values(subject: Subject, step: Step) -> int | None:
 )
 def always_training(subject: Subject) -> Iterator[Found]:
     for step in each_layer(subject.network):
-        if subject.network.framework != "torch" and step.training and step.trainable:
+        torch = subject.network.framework == "torch"
+        if step.state is not None and step.state.mode == 2:
+            yield Found(
+                step.layer,
+                f"{'it keeps no running statistics' if torch else 'it is of mode 2'}, and so normalizes by the batch at "
+                "inference too",
+                "keep running statistics (track_running_stats=True) and train on until they have followed the data"
+                if torch
+                else "use mode=0 and train on until the moving statistics have followed the data",
+                why="A prediction depends on which samples share its batch.",
+            )
+        elif not torch and step.training and step.trainable:
             yield Found(
                 step.layer,
                 "its call is fixed to training=True",

@@ -18,7 +18,7 @@ from evennorm.tools.data import Data, check_fit, open_data
 from evennorm.tools.models import Opened, open_model
 from evennorm.tools.recalibrate.effect import Effect, effect, outputs
 from evennorm.tools.recalibrate.passes import Passes
-from evennorm.tools.recalibrate.population import Population, distance
+from evennorm.tools.recalibrate.population import Population, distance, drift
 from evennorm.tools.recalibrate.report import Layer, Recalibration
 from evennorm.tools.recalibrate.schedule import Stage, stages
 
@@ -53,12 +53,12 @@ def recalibrate(
     Args:
         model: a keras.Model, a torch.nn.Module, or whatever `evennorm.tools.models.open_model` takes.
         data: whatever `evennorm.tools.data.open_data` takes; labels are needed for accuracies only.
-        batches: how many to take; all by default. Of arrays they are taken from all over.
+        batches: how many to take; all by default. Of arrays they are from all over; a note says where there are fewer.
         batch_size: of arrays and files; iterables have their own.
         one_pass: take all statistics in one pass, each layer normalizing by the batch meanwhile: faster, and exact for the
             first layers only.
         keep_frozen: leave layers alone that are not trainable.
-        measure: run the model before and after, for accuracies and differences.
+        measure: run the model before and after, for accuracies and differences: on the same data, as a note says.
         cache: bytes of memory for values between layers; half of what is free by default.
         progress: is told how far it is.
 
@@ -144,6 +144,16 @@ class _Work:
         for path, statistics in final.items():  # a layer that follows batches at inference too has moved meanwhile
             self.program.layers[path].write(*statistics)
         changed = None if first is None or last is None else effect(first, last)
+        if self._limit is not None and passes.batches is not None and passes.batches < self._limit:
+            notes.append(
+                f"{self._limit} batches were asked for, and {self._data.name} holds {_batches(passes.batches)}: "
+                "the statistics are of all of them"
+            )
+        if changed is not None and changed.measure is not None:
+            notes.append(
+                f"the {changed.measure} is of the data that the statistics were taken from, which favours them; "
+                "judge the model by other data"
+            )
         samples = last.samples if last is not None else self._data.samples or 0
         left = tuple(self._left.items())
         return Recalibration(self._opened.name, self._data.name, samples, taken, layers, left, changed, tuple(notes))
@@ -199,7 +209,8 @@ class _Work:
         old, layer = before[path], self.program.layers[path]
         mean, variance = population.statistics(path)
         shift, stretch = change(mean, variance, old)
-        return Layer(path, population.count(path), shift, stretch, layer.frozen, old, layer.state())
+        off = drift(mean, old.mean, old.variance, old.epsilon)
+        return Layer(path, population.count(path), shift, stretch, off, layer.frozen, old, layer.state())
 
     def _outputs(self, what: str) -> Any:
         self._begin(what, None)
@@ -218,6 +229,10 @@ class _Work:
             self._progress(self._what, self._count, self._total)
 
 
+def _batches(number: int) -> str:
+    return f"{number} batch{'es' * (number != 1)}"
+
+
 def program_of(opened: Opened) -> Program:
     """The calls of an opened model."""
     if opened.framework == "keras":
@@ -230,7 +245,7 @@ def program_of(opened: Opened) -> Program:
 
 
 def change(mean: np.ndarray, variance: np.ndarray, old: Any) -> tuple[float, float]:
-    """The largest shift of a mean, in standard deviations, and the ratio of deviations that is furthest from 1."""
+    """The largest shift of a mean, in new standard deviations, and the ratio of deviations that is furthest from 1."""
     deviation = np.sqrt(variance + old.epsilon + np.finfo("float32").tiny)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         shift = np.abs(mean - np.asarray(old.mean, "float64").reshape(mean.shape)) / deviation

@@ -18,9 +18,15 @@ class Layer:
     values: int
     """How many values of each channel the statistics are of."""
     shift: float
-    """The largest distance of a moving mean from what it was, in standard deviations."""
+    """The largest distance of a moving mean from what it was, in standard deviations of the data."""
     stretch: float
     """The standard deviation by what it was, of the channel where that is furthest from 1."""
+    drift: float
+    """What `check` calls so: the root mean square of these distances over the channels, in the old standard deviations.
+
+    `check` measures it where all layers normalize by the batch, as in training and as with `one_pass`; here each layer is
+    measured behind recalibrated ones. So the two agree for layers with no other in front, if the data are the same.
+    """
     frozen: bool
     before: BatchNormState
     after: BatchNormState
@@ -49,6 +55,7 @@ class Recalibration:
                 "values": layer.values,
                 "shift": layer.shift,
                 "stretch": layer.stretch,
+                "drift": layer.drift,
                 "frozen": layer.frozen,
             }
             for layer in self.layers

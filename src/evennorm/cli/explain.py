@@ -57,11 +57,28 @@ def parsed_shape(text: str) -> list[int | None]:
         InputError: something else than whole numbers and ?, or nothing at all.
     """
     rule = "--shape takes whole numbers, ? where a size is unknown, as in 32,28,28,3"
+    check_commas("--shape", text)
     parts = _parts(text, rule)
     for part in parts:
         if not re.fullmatch(r"[0-9]{1,18}|\?|None", part):
-            raise InputError(f"{rule}; received {part!r} in {text!r}")
+            received = repr(text) if part == text else f"{part!r} in {text!r}"
+            raise InputError(f"{rule}; received {received}")
     return [int(part) if part.isdigit() else None for part in parts]
+
+
+def check_commas(option: str, text: str) -> None:
+    """
+    Raises:
+        InputError: the sizes are separated by something else, as in 32x28x28.
+
+    Example:
+        >>> check_commas("--shape", "32x28x28")
+        Traceback (most recent call last):
+        evennorm.errors.InputError: --shape takes sizes with commas in between; received '32x28x28'; write 32,28,28
+    """
+    sizes = re.split(r"\s*[xX*\u00d7; ]\s*", text.strip(" ()[]"))
+    if len(sizes) > 1 and all(re.fullmatch(r"[0-9]+|\?|None", size) for size in sizes):
+        raise InputError(f"{option} takes sizes with commas in between; received {text!r}; write {','.join(sizes)}")
 
 
 def parsed_axes(text: str) -> list[int]:

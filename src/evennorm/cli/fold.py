@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from evennorm.cli.explain import check_commas
 from evennorm.errors import InputError
 
 
@@ -71,6 +72,7 @@ def _sizes(text: str) -> tuple[int, ...]:
     Raises:
         InputError: something else than whole numbers above 0.
     """
+    check_commas("--input-shape", text)
     parts = text.strip(" ()[]").split(",")
     if not all(re.fullmatch(r"\s*[1-9][0-9]{0,8}\s*", part) for part in parts):
         raise InputError(f"--input-shape takes the sizes of one sample, as in 3,224,224; received {text!r}")

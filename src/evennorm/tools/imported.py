@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from evennorm.errors import InputError, first_line
@@ -26,6 +28,8 @@ def imported(name: str, label: str, absent: str) -> Any:
         2
     """
     module, _, function = name.partition(":")
+    if hint := misnamed(name):
+        raise InputError(f"{label}: {hint}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -39,3 +43,24 @@ def imported(name: str, label: str, absent: str) -> Any:
             raise InputError(f"{label}: {module} has no {absent}")
         found = getattr(found, part)
     return found
+
+
+def misnamed(text: str) -> str:
+    """What to write instead of a text that was meant as `module:function`; "" where it may be one, or is something else.
+
+    Example:
+        >>> misnamed("nets/small.py:build")
+        'a module is named as in an import, without .py and with dots for folders; write nets.small:build'
+        >>> misnamed("nets.small:build")
+        ''
+    """
+    path, _, function = text.rpartition(":")
+    if function and path.endswith(".py"):
+        module = ".".join(part for part in Path(path).with_suffix("").parts if part not in (".", os.sep))
+        return f"a module is named as in an import, without .py and with dots for folders; write {module}:{function}"
+    file = Path(text.replace(".", os.sep) if re.fullmatch(r"\w+(\.\w+)*", text) and not text.endswith(".py") else text)
+    file = file if file.suffix == ".py" else file.with_name(f"{file.name}.py")
+    if text and not path and file.is_file():
+        module = ".".join(file.with_suffix("").parts)
+        return f"{file} is a module; name the function in it too, as in {module}:build"
+    return ""

@@ -19,7 +19,7 @@ from typing import Any
 from evennorm.errors import InputError, MissingExtra, first_line
 from evennorm.tools.archives import check_hdf5_file, check_zip
 from evennorm.tools.atomic import replacing
-from evennorm.tools.imported import imported
+from evennorm.tools.imported import imported, misnamed
 from evennorm.tools.weights import as_safetensors, load_weights
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -163,6 +163,8 @@ def prepare_keras_if_installed() -> None:
 
 
 def _from_file(path: Path) -> Opened:
+    if (hint := misnamed(str(path))) and (path.suffix == ".py" or not path.exists()):
+        raise InputError(f"{path} is no model: {hint}")
     if not path.exists():
         raise InputError(f"there is no file {path}; a model is {_FORMS}")
     if path.is_dir():

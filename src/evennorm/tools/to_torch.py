@@ -43,8 +43,13 @@ def write_state_dict(model: Any, path: str | os.PathLike[str], epsilon: float | 
 
     found = torch_state_dict(model, epsilon)
     if not found.arrays:
-        why = "; ".join(f"{layer}: {reason}" for layer, reason in found.left.items()) or "it has no weights"
-        raise InputError(f"no layer of {model.name} can be written for torch ({why})")
+        left = [f"{layer}: {reason}" for layer, reason in found.left.items()]
+        more = [f"and {len(left) - 3} more"] if len(left) > 3 else []
+        why = "; ".join([*left[:3], *more]) or "none of its layers has weights"
+        raise InputError(
+            f"{model.name} has no layer to write for torch ({why}); "
+            "written are Dense, convolutions, Embedding, BatchNormalization, LayerNormalization and PReLU"
+        )
     content = as_safetensors(found.arrays, found.metadata)
     with replacing(path) as partial:
         partial.write_bytes(content)

@@ -60,6 +60,13 @@ def check_kind(path: str | os.PathLike[str]) -> None:
     if h5py.is_hdf5(shown):
         return
     if zipfile.is_zipfile(shown):
+        with zipfile.ZipFile(shown) as archive:
+            arrays = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        if arrays:
+            raise InputError(
+                f"{shown!r} is an archive of NumPy arrays (.npz) and no model: it holds {', '.join(arrays[:4])}"
+                f"{f' and {len(arrays) - 4} more' * (len(arrays) > 4)}; give an .h5 or .hdf5 file that Keras 1 or 2 wrote"
+            )
         raise InputError(f"{shown!r} is a zip archive, as Keras 3 writes .keras files; it needs no migration")
     raise InputError(f"an old Keras file is HDF5, and {shown!r} is not; give an .h5 or .hdf5 file that Keras 1 or 2 wrote")
 

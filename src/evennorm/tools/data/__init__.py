@@ -19,7 +19,7 @@ from evennorm.tools.data.batch import Batch, Data, Pair
 from evennorm.tools.data.fit import check_fit
 from evennorm.tools.data.folders import open_folder
 from evennorm.tools.data.streams import from_stream
-from evennorm.tools.imported import imported
+from evennorm.tools.imported import imported, misnamed
 
 __all__ = ["Batch", "Data", "check_fit", "open_data"]
 
@@ -61,6 +61,8 @@ def open_data(source: Any, framework: str = "keras") -> Data:
 
 def _from_text(text: str, framework: str) -> Data:
     path = Path(text)
+    if (hint := misnamed(text)) and (path.suffix == ".py" or not path.exists()):
+        raise InputError(f"{text} is no data: {hint}")
     if path.is_dir():
         return open_folder(path, framework)
     if path.is_file():

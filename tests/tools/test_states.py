@@ -217,3 +217,113 @@ def test_what_torch_has_not(tmp_path) -> None:
     with pytest.raises(InputError, match="is written to"):
         write_state_dict(model, tmp_path / "net.pt")
     assert list(tmp_path.iterdir()) == []
+
+
+def flattening(shape, *middle, first=(), data_format="channels_last", flatten=None):
+    """A network of images or rows that is flattened, with weights of every kind behind it."""
+    keras.utils.set_random_seed(0)
+    flatten = layers.Flatten(data_format=data_format) if flatten is None else flatten
+    parts = [*first, flatten, *middle, layers.Dense(3, name="head")]
+    model = keras.Sequential([keras.Input(shape), *parts])
+    for variable in model.variables:
+        variable.assign(random.uniform(0.5, 2, variable.shape))
+    return model
+
+
+class AsTorch(nn.Module):
+    """What a person writes in torch: images channels first, and all else as it is."""
+
+    def __init__(self, model, images):
+        super().__init__()
+        self.images, self.kinds = images, []
+        for layer in model.layers:
+            match layer:
+                case layers.Conv2D() | layers.Conv1D():
+                    kind = nn.Conv2d if isinstance(layer, layers.Conv2D) else nn.Conv1d
+                    made = kind(layer.kernel.shape[-2], layer.filters, layer.kernel_size)
+                case layers.Dense():
+                    made = nn.Linear(*layer.kernel.shape)
+                case layers.PReLU():
+                    made = nn.PReLU(layer.alpha.shape[-1])
+                case layers.LayerNormalization():
+                    made = nn.LayerNorm(layer.gamma.shape[-1], eps=layer.epsilon)
+                case layers.BatchNormalization():
+                    made = nn.BatchNorm1d(layer.gamma.shape[-1], eps=layer.epsilon)
+                case layers.Flatten() | layers.Reshape():
+                    made = nn.Flatten()
+                case layers.MaxPooling2D():
+                    made = nn.MaxPool2d(2)
+                case _:
+                    made = nn.Identity()
+            self.add_module(layer.name, made)
+            self.kinds.append(layer.name)
+
+    def forward(self, x):
+        x = x.movedim(-1, 1) if self.images else x
+        for name in self.kinds:
+            x = getattr(self, name)(x)
+        return x
+
+
+EVERY = (layers.PReLU, layers.LayerNormalization, layers.BatchNormalization, lambda: layers.Dropout(0.5))
+
+
+@pytest.mark.parametrize(
+    ("shape", "first", "images"),
+    [
+        ((28, 20), (), False),  # rows of pixels: no axis of them is the channel
+        ((6, 5, 3), (), True),
+        ((6, 5, 3), (lambda: layers.Conv2D(4, 2),), True),
+        ((6, 6, 3), (lambda: layers.Conv2D(4, 1), lambda: layers.MaxPooling2D(2)), True),
+        ((7, 3), (lambda: layers.Conv1D(4, 2),), True),
+        ((7, 3), (lambda: layers.Dense(4),), False),  # sequences of features have no other order in torch
+    ],
+)
+@pytest.mark.parametrize("flatten", [layers.Flatten, lambda: layers.Reshape((-1,))])
+def test_what_is_flattened_is_in_the_order_of_torch(shape, first, images, flatten) -> None:
+    """Held to the outputs: a wrong order fits all shapes."""
+    middle = [kind() for kind in EVERY]
+    model = flattening(shape, *middle, first=[make() for make in first], flatten=flatten())
+    found = torch_state_dict(model)
+    assert found.left == {}
+    network = AsTorch(model, images).eval()
+    network.load_state_dict({name: torch.tensor(array) for name, array in found.arrays.items()})
+    x = random.normal(size=(5, *shape)).astype("float32")
+    with torch.no_grad():
+        y = network(torch.tensor(x)).numpy()
+    np.testing.assert_allclose(y, model.predict(x, verbose=0), rtol=1e-4, atol=1e-4)
+
+
+def test_what_channels_first_networks_flatten() -> None:
+    """Keras's Flatten moves the channels to the end if it is told of them, and keeps the order if not."""
+    for data_format, same in (("channels_first", False), ("channels_last", True)):
+        pooling = layers.ZeroPadding2D(0, data_format="channels_first")
+        model = flattening((3, 4, 5), first=[pooling], data_format=data_format)
+        weight = torch_state_dict(model).arrays["head.weight"]
+        kernel = np.asarray(keras.ops.convert_to_numpy(model.get_layer("head").kernel)).T
+        places = np.arange(60) if same else np.arange(60).reshape(4, 5, 3).transpose(2, 0, 1).reshape(-1)
+        np.testing.assert_array_equal(weight, kernel[:, places])
+
+
+def test_an_order_that_is_not_known_is_left_out() -> None:
+    x = keras.Input((4, 4, 2))
+    flat = layers.Flatten()(x)
+    y = layers.Concatenate()([flat, layers.Dense(3, name="beside")(flat)])
+    model = keras.Model(x, layers.Dense(2, name="head")(y))
+    found = torch_state_dict(model)
+    assert set(found.left) == {"head"}
+    assert "flattened in different orders" in found.left["head"]
+    assert "beside.weight" in found.arrays
+    turned = keras.Sequential(
+        [x, layers.Flatten(), layers.Reshape((8, 4)), layers.Permute((2, 1)), layers.GlobalMaxPooling1D(), layers.Dense(2)]
+    )
+    assert "which may put them in another order" in next(iter(torch_state_dict(turned).left.values()))
+
+
+def test_sums_of_flattened_values_keep_their_order() -> None:
+    x = keras.Input((4, 5, 2))
+    flat = layers.Flatten()(x)
+    model = keras.Model(x, layers.Dense(2, name="head")(layers.Add()([flat, layers.ReLU()(flat)])))
+    places = np.arange(40).reshape(4, 5, 2).transpose(2, 0, 1).reshape(-1)
+    kernel = np.asarray(keras.ops.convert_to_numpy(model.get_layer("head").kernel)).T
+    np.testing.assert_array_equal(torch_state_dict(model).arrays["head.weight"], kernel[:, places])

@@ -5,12 +5,13 @@
     Conv transpose kernel (*size, out, in)          ConvTranspose weight (in, out, *size)
     DepthwiseConv kernel (*size, in, multiplier)    Conv weight (in * multiplier, 1, *size), groups=in
 
-What is flattened is in another order in a channels-first network: layers behind a Flatten are reordered with it.
+What is flattened is in another order in a channels-first network: layers behind a Flatten are reordered with it, or left out
+where the order is not known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from evennorm.core.state import BatchNormState
 from evennorm.keras.network import batch_norm_state, network
 from evennorm.keras.program import layers_by_path
 from evennorm.keras.roles import BATCH_NORMS
+from evennorm.keras.sites import LINEAR
 
 Arrays = dict[str, np.ndarray]
 
@@ -43,6 +45,12 @@ _ELEMENTWISE = (
     *BATCH_NORMS,
 )
 """Layers that leave flattened values where they are."""
+_SUMS = (layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum)
+"""Layers of several inputs that leave them there too."""
+_PER_FEATURE = (layers.Dense, layers.PReLU, layers.LayerNormalization, *BATCH_NORMS)
+"""Layers with a weight for each of the features that they take."""
+_NEW_FEATURES = (*LINEAR, layers.Embedding, layers.RNN, layers.Bidirectional)
+"""Layers whose features are others than those they take."""
 
 
 @dataclass
@@ -177,11 +185,13 @@ def _embedding(layer: Any, order: np.ndarray | None) -> tuple[str, Arrays]:
 
 def _layer_norm(layer: Any, order: np.ndarray | None) -> tuple[str, Arrays]:
     arrays = {"weight": layer.gamma, "bias": layer.beta}
-    return f"LayerNorm, eps={layer.epsilon:g}", {key: _array(value) for key, value in arrays.items() if value is not None}
+    known = {key: _array(value) for key, value in arrays.items() if value is not None}
+    return f"LayerNorm, eps={layer.epsilon:g}", known if order is None else {key: x[order] for key, x in known.items()}
 
 
 def _prelu(layer: Any, order: np.ndarray | None) -> tuple[str, Arrays]:
-    return "PReLU", {"weight": _array(layer.alpha).reshape(-1)}
+    weight = _array(layer.alpha).reshape(-1)
+    return "PReLU", {"weight": weight if order is None else weight[order]}
 
 
 _LAYERS: tuple[tuple[tuple[type, ...], Callable[[Any, np.ndarray | None], tuple[str, Arrays]]], ...] = (
@@ -207,28 +217,88 @@ def _array(value: Any) -> np.ndarray:
 def _orders(model: keras.Model) -> Iterator[tuple[int, tuple[np.ndarray | None, str]]]:
     """For layers that take flattened values: where each stands when channels are flattened first; or why that is unknown."""
     found = network(model)
-    shapes: dict[int, set[tuple[int | None, ...] | None]] = {}
+    taken: dict[int, list[_Order]] = {}
     for step in found.steps:
-        if isinstance(step.handle, layers.Dense | BATCH_NORMS[0] | BATCH_NORMS[1]):
-            shapes.setdefault(id(step.handle), set()).add(_flattened(found, step))
-    for layer, taken in shapes.items():
-        known = [shape for shape in taken if shape is not None]
-        if len(taken) > 1:
+        if isinstance(step.handle, _PER_FEATURE) and step.shape is not None and len(step.shape) == 2:
+            taken.setdefault(id(step.handle), []).append(_order(found, step.inputs))
+    for layer, orders in taken.items():
+        unknown = next((each for each in orders if isinstance(each, str)), None)
+        if unknown is not None:
+            yield layer, (None, unknown)
+        elif not all(_same(each, orders[0]) for each in orders):
             yield layer, (None, "it is called on values that are flattened in different orders")
-        elif known and None in known[0]:
-            yield layer, (None, f"it takes values flattened from the shape {known[0]}, which is to be known")
-        elif known:
-            places = np.arange(np.prod(np.array(known[0]))).reshape([int(size or 0) for size in known[0]])
-            yield layer, (np.moveaxis(places, -1, 0).reshape(-1), "")
+        elif not isinstance(orders[0], str):
+            yield layer, (orders[0], "")
 
 
-def _flattened(found: Network, step: Step) -> tuple[int | None, ...] | None:
-    """The channels-last shape of a sample whose flattened values a step takes."""
-    while len(step.inputs) == 1:
-        step = found[step.inputs[0]]
-        if isinstance(step.handle, layers.Flatten):
-            shape = found[step.inputs[0]].shape if step.inputs else None
-            return None if shape is None or len(shape) < 3 or step.handle.data_format != "channels_last" else shape[1:]
-        if not isinstance(step.handle, _ELEMENTWISE):
+_Order = np.ndarray | str | None
+"""Where flattened values come from in Keras's order; None where that is the same; why it is not known."""
+
+
+def _same(a: _Order, b: _Order) -> bool:
+    return a is b if a is None or b is None else np.array_equal(a, b)
+
+
+def _order(found: Network, inputs: Sequence[str]) -> _Order:
+    """That of the values that these steps give."""
+    orders = [_order_of(found, found[name]) for name in inputs]
+    unknown = next((each for each in orders if isinstance(each, str)), None)
+    if unknown is not None:
+        return unknown
+    return orders[0] if orders and all(_same(each, orders[0]) for each in orders) else _mixed(orders)
+
+
+def _mixed(orders: Sequence[_Order]) -> _Order:
+    return "it takes values that are flattened in different orders" if orders else None
+
+
+def _order_of(found: Network, step: Step) -> _Order:
+    layer = step.handle
+    if isinstance(layer, layers.Flatten) or (isinstance(layer, layers.Reshape) and len(layer.target_shape) == 1):
+        return _flattened(found, step)
+    if isinstance(layer, _NEW_FEATURES) or not step.inputs:
+        return None
+    before = _order(found, step.inputs)
+    keeps = isinstance(layer, (*_ELEMENTWISE, layers.PReLU, layers.LayerNormalization, *_SUMS))
+    if before is None or isinstance(before, str) or keeps:
+        return before
+    return f"it takes flattened values by way of {step.layer}, which may put them in another order"
+
+
+def _flattened(found: Network, step: Step) -> _Order:
+    """That of the values of a Flatten, as torch flattens what the layers in front of it give there."""
+    shape = found[step.inputs[0]].shape if step.inputs else None
+    if shape is None:
+        return "it takes flattened values of a shape that is not known"
+    rank = len(shape)
+    channel = _channel(found, found[step.inputs[0]], rank)
+    moved = getattr(step.handle, "data_format", None) == "channels_first" and isinstance(step.handle, layers.Flatten)
+    here = [*range(2, rank), 1] if moved else list(range(1, rank))
+    natural = list(range(1, rank))
+    there = natural if channel is None else [channel, *(axis for axis in natural if axis != channel)]
+    if here == there:
+        return None
+    if None in shape[1:]:
+        return f"it takes values flattened from the shape {shape[1:]}, which is to be known"
+    sizes = [int(shape[axis] or 0) for axis in here]
+    places = np.arange(int(np.prod(sizes))).reshape(sizes)
+    order = places.transpose([here.index(axis) for axis in there]).reshape(-1)
+    return None if np.array_equal(order, np.arange(order.size)) else order
+
+
+def _channel(found: Network, step: Step, rank: int) -> int | None:
+    """The channel axis of what is flattened, which torch has in front of the positions; None where axes stay in order.
+
+    Convolutions and pooling say where the channels are; sequences of features, as recurrent and dense layers and embeddings
+    give, have no other order in torch, nor has an input of two axes, such as 28 rows of 28 pixels.
+    """
+    while step.shape is not None and len(step.shape) == rank:
+        layer = step.handle
+        if isinstance(layer, layers.Dense | layers.EinsumDense | layers.Embedding | layers.RNN | layers.Bidirectional):
+            return None if rank < 4 else rank - 1
+        if getattr(layer, "data_format", None) in ("channels_first", "channels_last"):
+            return 1 if layer.data_format == "channels_first" else rank - 1
+        if isinstance(layer, layers.Reshape | layers.Permute) or not step.inputs:
             break
-    return None
+        step = found[step.inputs[0]]
+    return None if rank < 4 else 1 if keras.config.image_data_format() == "channels_first" else rank - 1

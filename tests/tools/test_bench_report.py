@@ -124,3 +124,29 @@ def test_the_picture(found: Benchmark, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["found.png"]
     with pytest.raises(InputError, match=r"cannot write .*: No such file or directory; choose another place"):
         draw(found, tmp_path / "nowhere" / "found.png")
+
+
+def test_ratios_have_intervals_and_close_ones_are_told_apart_from_lost_ones() -> None:
+    """Six rounds or more; noise that both share does not count in turns, and counts where each was alone."""
+    noise = (1.0, 1.3, 0.9, 1.1, 1.2, 0.8, 1.0, 1.05)
+    ours = tuple(noise)
+    slower = tuple(0.9 * x for x in noise)
+    close = tuple(x * y for x, y in zip(noise, (0.95, 1.02, 0.97, 1.05, 0.99, 1.01, 0.93, 1.06), strict=True))
+
+    def case_of(protocol: str, times: tuple[float, ...]) -> Benchmark:
+        made = [
+            Row(protocol, TINY, "both", "evennorm", OURS, None, ours),
+            Row(protocol, TINY, "both", "x", "x", OURS, times),
+        ]
+        return Benchmark(Settings("numpy", (TINY,), ("both",)), {}, {}, tuple(made))
+
+    decided, undecided, alone = case_of(IN_TURNS, slower), case_of(IN_TURNS, close), case_of(ALONE, slower)
+    (found,) = decided.summaries()
+    assert found.small[0].spread.low == pytest.approx(0.9)
+    assert found.small[0].spread.high == pytest.approx(0.9)
+    assert found.lost(decided=True) == "evennorm is slower than x, forward + backward: 1.11 times as long at 8x16."
+    assert found.undecided() is None
+    for other in (undecided, alone):
+        (found,) = other.summaries()
+        assert found.lost(decided=True) is None
+        assert found.undecided() == "No difference between evennorm and x can be told, forward + backward: at 8x16."

@@ -304,3 +304,51 @@ def test_what_cannot_be_folded_at_all() -> None:
         fold("model", ())
     with pytest.raises(ArgumentError, match="fold runs the model on example inputs, which fails"):
         fold(nn.Linear(3, 4), (torch.zeros(2, 5),))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_epsilon_that_only_the_code_knows(known: bool) -> None:
+    """FrozenBatchNorm2d of DETR has it in its forward; 0 would be a guess, wrong where variances are small."""
+
+    class FrozenBatchNorm2d(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                self.register_buffer(name, torch.full((4,), 0.01))
+            if known:
+                self.eps = 0.1
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            w, b, mean, var = (each.reshape(1, -1, 1, 1) for each in (self.weight, self.bias, *list(self.buffers())[2:]))
+            return (x - mean) * (w * (var + 0.1).rsqrt()) + b
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), FrozenBatchNorm2d()).eval()
+    folded, plan = fold(model, (torch.randn(2, 3, 4, 4),))
+    assert plan.folded[0].outcome == ("folded" if known else "kept")
+    x = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(folded(x), model(x))
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_vectors_and_sequences_in_code_that_cannot_be_followed(rank: int) -> None:
+    """Chains in it are folded for the rank of the example, and refuse the other."""
+
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.BatchNorm1d(8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x) if x.sum() < 1e9 else x
+
+    examples = {2: torch.randn(5, 4), 3: torch.randn(5, 8, 4)}
+    model = trained(Branching())
+    folded, plan = fold(model, (examples[rank],))
+    assert [each.outcome for each in plan.folded] == ["folded" if rank == 2 else "scale and shift", "scale and shift"]
+    torch.testing.assert_close(folded(examples[rank]), model(examples[rank]))
+    with pytest.raises(AssertionError, match=f"folded where its input is of rank {rank}"):
+        folded(examples[5 - rank])
+    both, plan = fold(model, (examples[2],), [(examples[3],)])
+    assert {each.outcome for each in plan.folded} == {"kept"}
+    for x in examples.values():
+        torch.testing.assert_close(both(x), model(x))

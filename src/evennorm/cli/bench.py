@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from evennorm.tools.bench.report import Benchmark, Summary
     from evennorm.tools.bench.rows import Row
     from evennorm.tools.bench.steps import NetworkBenchmark
+    from evennorm.tools.spread import Median
 
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended, as shells have it."""
@@ -30,7 +32,8 @@ ARRAYS_ONLY = ("shapes", "layouts", "dtypes", "activations", "residuals", "passe
 
 _NOTES = """\
 ms         median of all rounds, with the quartiles
-ours       how many times as long as ours it takes; above 1 evennorm is faster
+ours       how many times as long as ours it takes; above 1 evennorm is faster; from six rounds on with the interval that
+           holds the median with 95 % confidence: where that holds 1, no difference can be told
 copy       how many times as long as the fastest copy of x into fresh memory
 GB/s       bytes that have to be read and written once, by time
 saved      memory kept between the passes, in sizes of x
@@ -239,8 +242,9 @@ def _print_arrays(console: Any, found: Benchmark) -> None:
         console.print(_summary_table([summary for summary in summaries if summary.protocol == protocol]))
         console.print()
         for summary in summaries:
-            if summary.protocol == protocol and (lost := summary.lost()):
-                console.print(Text(lost, style="yellow"), soft_wrap=True)
+            if summary.protocol == protocol:
+                for sentence in filter(None, (summary.lost(decided=True), summary.undecided())):
+                    console.print(Text(sentence, style="yellow"), soft_wrap=True)
 
 
 def _in_words(protocol: str) -> str:
@@ -264,9 +268,9 @@ def _summary_table(summaries: list[Summary]) -> Any:
         words = (summary.family, PASSES[summary.passes], summary.variant)
         if summary.worst is not None:
             worst = summary.worst
-            table.add_row(*words, f"{summary.mean:.2f}", f"{worst.ratio:.2f}", worst.case.place)
+            table.add_row(*words, f"{summary.mean:.2f}", times(worst.ratio, worst.spread), worst.case.place)
         for small in summary.small:
-            table.add_row(*words, "", f"{small.ratio:.2f}", small.case.place)
+            table.add_row(*words, "", times(small.ratio, small.spread), small.case.place)
     return table
 
 
@@ -294,11 +298,23 @@ def _cells(found: Benchmark, row: Row, limit: Row | None) -> tuple[str, ...]:
         row.contestant,
         milliseconds(row.median),
         f"({milliseconds(low)} to {milliseconds(high)})",
-        "" if ratio is None else f"{ratio:.2f}",
+        times(ratio, found.spread(row)),
         "" if limit is None else f"{row.median / limit.median:.2f}",
         f"{bandwidth:.1f}" if row.case.large else "",
         "" if row.saved_bytes is None else f"{row.saved_bytes / row.case.bytes:.2f}",
     )
+
+
+def times(ratio: float | None, spread: Median | None) -> str:
+    """A ratio of times, with its interval where that is known.
+
+    Example:
+        >>> times(2.0, None), times(None, None)
+        ('2.00', '')
+    """
+    if ratio is None:
+        return ""
+    return f"{ratio:.2f}" if spread is None or not spread.is_known else replace(spread, value=ratio).text(".2f")
 
 
 def milliseconds(value: float) -> str:

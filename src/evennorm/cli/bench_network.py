@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 NOTES = """\
 ms         median of all rounds, with the quartiles: zero_grad, forward, loss, backward, SGD
-ours       how many times as long as ours it takes; above 1 evennorm is faster; the median over the rounds
+ours       how many times as long as ours it takes; above 1 evennorm is faster; the median over the rounds, from six on with
+           its 95 % interval: where that holds 1, no difference can be told
 share      of an eager step that its normalization takes, by the step without
 first      seconds of the first step, in a process of its own
 kept       MB that autograd keeps for the backward pass
@@ -31,7 +32,11 @@ def print_networks(found: NetworkBenchmark, console: Any) -> None:
         console.print()
     console.print(Text(NOTES), soft_wrap=True)
     for step in steps.all:
-        if (ratio := steps.ratio(step)) is not None and ratio < 1:
+        ratio, spread = steps.ratio(step), steps.spread(step)
+        if ratio is not None and spread is not None and spread.holds_one:
+            told = f"No difference between evennorm and {step.contestant} can be told in {step.network}."
+            console.print(Text(told, style="yellow"), soft_wrap=True)
+        elif ratio is not None and ratio < 1:
             lost = f"evennorm is slower than {step.contestant} in {step.network}: {1 / ratio:.2f} times as long."
             console.print(Text(lost, style="yellow"), soft_wrap=True)
 
@@ -49,7 +54,7 @@ def _table(steps: Steps, case: NetworkCase) -> Any:
 
 
 def _cells(steps: Steps, step: Step) -> tuple[str, ...]:
-    from evennorm.cli.bench import milliseconds
+    from evennorm.cli.bench import milliseconds, times
 
     low, high = step.quartiles
     ratio, share = steps.ratio(step), steps.share(step)
@@ -57,7 +62,7 @@ def _cells(steps: Steps, step: Step) -> tuple[str, ...]:
         step.contestant,
         milliseconds(step.median),
         f"({milliseconds(low)} to {milliseconds(high)})",
-        "" if ratio is None else f"{ratio:.2f}",
+        times(ratio, steps.spread(step)),
         "" if share is None else f"{100 * share:.0f} %",
         "" if step.first is None else f"{step.first:.2f}",
         "" if step.memory is None else f"{step.memory / 1e6:.3g}",

@@ -49,6 +49,11 @@ class Median:
             return True
         return self.low <= other.high and other.low <= self.high
 
+    @property
+    def holds_one(self) -> bool:
+        """Of a ratio: whether no difference can be told, since its interval is known and holds 1."""
+        return self.low is not None and self.high is not None and self.low <= 1 <= self.high
+
     def text(self, digits: str = ".3g", unit: str = "") -> str:
         """
         Example:
@@ -67,3 +72,16 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Median:
         Median(value=2.0, low=2.0, high=2.0)
     """
     return Median.of([a / b for a, b in zip(numerators, denominators, strict=True)])
+
+
+def ratio_apart(numerators: Sequence[float], denominators: Sequence[float]) -> Median:
+    """The same of two that were not measured in turns: by the intervals of both medians, and so wider.
+
+    Example:
+        >>> ratio_apart([2, 4, 6, 8, 10, 12], [1, 1, 2, 2, 2, 4])
+        Median(value=3.5, low=0.5, high=12.0)
+    """
+    above, below = Median.of(numerators), Median.of(denominators)
+    if above.low is None or above.high is None or not below.low or not below.high:
+        return Median(above.value / below.value, None, None)
+    return Median(above.value / below.value, above.low / below.high, above.high / below.low)

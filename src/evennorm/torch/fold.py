@@ -119,6 +119,8 @@ class _View:
             return "it is a function call in the model's code"
         if is_watched(step.handle):
             return "it has hooks, which see its input and output"
+        if not hasattr(step.handle, "eps"):
+            return "its epsilon stands in its code alone"
         if names := sorted(self.read.get(step.handle, ())):
             return f"the model's code reads its {' and '.join(names)}"
         node = self.reading.nodes.get(step.name)

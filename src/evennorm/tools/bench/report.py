@@ -17,6 +17,7 @@ from evennorm.tools.bench.cases import PASSES, Case
 from evennorm.tools.bench.contestants import LIMIT
 from evennorm.tools.bench.rows import ALONE, IN_TURNS, Row
 from evennorm.tools.bench.settings import Settings
+from evennorm.tools.spread import Median, ratio, ratio_apart
 
 FORMAT = "evennorm bench 1"
 """Of the JSON file."""
@@ -29,6 +30,13 @@ class Ratio:
     case: Case
     rival: str
     ratio: float
+    spread: Median | None = None
+    """The same with its interval; None where that is not known."""
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether no difference can be told."""
+        return self.spread is not None and self.spread.holds_one
 
 
 @dataclass(frozen=True)
@@ -57,17 +65,34 @@ class Summary:
         """The cases of any size in which we lose."""
         return tuple(found for found in (*self.large, *self.small) if found.ratio < 1)
 
-    def lost(self) -> str | None:
-        """Where we are slower, in one sentence; None where we are not.
+    def undecided(self) -> str | None:
+        """Where no difference can be told, in one sentence; None where there is no such case.
+
+        Example:
+            >>> close = Ratio(Case((8, 16)), "them", 0.98, Median(0.98, 0.9, 1.1))
+            >>> summary = Summary("in turns", "", "both", "theirs", "evennorm", None, (), (close,))
+            >>> summary.undecided(), summary.lost(decided=True)
+            ('No difference between evennorm and theirs can be told, forward + backward: at 8x16.', None)
+        """
+        cases = [str(found.case) for found in (*self.large, *self.small) if found.is_undecided]
+        if not cases:
+            return None
+        return (
+            f"No difference between {self.ours} and {self.family} can be told, {PASSES[self.passes]}: at {'; '.join(cases)}."
+        )
+
+    def lost(self, decided: bool = False) -> str | None:
+        """Where we are slower, in one sentence; None where we are not. With `decided`, only where a difference can be told.
 
         Example:
             >>> tiny = Ratio(Case((8, 16)), "them", 0.8)
             >>> Summary("in turns", "", "both", "theirs", "evennorm", None, (), (tiny,)).lost()
             'evennorm is slower than theirs, forward + backward: 1.25 times as long at 8x16.'
         """
-        if not self.slower:
+        slower = [found for found in self.slower if not (decided and found.is_undecided)]
+        if not slower:
             return None
-        where = "; ".join(f"{1 / found.ratio:.2f} times as long at {found.case}" for found in self.slower)
+        where = "; ".join(f"{1 / found.ratio:.2f} times as long at {found.case}" for found in slower)
         return f"{self.ours} is slower than {self.family}, {PASSES[self.passes]}: {where}."
 
 
@@ -101,6 +126,15 @@ class Benchmark:
         ours = by_name.get(row.ours or "")
         return row.median / ours.median if ours and row.milliseconds else None
 
+    def spread(self, row: Row) -> Median | None:
+        """The same ratio with its interval: by rounds where both took turns, else by the intervals of both medians."""
+        by_name = {other.contestant: other for other in self.measured(row.protocol, row.case, row.passes)}
+        ours = by_name.get(row.ours or "")
+        if ours is None or not row.milliseconds:
+            return None
+        together = row.protocol == IN_TURNS and len(row.milliseconds) == len(ours.milliseconds)
+        return (ratio if together else ratio_apart)(row.milliseconds, ours.milliseconds)
+
     def summaries(self) -> list[Summary]:
         """Protocol by protocol, variant by variant and pass by pass, families in the order they were measured in."""
         families = dict.fromkeys((row.family, row.ours) for row in self.rows if row.ours is not None)
@@ -108,11 +142,11 @@ class Benchmark:
         found = []
         for protocol, variant, passes, (family, ours) in product(self.protocols, variants, self.settings.passes, families):
             cases = [case for case in self.settings.cases if case.variant == variant]
-            ratios = [ratio for case in cases if (ratio := self._best(protocol, passes, family, case))]
+            ratios = [best for case in cases if (best := self._best(protocol, passes, family, case))]
             if ratios:
-                large = tuple(ratio for ratio in ratios if ratio.case.large)
-                small = tuple(ratio for ratio in ratios if not ratio.case.large)
-                mean = geometric_mean([ratio.ratio for ratio in large]) if large else None
+                large = tuple(each for each in ratios if each.case.large)
+                small = tuple(each for each in ratios if not each.case.large)
+                mean = geometric_mean([each.ratio for each in large]) if large else None
                 found.append(Summary(protocol, variant, passes, family, str(ours), mean, large, small))
         return found
 
@@ -121,8 +155,8 @@ class Benchmark:
         if not rivals:
             return None
         best = min(rivals, key=lambda row: row.median)
-        ratio = self.ratio(best)
-        return None if ratio is None else Ratio(case, best.contestant, ratio)
+        found = self.ratio(best)
+        return None if found is None else Ratio(case, best.contestant, found, self.spread(best))
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON takes it."""

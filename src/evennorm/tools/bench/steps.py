@@ -16,6 +16,7 @@ from evennorm.tools.bench.cases import checked_counts
 from evennorm.tools.bench.contestants import OURS
 from evennorm.tools.bench.network_cases import NetworkCase
 from evennorm.tools.bench.rows import quartiles
+from evennorm.tools.spread import Median, ratio
 
 FORMAT = "evennorm bench networks 1"
 """Of the JSON file."""
@@ -101,6 +102,13 @@ class Steps:
         """How many times as long as ours it takes: the median over the rounds. None for ours, and where nobody compares."""
         ours = self._by_name.get((step.network, COMPARED.get(step.contestant, "")))
         return None if ours is None else self._median(step, ours, lambda theirs, ours: theirs / ours)
+
+    def spread(self, step: Step) -> Median | None:
+        """The same ratio with its interval."""
+        ours = self._by_name.get((step.network, COMPARED.get(step.contestant, "")))
+        if ours is None or not step.milliseconds or len(step.milliseconds) != len(ours.milliseconds):
+            return None
+        return ratio(step.milliseconds, ours.milliseconds)
 
     def share(self, step: Step) -> float | None:
         """The part of an eager step that its normalization takes, by the same step without: the median over the rounds."""

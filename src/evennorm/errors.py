@@ -1,5 +1,13 @@
 """The errors evennorm raises: each names the rule that was broken, what arrived and what to do. Others', as one line."""
 
+import unicodedata
+
+_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's categories of control and format characters, lone surrogates, separators of lines and of paragraphs."""
+
+_COMMANDS = (("::", ":\\x3a"), ("##[", "#\\x23["), ("##vso[", "#\\x23vso["), ("##teamcity[", "#\\x23teamcity["))
+"""What CI services obey where it stands in a log, and what is written instead."""
+
 
 class EvennormError(Exception):
     """Base of every error evennorm raises on purpose; its text is one line, fit for a terminal."""
@@ -20,8 +28,29 @@ class InputError(EvennormError, ValueError):
 class MissingExtra(EvennormError, ImportError):
     """A part of evennorm was asked for whose framework is not installed."""
 
-    def __init__(self, what: str, extra: str):
-        super().__init__(f"{what} needs a package that is not installed; install it with: pip install 'evennorm[{extra}]'")
+    def __init__(self, what: str, extra: str, package: str | None = None):
+        needed = "a package that" if package is None else f"the package {package}, which"
+        super().__init__(f"{what} needs {needed} is not installed; install it with: pip install 'evennorm[{extra}]'")
+
+
+def printable(text: object) -> str:
+    """Text of unknown origin, such as a name in a file, as one line that no terminal and no CI service obeys.
+
+    Control characters, line breaks, characters without a width or that turn the direction of writing, and lone surrogates
+    become escapes; so do the words by which CI services are commanded in their logs. All other text stays.
+
+    Example:
+        >>> print(printable("conv\\x1b[2J\\n::error::x, größer"))
+        conv\\x1b[2J\\n:\\x3aerror:\\x3ax, größer
+    """
+    shown = "".join(_escaped(c) if unicodedata.category(c) in _HIDDEN else c for c in str(text))
+    for command, harmless in _COMMANDS:
+        shown = shown.replace(command, harmless)
+    return shown
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
 def reason_of(error: BaseException) -> str:

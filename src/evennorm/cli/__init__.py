@@ -1,16 +1,16 @@
 """The `evennorm` command: one verb per tool; printing and exit codes only.
 
-Exit codes: 0 clean, 1 findings, 2 failure (bad input, or the machine said no).
+Exit codes: 0 clean, 1 findings, 2 failure (bad input, or the machine said no), 130 interrupted.
 """
 
 import sys
 
-from evennorm.errors import EvennormError, MissingExtra
+from evennorm.errors import MissingExtra
 
 try:
     import click
 except ImportError:  # the one dependency without which there is no command at all
-    print(MissingExtra("the evennorm command", "tools"), file=sys.stderr)
+    print(MissingExtra("the evennorm command", "tools", "click"), file=sys.stderr)
     sys.exit(2)
 
 from evennorm import __version__
@@ -19,24 +19,12 @@ from evennorm.cli.check import check
 from evennorm.cli.compare import compare
 from evennorm.cli.explain import explain
 from evennorm.cli.fold import fold
+from evennorm.cli.group import Group
 from evennorm.cli.migrate import migrate
 from evennorm.cli.recalibrate import recalibrate
 
 
-class _Group(click.Group):
-    """Turns every expected failure of a tool into one line on stderr and exit code 2."""
-
-    def invoke(self, ctx: click.Context) -> object:
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:  # of `evennorm ... | head`; click ends quietly
-            raise
-        except (EvennormError, OSError) as error:
-            click.echo(f"evennorm: {error}", err=True)
-            ctx.exit(2)
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="evennorm")
 def main() -> None:
     """Batch normalization you can see, trust and afford."""

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evennorm.errors import InputError
+from evennorm.cli.group import force_option
+from evennorm.errors import InputError, printable
+from evennorm.tools.interrupts import stop_if_interrupted
+from evennorm.tools.outputs import Output, check_outputs
 
 if TYPE_CHECKING:
     from evennorm.tools.bench.cases import Case
@@ -20,9 +23,6 @@ if TYPE_CHECKING:
     from evennorm.tools.bench.rows import Row
     from evennorm.tools.bench.steps import NetworkBenchmark
     from evennorm.tools.spread import Median
-
-INTERRUPTED = 130
-"""Exit code of a command that Ctrl-C ended, as shells have it."""
 
 BUSY = 0.5
 """Load average from which the user is told that others were running."""
@@ -76,9 +76,16 @@ mean       geometric, over the cases of 1 MB or more; smaller ones have lines of
 @click.option("--compile", "compiled", is_flag=True, help="With --network: under torch.compile, too.")
 @click.option("--json", "json_file", metavar="FILE", help="Write all samples, with device and versions.")
 @click.option("--plot", metavar="FILE", help="Draw a PNG: bandwidth of everyone beside that of a copy.")
+@force_option
 @click.pass_context
 def bench(
-    ctx: click.Context, json_file: str | None, plot: str | None, network: str | None, compiled: bool, **options: Any
+    ctx: click.Context,
+    json_file: str | None,
+    plot: str | None,
+    network: str | None,
+    compiled: bool,
+    force: bool,
+    **options: Any,
 ) -> None:
     """Measure batch normalization on this machine: evennorm, its rivals, and a copy as the limit.
 
@@ -94,12 +101,13 @@ def bench(
     Exit code 0: it is measured; 2: it could not be; 130: interrupted.
     """
     _check_files(json_file, plot)
+    check_outputs([Output("--json", json_file, (".json",)), Output("--plot", plot, (".png",))], {}, force)
     if network is None:
         _only_with_networks(compiled)
-        found = _interruptible(ctx, "cases", _arrays(options))
+        found = _measured("cases", _arrays(options))
     else:
         _only_with_arrays(ctx, options["engine"])
-        found = _interruptible(ctx, "networks", _networks(network, compiled, options))
+        found = _measured("networks", _networks(network, compiled, options))
     if json_file is not None:
         found.write(json_file)
     if plot is not None:
@@ -109,7 +117,7 @@ def bench(
     _print(found)
     for what, path in (("All samples", json_file), ("Picture", plot)):
         if path is not None:
-            click.echo(f"{what}: {path}")
+            click.echo(f"{what}: {printable(path)}")
 
 
 def _check_files(*paths: str | None) -> None:
@@ -150,14 +158,10 @@ def _networks(networks: str, compiled: bool, options: dict[str, Any]) -> Callabl
     return partial(bench_networks, networks, compiled, options["threads"], options["rounds"])
 
 
-def _interruptible(ctx: click.Context, what: str, measure: Callable[..., Any]) -> Any:
-    """Measure, with a bar that shows how far it is; Ctrl-C ends the command."""
-    try:
-        with _bar(what) as progress:
-            return measure(progress=progress)
-    except KeyboardInterrupt:
-        click.echo("evennorm: interrupted", err=True)
-        ctx.exit(INTERRUPTED)
+def _measured(what: str, measure: Callable[..., Any]) -> Any:
+    """Measure, with a bar that shows how far it is."""
+    with _bar(what) as progress:
+        return measure(progress=progress)
 
 
 def _words(text: str) -> list[str]:
@@ -176,6 +180,7 @@ def _bar(what: str) -> Iterator[Report]:
         task = bar.add_task("starting", total=None)
 
         def move(done: int, total: int) -> None:
+            stop_if_interrupted()
             bar.update(task, description=f"{done} of {total} {what}", completed=done, total=total)
 
         yield move

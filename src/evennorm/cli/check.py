@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evennorm.cli.explain import parsed_shape
-from evennorm.errors import InputError
+from evennorm.cli.group import force_option
+from evennorm.errors import InputError, printable
+from evennorm.tools.interrupts import between_batches, stop_if_interrupted
+from evennorm.tools.outputs import Output, check_outputs
 
 if TYPE_CHECKING:
     from evennorm.tools.check import Report
@@ -46,6 +49,7 @@ _WIDTHS = (60, 80, 110)
 @click.option("--html", metavar="FILE", help="Write a page with a picture of each layer.")
 @click.option("--fix", is_flag=True, help="Write a model without what can safely be fixed, to -o.")
 @click.option("-o", "--output", metavar="OUT", help="Where --fix writes: .keras or .h5; .pt or .safetensors for torch.")
+@force_option
 @click.pass_context
 def check(ctx: click.Context, model: str, **options: Any) -> None:
     """Find mistakes with batch normalization in MODEL: .keras, .h5, or module:function.
@@ -66,6 +70,8 @@ def check(ctx: click.Context, model: str, **options: Any) -> None:
         raise InputError("--json and --sarif are two forms of one answer; give one of them")
     if fix != (output is not None):
         raise InputError("--fix writes a new model and -o says where; give both or none")
+    inputs = {"MODEL": model, "--data": options["data"], "--weights": options["weights"]}
+    check_outputs([Output("--html", html, (".html", ".htm"))], inputs, options["force"])
     from evennorm.tools.check import check as checked
     from evennorm.tools.check.rules import selected
     from evennorm.tools.models import check_output, open_model
@@ -75,6 +81,7 @@ def check(ctx: click.Context, model: str, **options: Any) -> None:
     opened = open_model(model, options["weights"])
     if fix:
         check_output(opened.framework, output)
+        check_outputs([Output("-o", output, ())], inputs, options["force"])
     settings: dict[str, Any] = {name: options[name] for name in ("batch_size", "replicas", "steps")}
     if options["shape"] is not None:
         settings["shape"] = _sizes(options["shape"])
@@ -84,7 +91,7 @@ def check(ctx: click.Context, model: str, **options: Any) -> None:
 
         data = open_data(options["data"], opened.framework)
         check_fit(data, opened)
-    with _bar() as progress:
+    with _bar() as progress, between_batches():
         batches = None if data is None else data.batches(options["batch_size"] or 128, options["batches"] or 16)
         report = checked(opened, batches, **settings, select=select, ignore=ignore, progress=progress)
     if html is not None:
@@ -96,7 +103,8 @@ def check(ctx: click.Context, model: str, **options: Any) -> None:
     if fix:
         from evennorm.tools.check.fix import fix as fixed_by
 
-        fixed = fixed_by(opened, report, data, output, batch_size=options["batch_size"] or 128)
+        with between_batches():
+            fixed = fixed_by(opened, report, data, output, batch_size=options["batch_size"] or 128)
     if as_sarif:
         from evennorm.tools.check.sarif import sarif
 
@@ -107,9 +115,9 @@ def check(ctx: click.Context, model: str, **options: Any) -> None:
     else:
         _print(report, opened.notes)
         for line in [] if fixed is None else ["", *fixed.lines()]:
-            click.echo(line)
+            click.echo(printable(line))
         if html is not None:
-            click.echo(f"\nPage: {html}")
+            click.echo(f"\nPage: {printable(html)}")
     ctx.exit(1 if report.findings else 0)
 
 
@@ -134,7 +142,12 @@ def _bar() -> Iterator[Callable[[int], None]]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
         task = bar.add_task("reading", total=None)
-        yield lambda samples: bar.update(task, description=f"{samples:,} samples")
+
+        def move(samples: int) -> None:
+            stop_if_interrupted()
+            bar.update(task, description=f"{samples:,} samples")
+
+        yield move
 
 
 def _print(report: Report, notes: tuple[str, ...]) -> None:
@@ -147,6 +160,6 @@ def _print(report: Report, notes: tuple[str, ...]) -> None:
     fewest, plain, most = _WIDTHS
     width = min(max(console.width, fewest), most) if console.is_terminal else plain
     for line in lines(report, width):
-        console.print(Text(line.text, style=_STYLES.get(line.kind, "")), soft_wrap=True)
+        console.print(Text(printable(line.text), style=_STYLES.get(line.kind, "")), soft_wrap=True)
     for note in notes:
-        console.print(Text(note, style="dim"), soft_wrap=True)
+        console.print(Text(printable(note), style="dim"), soft_wrap=True)

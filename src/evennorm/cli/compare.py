@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from evennorm.errors import InputError
+from evennorm.cli.group import force_option
+from evennorm.errors import InputError, printable
 from evennorm.tools.compare.settings import DEFAULT_EPOCHS, DEFAULT_PLACEMENTS, DEFAULT_REPEATS, PLACEMENTS
+from evennorm.tools.interrupts import INTERRUPTED, remembered, stop_if_interrupted
+from evennorm.tools.outputs import Output, check_outputs, refuse_inputs
 
 if TYPE_CHECKING:
     from evennorm.tools.compare.report import Comparison
-
-INTERRUPTED = 130
-"""Exit code of a command that Ctrl-C ended, as shells have it."""
 
 _NOTES = """\
 ±         95 % interval of the mean over repeats
@@ -73,8 +70,11 @@ diverged  the loss stopped being finite, or training ended no better than guessi
     "--seed", default=0, show_default=True, metavar="N", help="Another one gives other weights, orders and dropout."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@force_option
 @click.pass_context
-def compare(ctx: click.Context, placements: str, learning_rates: str | None, as_json: bool, **options: Any) -> None:
+def compare(
+    ctx: click.Context, placements: str, learning_rates: str | None, as_json: bool, force: bool, **options: Any
+) -> None:
     """Train a network with batch normalization in each placement, and tell which differences that shows.
 
     \b
@@ -88,6 +88,8 @@ def compare(ctx: click.Context, placements: str, learning_rates: str | None, as_
     """
     options["placements"] = _parts(placements)
     options["learning_rates"] = None if learning_rates is None else [_number(part) for part in _parts(learning_rates)]
+    if options["out"] is not None:
+        _check_folder(Path(options["out"]), {"--data": options["data"], "--model": options["model"]}, force)
     from evennorm.tools.compare import compare as compared
 
     try:
@@ -139,31 +141,15 @@ def _bar() -> Iterator[tuple[Callable[[float, int], None], Callable[[str], None]
 
 @contextmanager
 def remembered_interrupts() -> Iterator[Callable[[], None]]:
-    """Yields what raises KeyboardInterrupt again after Ctrl-C.
+    """Yields what raises KeyboardInterrupt again after Ctrl-C, wherever a library has swallowed it."""
+    with remembered():
+        yield stop_if_interrupted
 
-    One that arrives inside a callback of a framework written in C++, or in a destructor, is printed there and forgotten.
-    """
-    asked = threading.Event()
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        asked.set()
-        raise KeyboardInterrupt
-
-    def again() -> None:
-        if asked.is_set() and threading.current_thread() is threading.main_thread():
-            raise KeyboardInterrupt
-
-    def print_unraisable(lost: sys.UnraisableHookArgs) -> None:
-        if lost.exc_type is not KeyboardInterrupt:
-            printed(lost)
-
-    before, printed = signal.signal(signal.SIGINT, interrupt), sys.unraisablehook
-    sys.unraisablehook = print_unraisable
-    try:
-        yield again
-    finally:
-        sys.unraisablehook = printed
-        signal.signal(signal.SIGINT, before)
+def _check_folder(out: Path, inputs: dict[str, str], force: bool) -> None:
+    refuse_inputs(out, inputs, "--out")
+    names = {"runs.csv": ".csv", "summary.json": ".json", "curves.png": ".png"}
+    check_outputs([Output("--out", out / name, (suffix,)) for name, suffix in names.items() if out.is_dir()], inputs, force)
 
 
 def _parts(text: str) -> list[str]:
@@ -184,9 +170,9 @@ def _print(comparison: Comparison) -> None:
 
     console = Console(highlight=False)
     settings = comparison.settings
-    console.print(Text(f"{settings.model} on {comparison.data}"), soft_wrap=True)
+    console.print(Text(printable(f"{settings.model} on {comparison.data}")), soft_wrap=True)
     plan = f"repeats: {settings.repeats}, epochs: {settings.epochs}, batches of {settings.batch_size}"
-    console.print(Text(f"{plan}; {comparison.device}\n"), soft_wrap=True)
+    console.print(Text(f"{printable(f'{plan}; {comparison.device}')}\n"), soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("placement", no_wrap=True)
     for header in (
@@ -212,5 +198,5 @@ def _print(comparison: Comparison) -> None:
     console.print(table)
     console.print()
     console.print(Text(_NOTES), soft_wrap=True)
-    console.print(Text(comparison.verdict, style="bold"), soft_wrap=not console.is_terminal)
-    console.print(Text(f"\nruns.csv, summary.json and curves.png are in {settings.out}"), soft_wrap=True)
+    console.print(Text(printable(comparison.verdict), style="bold"), soft_wrap=not console.is_terminal)
+    console.print(Text(f"\nruns.csv, summary.json and curves.png are in {printable(settings.out)}"), soft_wrap=True)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from evennorm.errors import InputError
+from evennorm.cli.group import force_option
+from evennorm.errors import InputError, printable
+from evennorm.tools.outputs import Output, check_outputs
 
 if TYPE_CHECKING:
     from evennorm.tools.explain import Explanation
@@ -23,8 +25,9 @@ _WIDTHS = (60, 80, 100)
 @click.option("--axis", default="-1", metavar="AXES", show_default=True, help="The channel axis, or several: 1,3")
 @click.option("--svg", metavar="FILE", help="Draw the array, the cells that are normalized together in one colour.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@force_option
 @click.pass_context
-def explain(ctx: click.Context, shape: str, axis: str, svg: str | None, as_json: bool) -> None:
+def explain(ctx: click.Context, shape: str, axis: str, svg: str | None, as_json: bool, force: bool) -> None:
     """Show what batch normalization averages over an array, and what looks wrong.
 
     \b
@@ -35,6 +38,7 @@ def explain(ctx: click.Context, shape: str, axis: str, svg: str | None, as_json:
     """
     sizes = parsed_shape(shape)
     axes = parsed_axes(axis)
+    check_outputs([Output("--svg", svg, (".svg",))], {}, force)
     from evennorm.tools.explain import explain as explained
 
     explanation = explained(sizes, axes)
@@ -113,4 +117,4 @@ def _print(explanation: Explanation, svg: str | None) -> None:
     for line in explanation.lines(width):
         console.print(Text(line.text, style=_STYLES.get(line.kind, "")), soft_wrap=True)
     if svg is not None:
-        console.print(Text(f"\nFigure: {svg}"), soft_wrap=True)
+        console.print(Text(f"\nFigure: {printable(svg)}"), soft_wrap=True)

@@ -11,7 +11,10 @@ from typing import Any
 import click
 
 from evennorm.cli.explain import check_commas
+from evennorm.cli.group import force_option
 from evennorm.errors import InputError
+from evennorm.tools.interrupts import between_batches, stop_if_interrupted
+from evennorm.tools.outputs import Output, check_outputs
 
 
 @click.command()
@@ -39,9 +42,17 @@ from evennorm.errors import InputError
 )
 @click.option("--no-speed", is_flag=True, help="Do not measure the speed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@force_option
 @click.pass_context
 def fold(
-    ctx: click.Context, model: str, output: str, shapes: tuple[str, ...], no_speed: bool, as_json: bool, **options: Any
+    ctx: click.Context,
+    model: str,
+    output: str,
+    shapes: tuple[str, ...],
+    no_speed: bool,
+    as_json: bool,
+    force: bool,
+    **options: Any,
 ) -> None:
     """Fold the batch normalization of MODEL into the layers beside it, for inference.
 
@@ -59,9 +70,11 @@ def fold(
     Exit code 0: written; 1: written, but nothing was folded; 2: it could not be done.
     """
     sizes = [_sizes(text) for text in shapes]
+    inputs = {"MODEL": model, "--data": options["data"], "--weights": options["weights"]}
+    check_outputs([Output("-o", output, ())], inputs, force)
     from evennorm.tools.fold import fold as folded
 
-    with _status() as progress:
+    with _status() as progress, between_batches():
         report = folded(model, output, input_shape=sizes, measure=not no_speed, progress=progress, **options)
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.text())
     ctx.exit(0 if report.count("folded") else 1)
@@ -86,4 +99,9 @@ def _status() -> Iterator[Callable[[str], None]]:
 
     console = Console(stderr=True)
     with console.status("opening") as status:
-        yield lambda doing: status.update(doing)
+
+        def tell(doing: str) -> None:
+            stop_if_interrupted()
+            status.update(doing)
+
+        yield tell

@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from evennorm.cli.group import force_option
+from evennorm.errors import printable
+from evennorm.tools.outputs import Output, check_outputs
+
 if TYPE_CHECKING:
     from evennorm.tools.migrate import Migration
 
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
 )
 @click.option("--partial", is_flag=True, help="Leave out what cannot be migrated, and what depends on it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@force_option
 @click.pass_context
 def migrate(
     ctx: click.Context,
@@ -51,6 +56,7 @@ def migrate(
     custom: tuple[str, ...],
     partial: bool,
     as_json: bool,
+    force: bool,
 ) -> None:
     """Make a Keras 3 model of a file that Keras 1.0 to 1.2, Keras 2 or tf.keras 2 wrote.
 
@@ -66,6 +72,7 @@ def migrate(
     Exit code 0: the model is written; 1: it is written without some of its layers (--partial); 2: nothing was written, also
     where --partial leaves nothing.
     """
+    check_outputs([Output("-o", output, ())], {"OLD": old, "--architecture": architecture}, force)
     from evennorm.tools.migrate import migrate as migrated
 
     result = migrated(old, output, architecture=architecture, written_by=written_by, partial=partial, to=to, custom=custom)
@@ -84,7 +91,7 @@ def _print(result: Migration) -> None:
     console = Console(highlight=False)
 
     def say(text: str, style: str = "") -> None:
-        console.print(Text(text, style=style), soft_wrap=True)
+        console.print(Text(printable(text), style=style), soft_wrap=True)
 
     say(f"{result.old}: {result.written_by}", "bold")
     for sentence in result.evidence:
@@ -96,7 +103,8 @@ def _print(result: Migration) -> None:
     table.add_column("new", overflow="fold")
     table.add_column("weights", justify="right", no_wrap=True)
     for layer in result.layers:
-        table.add_row(Text(layer.old), Text(layer.old_class), Text(layer.new or "-"), str(layer.weights or ""))
+        words = (Text(printable(word)) for word in (layer.old, layer.old_class, layer.new or "-"))
+        table.add_row(*words, str(layer.weights or ""))
     console.print(table)
     _print_notes(say, "converted", {x.old: x.converted for x in result.layers})
     _print_notes(say, "assumed", {x.old: x.assumed for x in result.layers})
@@ -109,8 +117,10 @@ def _print(result: Migration) -> None:
     for note in result.notes:
         say(f"note: {note}")
     if result.left_out:
-        say(f"\nleft out: {', '.join(result.left_out)}", "bold yellow")
-    say(f"\n{result.parameters:,} parameters; written to {result.new}")
+        console.print()
+        say(f"left out: {', '.join(result.left_out)}", "bold yellow")
+    console.print()
+    say(f"{result.parameters:,} parameters; written to {result.new}")
 
 
 def _print_notes(say: Callable[..., None], heading: str, notes: dict[str, tuple[str, ...]]) -> None:
@@ -120,7 +130,8 @@ def _print_notes(say: Callable[..., None], heading: str, notes: dict[str, tuple[
         for sentence in sentences:
             by_sentence.setdefault(sentence, []).append(name)
     if by_sentence:
-        say(f"\n{heading}", "bold")
+        say("")
+        say(heading, "bold")
     for sentence, names in by_sentence.items():
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         say(f"  {shown}: {sentence}")

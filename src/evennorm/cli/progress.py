@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from evennorm.tools.interrupts import stop_if_interrupted
+
 
 @contextmanager
 def bar() -> Iterator[Callable[[str, int, int | None], None]]:
@@ -19,6 +21,7 @@ def bar() -> Iterator[Callable[[str, int, int | None], None]]:
         task = progress.add_task("loading", total=None)
 
         def move(what: str, done: int, total: int | None) -> None:
+            stop_if_interrupted()
             progress.update(task, description=what, completed=done, total=total)
 
         yield move

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from evennorm.cli.group import force_option
 from evennorm.cli.progress import bar
+from evennorm.errors import printable
+from evennorm.tools.interrupts import between_batches
+from evennorm.tools.outputs import Output, check_outputs
 
 if TYPE_CHECKING:
     from evennorm.tools.recalibrate import Effect, Recalibration
@@ -48,8 +52,16 @@ drift          root mean square over the channels, in old standard deviations, a
     "--cache", type=click.FloatRange(0), metavar="GB", help="Memory for values between layers. [default: half of it]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@force_option
 def recalibrate(
-    model: str, data: str, output: str, weights: str | None, cache: float | None, as_json: bool, **options: Any
+    model: str,
+    data: str,
+    output: str,
+    weights: str | None,
+    cache: float | None,
+    as_json: bool,
+    force: bool,
+    **options: Any,
 ) -> None:
     """Set moving means and variances to the exact ones of data; no weight is trained.
 
@@ -67,9 +79,11 @@ def recalibrate(
     with bar() as progress:
         opened = open_model(model, weights)
         check_output(opened.framework, output)
+        check_outputs([Output("-o", output, ())], {"MODEL": model, "--data": data, "--weights": weights}, force)
         room = None if cache is None else int(cache * 1e9)
-        done = recalibrated(opened, data, cache=room, progress=progress, **options)
-        save_model(opened, opened.model, output)
+        with between_batches():
+            done = recalibrated(opened, data, cache=room, progress=progress, **options)
+            save_model(opened, opened.model, output)
     if as_json:
         click.echo(json.dumps(done.as_dict() | {"output": output}, indent=2))
     else:
@@ -84,11 +98,12 @@ def _print(done: Recalibration, output: str) -> None:
     console = Console(highlight=False)
 
     def say(text: str, style: str = "") -> None:
-        console.print(Text(text, style=style), soft_wrap=True)
+        console.print(Text(printable(text), style=style), soft_wrap=True)
 
     layers = f"{len(done.layers)} layer{'s' * (len(done.layers) != 1)}"
     passes = f"{done.passes} pass{'es' * (done.passes != 1)}"
-    say(f"{done.model} on {done.data}: {layers}, {done.samples:,} samples, {passes}\n", "bold")
+    say(f"{done.model} on {done.data}: {layers}, {done.samples:,} samples, {passes}", "bold")
+    console.print()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("layer", overflow="fold")
     for header in ("values per channel", "mean moved by", "sd times", "drift"):
@@ -99,7 +114,8 @@ def _print(done: Recalibration, output: str) -> None:
         shift = f"{layer.shift:.3g} sd" if math.isfinite(layer.shift) else "was no number"
         stretch = f"{layer.stretch:.3g}" if math.isfinite(layer.stretch) else "was no number"
         drift = f"{layer.drift:.3g}" if math.isfinite(layer.drift) else "was no number"
-        table.add_row(layer.name, f"{layer.values:,}", shift, stretch, drift, "frozen" if layer.frozen else "")
+        name = Text(printable(layer.name))
+        table.add_row(name, f"{layer.values:,}", shift, stretch, drift, "frozen" if layer.frozen else "")
     console.print(table)
     say(f"\n{_NOTES}", "dim")
     if len(done.layers) > _SHOWN:
@@ -114,10 +130,11 @@ def _print(done: Recalibration, output: str) -> None:
     for note in done.notes:
         say(note, "yellow")
     if done.effect is not None:
-        say("")
+        console.print()
         for line in _in_words(done.effect):
             say(line)
-    say(f"\nwritten: {output}")
+    console.print()
+    say(f"written: {output}")
 
 
 def _in_words(effect: Effect) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from evennorm.errors import InputError
+from evennorm.tools.interrupts import stop_if_interrupted
 
 
 @contextmanager
@@ -31,28 +32,49 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     partial = None
     try:
-        real = target.resolve()
-        if real.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
-        if not real.parent.is_dir():
-            missing = real.parent if target.parent.is_dir() else target.parent  # behind a link, or as it was given
-            raise FileNotFoundError(0, f"there is no folder {str(missing)!r}")
+        real = _place(target)
         partial = real.with_name(f".{token_hex(8)}.part{real.suffix}")
         yield partial
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
+        stop_if_interrupted()
         partial.replace(real)
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"cannot write {os.fspath(path)!r}: {reason}; choose a file in a folder that takes new files"
-        ) from None
+        raise _refusal(target, error) from None
     finally:
         if partial is not None:
             with suppress(OSError):
                 partial.unlink()
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """For commands to ask before they work for minutes.
+
+    Raises:
+        InputError: the path is a folder, or lies in none.
+    """
+    try:
+        _place(Path(path))
+    except (OSError, ValueError) as error:
+        raise _refusal(Path(path), error) from None
+
+
+def _place(target: Path) -> Path:
+    """Where the file lies, links resolved."""
+    real = target.resolve()
+    if real.is_dir():
+        raise IsADirectoryError(0, "it is a folder")
+    if not real.parent.is_dir():
+        missing = real.parent if target.parent.is_dir() else target.parent  # behind a link, or as it was given
+        raise FileNotFoundError(0, f"there is no folder {str(missing)!r}")
+    return real
+
+
+def _refusal(target: Path, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or error
+    return InputError(f"cannot write {os.fspath(target)!r}: {reason}; choose a file in a folder that takes new files")
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -17,6 +17,7 @@ from evennorm.tools.check.drift import serves_better_as_it_is
 from evennorm.tools.check.neighbours import redundant_bias
 from evennorm.tools.data import Data
 from evennorm.tools.models import Opened, save_model
+from evennorm.tools.outputs import refuse_inputs
 
 STATISTICS = ("BN301", "BN302", "BN403", "BN601", "BN602")
 """Findings that recalibration settles."""
@@ -83,6 +84,7 @@ def fix(
     Raises:
         InputError: the file cannot be written, or the data does not fit.
     """
+    refuse_inputs(path, {"the model": opened.path})
     network = report.network
     codes = {finding.code for finding in report.findings}
     biased, left = _droppable(opened, network) if "BN201" in codes else ({}, [])

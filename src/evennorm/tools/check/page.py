@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
-from html import escape
 from itertools import groupby
 
 import numpy as np
 
 from evennorm.core.network import Step
+from evennorm.errors import printable
 from evennorm.tools.check import Report
 from evennorm.tools.check.picture import Panel, picture
 from evennorm.tools.check.rule import each_layer, written
@@ -108,3 +109,8 @@ def _layer(report: Report, step: Step) -> Iterator[str]:
         panels.append(Panel("drift", measured.drifts, 0.0))
     if panels and all(np.size(panel.values) for panel in panels):
         yield f"<figure>{picture(panels, f'{step.layer}: ' + ', '.join(panel.title for panel in panels))}</figure>"
+
+
+def escape(text: str) -> str:
+    """Text of unknown origin, for a page."""
+    return html.escape(printable(text))

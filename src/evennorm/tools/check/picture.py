@@ -8,6 +8,8 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
+from evennorm.errors import printable
+
 _WIDE, _HIGH, _GAP, _TOP, _BOTTOM = 200, 84, 24, 20, 16
 _COLUMNS = 100
 """Places along the channels; where there are more channels, a place shows the smallest and the largest of its own."""
@@ -31,7 +33,7 @@ def picture(panels: Sequence[Panel], label: str) -> str:
     high = _TOP + _HIGH + _BOTTOM
     drawn = "".join(_drawn(panel, i * (_WIDE + _GAP)) for i, panel in enumerate(panels))
     size = f'viewBox="0 0 {wide} {high}" width="{wide}" height="{high}"'
-    return f'<svg {size} role="img" aria-label="{escape(label, {chr(34): "&quot;"})}">{drawn}</svg>'
+    return f'<svg {size} role="img" aria-label="{escape(printable(label), {chr(34): "&quot;"})}">{drawn}</svg>'
 
 
 def _drawn(panel: Panel, left: int) -> str:

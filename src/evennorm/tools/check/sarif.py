@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from evennorm import __version__
+from evennorm.errors import printable
 from evennorm.tools.check import Report
 from evennorm.tools.check.rule import Finding
 from evennorm.tools.check.rules import RULES
@@ -33,7 +34,7 @@ def sarif(report: Report, path: Path | None = None) -> dict[str, Any]:
         for rule in RULES
     ]
     driver = {"name": "evennorm", "version": __version__, "semanticVersion": __version__, "rules": rules}
-    notes = [{"level": "note", "message": {"text": gap}} for gap in report.network.gaps]
+    notes = [{"level": "note", "message": {"text": printable(gap)}} for gap in report.network.gaps]
     run: dict[str, Any] = {
         "tool": {"driver": driver},
         "results": [_result(finding, path) for finding in report.findings],
@@ -46,17 +47,19 @@ def sarif(report: Report, path: Path | None = None) -> dict[str, Any]:
 
 def _result(finding: Finding, path: Path | None) -> dict[str, Any]:
     location: dict[str, Any] = {}
-    if finding.layer:
-        location["logicalLocations"] = [{"fullyQualifiedName": finding.layer, "kind": "member"}]
+    layer = printable(finding.layer or "")
+    if layer:
+        location["logicalLocations"] = [{"fullyQualifiedName": layer, "kind": "member"}]
     if path is not None:
         location["physicalLocation"] = {"artifactLocation": {"uri": _uri(path)}}
-    where = f"{finding.layer}: " if finding.layer else ""
+    where = f"{layer}: " if layer else ""
+    remedy = f"{finding.remedy[:1].upper()}{finding.remedy[1:]}"
     result: dict[str, Any] = {
         "ruleId": finding.code,
         "ruleIndex": [rule.code for rule in RULES].index(finding.code),
         "level": finding.level,
-        "message": {"text": f"{where}{finding.what}. {finding.why} {finding.remedy[:1].upper()}{finding.remedy[1:]}."},
-        "partialFingerprints": {"evennorm/v1": f"{finding.code}/{finding.layer}"},
+        "message": {"text": where + printable(f"{finding.what}. {finding.why} {remedy}.")},
+        "partialFingerprints": {"evennorm/v1": f"{finding.code}/{layer}"},
     }
     return result | ({"locations": [location]} if location else {})
 

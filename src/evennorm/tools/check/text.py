@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
 
+from evennorm.errors import printable
 from evennorm.tools.check import Report
 from evennorm.tools.check.fix import is_fixable
 from evennorm.tools.check.rules import RULES
@@ -29,7 +30,7 @@ def lines(report: Report, width: int = 80) -> list[Line]:
 
 def _head(report: Report) -> Iterator[Line]:
     layers = len({step.layer for step in report.network.batch_norms()})
-    yield Line("title", f"{report.network.name}: {_count(layers, 'batch normalization')}")
+    yield Line("title", f"{printable(report.network.name)}: {_count(layers, 'batch normalization')}")
 
 
 def _measured(report: Report) -> Iterator[Line]:
@@ -86,7 +87,7 @@ def _tail(report: Report) -> Iterator[Line]:
 
 def _wrapped(kind: str, text: str, width: int, first: str = "  ", rest: str = "") -> Iterator[Line]:
     for line in textwrap.wrap(
-        text,
+        printable(text),
         width,
         initial_indent=first,
         subsequent_indent=rest or first + "  ",

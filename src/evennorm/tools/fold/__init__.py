@@ -19,6 +19,7 @@ from evennorm.tools.fold.inputs import random_batch
 from evennorm.tools.fold.report import Report
 from evennorm.tools.fold.speed import speed
 from evennorm.tools.models import open_model
+from evennorm.tools.outputs import refuse_inputs
 
 __all__ = ["Report", "fold"]
 
@@ -77,6 +78,7 @@ def fold(
         raise InputError(f"the tolerance is a part of the largest output, 0 or more; received {tolerance}")
     if output is not None:
         files.check(opened.framework, output)
+        refuse_inputs(output, {"the model": model, "the data": data, "the file of weights": weights})
     framework = adapter(opened)
     given: Any = None
     if data is not None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from evennorm.core.fold_plan import Folded
+from evennorm.errors import printable
 from evennorm.tools.fold.difference import Difference
 from evennorm.tools.fold.speed import Speed
 
@@ -66,12 +67,12 @@ class Report:
             1 of 2 batch normalizations folded, 1 now one scale and shift; for inputs of rank 4
             largest difference 1e-06 (5e-07 of the largest output) over 6 samples, random inputs
         """
-        width = max((len(each.layer) for each in self.layers), default=0)
-        lines = [f"{each.layer:<{width}}  {_sentence(each)}" for each in self.layers]
+        width = max((len(printable(each.layer)) for each in self.layers), default=0)
+        lines = [f"{printable(each.layer):<{width}}  {_sentence(each)}" for each in self.layers]
         # A Keras model says itself of what rank its inputs are.
         where = f"; for {self.inputs}" if self.inputs and self.framework == "torch" else ""
         lines += ["", _summary(self) + where, *self._measured(), *(f"note: {note}" for note in self.notes)]
-        return "\n".join(lines).lstrip("\n")
+        return "\n".join(map(printable, lines)).lstrip("\n")
 
     def _measured(self) -> list[str]:
         found = self.difference

@@ -15,6 +15,7 @@ from evennorm.errors import ArgumentError, InputError
 from evennorm.tools.archives import check_hdf5_file
 from evennorm.tools.imported import imported
 from evennorm.tools.models import Opened, check_output, open_model, prepare_keras, save_model
+from evennorm.tools.outputs import refuse_inputs
 
 if TYPE_CHECKING:
     from evennorm.keras.old.build import LayerReport
@@ -99,6 +100,8 @@ def migrate(
     prepare_keras()
     if to not in ("keras", "torch"):
         raise ArgumentError(f"models are migrated to keras or to torch; received {to!r}")
+    if out is not None:
+        refuse_inputs(out, {"the old file": old, "the architecture": architecture})
     if out is not None and to == "keras":
         check_output("keras", out)
     if to == "torch" and zipfile.is_zipfile(old):

@@ -1,0 +1,88 @@
+"""The group of all commands: how each of them ends, whatever happens in it."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from typing import Any
+
+import click
+
+from evennorm.errors import EvennormError, first_line, printable
+from evennorm.tools.interrupts import INTERRUPTED, LINE, interrupted, remembered
+
+# Before a command imports TensorFlow: what absl, oneDNN and XLA log tells users of a command nothing.
+for _name, _value in {"TF_CPP_MIN_LOG_LEVEL": "3", "GLOG_minloglevel": "2", "GRPC_VERBOSITY": "ERROR"}.items():
+    os.environ.setdefault(_name, _value)
+
+_DEBUG = "evennorm.debug"
+
+_ENDINGS = (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError)
+"""By which click ends a command; the last is that of `evennorm ... | head`."""
+
+
+def _remember(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.find_root().meta[_DEBUG] = True
+
+
+def _debug_option() -> click.Option:
+    return click.Option(
+        ["--debug"],
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_remember,
+        help="Show the traceback of an error.",
+    )
+
+
+force_option = click.option("--force", is_flag=True, help="Overwrite files of other kinds, too; never an input.")
+
+
+class Group(click.Group):
+    """Turns every failure of a tool into one line on stderr and exit code 2, and Ctrl-C into one line and 130."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(_debug_option())
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        cmd.params.append(_debug_option())
+        super().add_command(cmd, name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with remembered():
+            try:
+                value = super().invoke(ctx)
+            except click.exceptions.Exit as ending:
+                if interrupted() and ending.exit_code != INTERRUPTED:
+                    _end(ctx, LINE, INTERRUPTED)
+                raise
+            except BaseException as error:
+                if interrupted() or isinstance(error, KeyboardInterrupt):
+                    _end(ctx, LINE, INTERRUPTED)
+                if isinstance(error, _ENDINGS) or not isinstance(error, Exception):
+                    raise
+                if ctx.meta.get(_DEBUG):
+                    traceback.print_exception(error)
+                _end(ctx, f"evennorm: {printable(_in_words(error))}", 2)
+            if interrupted():
+                _end(ctx, LINE, INTERRUPTED)
+            return value
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, EvennormError | OSError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory ({first_line(error)}); take smaller batches or a larger machine"
+    return (
+        f"this is a fault of evennorm's, not of yours: {first_line(error)}; repeat the command with --debug and report what "
+        "that shows"
+    )
+
+
+def _end(ctx: click.Context, line: str, code: int) -> None:
+    click.echo(line, err=True)
+    ctx.exit(code)

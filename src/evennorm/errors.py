@@ -26,7 +26,7 @@ class InputError(EvennormError, ValueError):
 
 
 class MissingExtra(EvennormError, ImportError):
-    """A part of evennorm was asked for whose framework is not installed."""
+    """A part of evennorm was asked for whose framework, or another package that it needs, is not installed."""
 
     def __init__(self, what: str, extra: str, package: str | None = None):
         needed = "a package that" if package is None else f"the package {package}, which"

@@ -152,9 +152,14 @@ def test_at_once_but_while_a_framework_computes() -> None:
             stop_if_interrupted()
     assert not interrupted()
     computed = []
-    with remembered(), pytest.raises(KeyboardInterrupt), between_batches():
-        press()
-        computed.append("all of it")
+
+    def compute() -> None:
+        with remembered(), between_batches():
+            press()
+            computed.append("all of it")
+
+    with pytest.raises(KeyboardInterrupt):
+        compute()
     assert computed == ["all of it"]
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -162,9 +167,14 @@ def test_at_once_but_while_a_framework_computes() -> None:
 def test_a_file_is_not_written_after_an_interrupt(tmp_path) -> None:
     target = tmp_path / "a.txt"
     write_text(target, "old")
-    with remembered(), pytest.raises(KeyboardInterrupt), between_batches(), replacing(target) as partial:
-        partial.write_text("new")
-        press()
+
+    def write() -> None:
+        with remembered(), between_batches(), replacing(target) as partial:
+            partial.write_text("new")
+            press()
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 

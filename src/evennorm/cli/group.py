@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from evennorm.errors import EvennormError, first_line, printable
+from evennorm.tools.extras import missing
 from evennorm.tools.interrupts import INTERRUPTED, LINE, interrupted, remembered
 
 # Before a command imports TensorFlow: what absl, oneDNN and XLA log tells users of a command nothing.
@@ -75,6 +76,8 @@ class Group(click.Group):
 def _in_words(error: Exception) -> str:
     if isinstance(error, EvennormError | OSError):
         return str(error)
+    if isinstance(error, ImportError) and (absent := missing("evennorm", error)) is not None:
+        return str(absent)
     if isinstance(error, MemoryError):
         return f"there is not enough memory ({first_line(error)}); take smaller batches or a larger machine"
     return (

@@ -15,7 +15,7 @@ from evennorm.kernels import choose, reference
 try:
     import jax
 except ImportError as error:
-    raise MissingExtra("evennorm.jax", "jax") from error
+    raise MissingExtra("evennorm.jax", "jax", error.name) from error
 
 from evennorm.jax import lowering
 from evennorm.jax.composed import Options

@@ -14,7 +14,7 @@ try:
     import jax.numpy as jnp
     from flax import nnx
 except ImportError as error:
-    raise MissingExtra("evennorm.jax.nnx", "flax") from error
+    raise MissingExtra("evennorm.jax.nnx", "flax", error.name) from error
 
 
 def read_states(model: nnx.Module) -> dict[str, BatchNormState]:

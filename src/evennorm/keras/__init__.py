@@ -5,7 +5,8 @@ from evennorm.errors import MissingExtra
 try:
     import keras as _keras  # noqa: F401
 except ImportError as error:
-    raise MissingExtra("evennorm.keras", "keras") from error
+    _extra = error.name if error.name in ("jax", "torch", "tensorflow") else "keras"  # Keras's engine may be what is missing
+    raise MissingExtra("evennorm.keras", _extra, error.name) from error
 
 from evennorm.keras import legacy
 from evennorm.keras.convert import convert, revert

@@ -13,7 +13,7 @@ from evennorm.kernels import choose
 try:
     import tensorflow as tf
 except ImportError as error:
-    raise MissingExtra("evennorm.tensorflow", "tensorflow") from error
+    raise MissingExtra("evennorm.tensorflow", "tensorflow", error.name) from error
 
 from evennorm.tensorflow import compiled, composed
 from evennorm.tensorflow.namespace import Tensor, xp

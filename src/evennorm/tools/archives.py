@@ -5,6 +5,7 @@ Both formats can point outside themselves, and both can announce more than they 
 
 from __future__ import annotations
 
+import math
 import stat
 import zipfile
 from pathlib import PurePosixPath, PureWindowsPath
@@ -24,7 +25,8 @@ def check_zip(archive: zipfile.ZipFile, name: str) -> None:
         InputError: a member that lies outside the archive, is a link, stands there twice, or grows without measure.
     """
     seen = set()
-    for member in archive.infolist():
+    members = archive.infolist()
+    for member in members:
         path = PurePosixPath(member.filename)
         outside = (
             path.is_absolute() or ".." in path.parts or PureWindowsPath(member.filename).drive or "\\" in member.filename
@@ -35,6 +37,17 @@ def check_zip(archive: zipfile.ZipFile, name: str) -> None:
             raise InputError(f"{name} is not opened: it holds {member.filename!r} twice, and readers may see either")
         seen.add(member.filename)
         check_growth(name, f"its member {member.filename!r}", member.file_size, member.compress_size)
+    # Members may share what is stored, so that their own sizes say nothing of the file's.
+    stored = min(sum(member.compress_size for member in members), _size_of(archive))
+    check_growth(name, "all of it", sum(member.file_size for member in members), stored)
+
+
+def _size_of(archive: zipfile.ZipFile) -> int:
+    file: Any = archive.fp
+    at = file.tell()
+    size = file.seek(0, 2)
+    file.seek(at)
+    return size
 
 
 def check_hdf5(file: Any, name: str) -> None:
@@ -45,7 +58,7 @@ def check_hdf5(file: Any, name: str) -> None:
     """
     import h5py
 
-    waiting, seen = [file["/"]], set()
+    waiting, seen, announced, stored = [file["/"]], set(), 0, 0
     while waiting:
         group = waiting.pop()
         for key in group:
@@ -65,7 +78,12 @@ def check_hdf5(file: Any, name: str) -> None:
             elif isinstance(found, h5py.Dataset):
                 if found.external or found.is_virtual:
                     raise InputError(f"{name} is not opened: {place} keeps its data in other files")
-                check_growth(name, place, found.nbytes, found.id.get_storage_size())
+                size = found.id.get_storage_size()
+                check_growth(name, place, found.nbytes, size)
+                if found.chunks is not None:  # of which one is read as a whole
+                    check_growth(name, place, math.prod(found.chunks) * found.dtype.itemsize, size)
+                announced, stored = announced + found.nbytes, stored + size
+    check_growth(name, "all of it", announced, stored)
 
 
 def check_hdf5_file(file: Any, name: str) -> None:
@@ -78,13 +96,13 @@ def check_hdf5_file(file: Any, name: str) -> None:
     try:
         import h5py
     except ImportError as error:
-        raise MissingExtra("reading Keras models", "keras") from error
+        raise MissingExtra("reading Keras models", "keras", "h5py") from error
     try:
         with h5py.File(file, "r") as opened:
             check_hdf5(opened, name)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # h5py raises many kinds, for what damage may cause
         raise InputError(f"{name} is damaged or cut short ({first_line(error)}); fetch or save it again") from error
 
 

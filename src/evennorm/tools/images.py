@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,8 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from evennorm.errors import InputError, MissingExtra, reason_of
+from evennorm.tools.archives import check_growth
 
 T = TypeVar("T")
+_RUN_PROGRAMS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5"}
+"""Formats that Pillow reads by running other programs, or by what others register."""
 _GREY = ("1", "L", "LA", "I;16")
 
 
@@ -27,8 +32,8 @@ def images_in(folder: Path) -> list[Path]:
     try:
         from PIL import Image
     except ImportError as error:
-        raise MissingExtra("reading images", "tools") from error
-    suffixes = set(Image.registered_extensions())
+        raise MissingExtra("reading images", "tools", "pillow") from error
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind not in _RUN_PROGRAMS}
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file())
 
 
@@ -84,8 +89,14 @@ def check_size(first: tuple[Path, np.ndarray], other: tuple[Path, np.ndarray]) -
 def _opened(path: Path, use: Callable[[Any], T]) -> T:
     from PIL import Image
 
+    Image.init()
     try:
-        with Image.open(path) as image:
-            return use(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the file's size is what is asked here
+            with Image.open(path, formats=sorted(set(Image.OPEN) - _RUN_PROGRAMS)) as image:
+                check_growth(str(path), "its header", math.prod(image.size) * len(image.getbands()), path.stat().st_size)
+                return use(image)
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's readers raise many kinds
         raise InputError(f"{path} is not a readable image ({reason_of(error)}); repair or remove it") from error

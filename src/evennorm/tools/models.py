@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import logging
+import math
 import os
 import re
 import sys
@@ -16,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evennorm.errors import InputError, MissingExtra, first_line
-from evennorm.tools.archives import check_hdf5_file, check_zip
+from evennorm.errors import EvennormError, InputError, MissingExtra, first_line
+from evennorm.tools.archives import check_growth, check_hdf5_file, check_zip
 from evennorm.tools.atomic import replacing
 from evennorm.tools.imported import imported, misnamed
 from evennorm.tools.weights import as_safetensors, load_weights
+from evennorm.tools.without_tensorflow import leave_tensorflow_out
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _FORMS = "a .keras file, a .h5 file of a whole model, or module:function"
@@ -119,7 +121,7 @@ def prepare_keras() -> None:
     from evennorm.tools.compare.engine import choose_engine
 
     if importlib.util.find_spec("keras") is None:
-        raise MissingExtra("reading Keras models", "keras")
+        raise MissingExtra("reading Keras models", "keras", "keras")
     if os.environ.get("KERAS_BACKEND") is None:
         os.environ["KERAS_BACKEND"] = choose_engine()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -128,6 +130,7 @@ def prepare_keras() -> None:
 def _recognized(model: Any, name: str) -> Opened:
     keras, torch = sys.modules.get("keras"), sys.modules.get("torch")
     if keras is not None and isinstance(model, keras.Model):
+        leave_tensorflow_out()
         return Opened(name, "keras", model)
     if torch is not None and isinstance(model, torch.nn.Module):
         if isinstance(model, torch.jit.ScriptModule):
@@ -214,9 +217,9 @@ def _from_keras(path: Path) -> Opened:
                 )
             if "model.weights.h5" in members:
                 check_hdf5_file(io.BytesIO(archive.read("model.weights.h5")), str(path))
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except EvennormError:
+        raise
+    except Exception as error:  # damage causes many kinds
         raise InputError(f"{path} is damaged or cut short ({first_line(error)}); fetch or save it again") from error
     return _loaded(path)
 
@@ -225,17 +228,20 @@ def _from_hdf5(path: Path) -> Opened:
     check_hdf5_file(path, str(path))
     import h5py
 
-    with h5py.File(path, "r") as file:
-        attributes, groups = dict(file.attrs), set(file)
+    try:
+        with h5py.File(path, "r") as file:
+            groups, attributes = set(file), set(file.attrs)
+            version = file.attrs.get("keras_version", b"")
+            version = version.decode() if isinstance(version, bytes) else str(version)
+    except Exception as error:  # damage causes many kinds
+        raise InputError(f"{path} is damaged or cut short ({first_line(error)}); fetch or save it again") from error
     if "model_config" not in attributes:
-        if attributes.keys() & {"layer_names", "nb_layers"} or groups & {"layers", "_layer_checkpoint_dependencies", "vars"}:
+        if attributes & {"layer_names", "nb_layers"} or groups & {"layers", "_layer_checkpoint_dependencies", "vars"}:
             raise InputError(
                 f"{path} holds weights without their model; give module:function that builds it, with --weights {path}, "
                 "or make a model of it: evennorm migrate --architecture"
             )
         raise InputError(f"{path} is HDF5, but not of Keras: it holds neither model_config nor layer_names")
-    version = attributes.get("keras_version", b"")
-    version = version.decode() if isinstance(version, bytes) else str(version)
     if version.startswith(("0.", "1.")):
         raise InputError(f"{path} was written by Keras {version}; first: evennorm migrate {path} -o {path.stem}.keras")
     return _loaded(path)
@@ -245,23 +251,53 @@ def _loaded(path: Path) -> Opened:
     if path.suffix not in (".keras", ".h5", ".hdf5"):
         raise InputError(f"{path} holds a Keras model under another name; rename it to .keras (zip) or .h5 (HDF5)")
     prepare_keras()
+    leave_tensorflow_out()
     import keras
 
     import evennorm.keras
     import evennorm.keras.legacy  # noqa: F401  # registers the layers for loading
 
     def load(compiled: bool) -> Any:
-        with quiet():  # about the state of an optimizer
+        with quiet(), bounded_weights(path):  # quiet about the state of an optimizer
             return keras.saving.load_model(path, compile=compiled, safe_mode=True)
 
     try:
         return Opened(path.name, "keras", load(True), path)
+    except InputError:
+        raise
     except Exception as error:  # Keras raises many kinds; a file of unknown origin may cause any
         without = f"opened without its optimizer, loss and metrics, which cannot be read: {first_line(error)}"
     try:
         return Opened(path.name, "keras", load(False), path, (without,))
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"{path} cannot be loaded: {_reason(error)}") from error
+
+
+@contextmanager
+def bounded_weights(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Keeps what the configuration in a file asks for in proportion to the file: a layer of 10 billion units is a lie.
+
+    Raises:
+        InputError: the weights of Keras's layers take far more than the file.
+    """
+    import keras
+
+    original, stored, announced = keras.layers.Layer.add_weight, os.path.getsize(path), 0
+
+    def add_weight(self: Any, shape: Any = None, *args: Any, **kwargs: Any) -> Any:
+        nonlocal announced
+        sizes = (shape,) if isinstance(shape, int) else shape or ()
+        announced += 4 * math.prod(size for size in sizes if isinstance(size, int))
+        check_growth(os.fspath(path), f"its layer {self.name!r}", announced, stored)
+        return original(self, shape, *args, **kwargs)
+
+    keras.layers.Layer.add_weight = add_weight
+    try:
+        yield
+    finally:
+        keras.layers.Layer.add_weight = original
 
 
 @contextmanager

@@ -21,7 +21,7 @@ def as_safetensors(state: dict[str, Any], metadata: dict[str, str] | None = None
     try:
         from safetensors.numpy import save
     except ImportError as error:
-        raise MissingExtra("writing .safetensors", "tools") from error
+        raise MissingExtra("writing .safetensors", "tools", "safetensors") from error
     header = {"format": "pt", **(metadata or {})}
     if state and all(hasattr(value, "detach") for value in state.values()):
         from safetensors.torch import save as save_tensors
@@ -61,7 +61,7 @@ def _state_dict(path: Path) -> Any:
         try:
             from safetensors.torch import load_file
         except ImportError as error:
-            raise MissingExtra("reading .safetensors", "tools") from error
+            raise MissingExtra("reading .safetensors", "tools", "safetensors") from error
         try:
             return load_file(path)
         except Exception as error:

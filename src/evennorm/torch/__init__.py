@@ -5,7 +5,7 @@ from evennorm.errors import MissingExtra
 try:
     import torch as _torch  # noqa: F401
 except ImportError as error:
-    raise MissingExtra("evennorm.torch", "torch") from error
+    raise MissingExtra("evennorm.torch", "torch", error.name) from error
 
 from evennorm.core.moments import Moments
 from evennorm.torch.backend import batch_norm, engine, normalize

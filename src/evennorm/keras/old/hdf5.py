@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def read_file(path: str | os.PathLike[str]) -> OldFile:
             return _contents(shown, file)
     except InputError:
         raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+    except Exception as error:  # h5py raises many kinds, for what damage may cause
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"{shown!r} cannot be read as HDF5, it is damaged or cut short ({reason}); fetch or copy the file again"
@@ -46,7 +47,7 @@ def check_kind(path: str | os.PathLike[str]) -> None:
     try:
         import h5py
     except ImportError as error:
-        raise MissingExtra("reading old Keras files", "keras") from error
+        raise MissingExtra("reading old Keras files", "keras", "h5py") from error
     shown = os.fspath(path)
     if os.path.isdir(shown):
         raise InputError(
@@ -92,7 +93,7 @@ def _contents(shown: str, file: Any) -> OldFile:
     return OldFile(
         path=shown,
         config=config,
-        weights=tuple(_numbered(root) if "nb_layers" in root.attrs else _named(root, shown)),
+        weights=tuple(_numbered(root, shown) if "nb_layers" in root.attrs else _named(root, shown)),
         version=_text(file.attrs, "keras_version") or _text(root.attrs, "keras_version"),
         backend=_text(file.attrs, "backend") or _text(root.attrs, "backend"),
         training=_json(file.attrs, "training_config", shown),
@@ -109,28 +110,64 @@ def _names_layers(group: Any) -> bool:
 def _named(root: Any, shown: str) -> list[OldWeights]:
     """One group per layer, since Keras 0.3.2."""
     found = []
-    for layer in _list(root.attrs, "layer_names") or ():
+    layers = _list(root.attrs, "layer_names") or []
+    _check_once(shown, "layer", layers)
+    for layer in layers:
         group = root.get(layer)
         if group is None:
             raise InputError(f"{shown!r} lists the layer {layer!r} and has no group of that name; it is damaged")
         names = _list(group.attrs, "weight_names") or []
+        _check_once(shown, f"weight of {layer!r}", names)
         arrays = []
         for name in names:
             if name not in group:
                 raise InputError(f"{shown!r} lists the weight {name!r} of {layer!r} and does not have it; it is damaged")
-            arrays.append(np.asarray(group[name][()]))
+            arrays.append(_array(shown, group[name]))
         found.append(OldWeights(layer, tuple(names), tuple(arrays)))
     return found
 
 
-def _numbered(root: Any) -> list[OldWeights]:
+def _check_once(shown: str, what: str, names: list[str]) -> None:
+    """
+    Raises:
+        InputError: a name stands there twice, so that its arrays would be read as often as a list is long.
+    """
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise InputError(f"{shown!r} lists the {what} {twice!r} twice; it is damaged")
+
+
+def _array(shown: str, found: Any) -> np.ndarray:
+    """The numbers of one data set.
+
+    Raises:
+        InputError: it is something else.
+    """
+    kind = getattr(getattr(found, "dtype", None), "kind", None)
+    if kind not in ("f", "i", "u", "b"):
+        raise InputError(f"{shown!r} holds no array of numbers at {found.name!r}; it is damaged")
+    return np.asarray(found[()])
+
+
+def _numbered(root: Any, shown: str) -> list[OldWeights]:
     """Groups layer_0, layer_1 and so on with param_0, param_1: how Keras wrote before it named weights."""
     found = []
-    for k in range(int(root.attrs["nb_layers"])):
+    for k in range(_count(shown, root, "nb_layers")):
         group = root[f"layer_{k}"]
-        names = [f"param_{p}" for p in range(int(group.attrs["nb_params"]))]
-        found.append(OldWeights(f"layer_{k}", tuple(names), tuple(np.asarray(group[name][()]) for name in names)))
+        names = [f"param_{p}" for p in range(_count(shown, group, "nb_params"))]
+        found.append(OldWeights(f"layer_{k}", tuple(names), tuple(_array(shown, group[name]) for name in names)))
     return found
+
+
+def _count(shown: str, group: Any, key: str) -> int:
+    """
+    Raises:
+        InputError: more is counted than the group holds.
+    """
+    count = int(group.attrs[key])
+    if not 0 <= count <= len(group):
+        raise InputError(f"{shown!r} counts {key} = {count} at {group.name!r}, which holds {len(group)}; it is damaged")
+    return count
 
 
 def _list(attributes: Any, key: str) -> list[str] | None:
@@ -161,5 +198,5 @@ def _json(attributes: Any, key: str, shown: str) -> Any:
         return None
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"the attribute {key} of {shown!r} is no JSON ({error}); the file is damaged") from None

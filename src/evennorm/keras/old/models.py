@@ -33,9 +33,9 @@ def read_model(config: Any, path: str = "") -> OldModel:
             raise InputError("the Graph class was dropped in Keras 1.0; migration starts at the files of Keras 1.0")
         if kind in MODELS or (isinstance(inner, Mapping) and "input_layers" in inner):
             return _functional(inner, path)
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged configuration causes; RecursionError, too
         raise InputError(
             f"the configuration is not one that Keras 1 or 2 wrote for a Sequential or a Model ({type(error).__name__}: "
             f"{error}); the file is damaged or of another program"
@@ -246,10 +246,14 @@ def _functional(config: Mapping[str, Any], path: str) -> OldModel:
     for layer in layers:
         for call in layer.calls:
             for name, node, _ in call.inputs:
-                if name not in known or node >= len(known[name].calls):
+                if name not in known or not 0 <= node < len(known[name].calls):
                     raise InputError(
                         f"the layer {layer.name!r} takes call {node} of {name!r}, which the configuration lacks"
                     )
+    for what, refs in (("input", inputs), ("output", tuple(map(resolved, outputs)))):
+        for name, node, _ in refs:
+            if name not in known or not 0 <= node < len(known[name].calls):
+                raise InputError(f"the {what} of the model is call {node} of {name!r}, which the configuration lacks")
     name = str(config.get("name") or path.rsplit("/", 1)[-1] or "model_1")
     return OldModel(name, tuple(layers), inputs, tuple(map(resolved, outputs)), False, bool(config.get("trainable", True)))
 

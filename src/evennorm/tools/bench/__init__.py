@@ -144,7 +144,7 @@ def measure_networks(settings: NetworkSettings, progress: Report | None = None) 
     from evennorm.tools.bench.steps import NetworkBenchmark
 
     if importlib.util.find_spec("torch") is None:
-        raise MissingExtra("measuring networks", "torch")
+        raise MissingExtra("measuring networks", "torch", "torch")
     where = environment()
     measured = run(settings, progress or (lambda done, total: None))
     return NetworkBenchmark(settings, where, tuple(measured.steps), measured.fused)
@@ -166,5 +166,5 @@ def chosen_engine(asked: str | None) -> str:
         source = "received" if asked else "KERAS_BACKEND is"
         raise InputError(f"engines are {', '.join(ENGINES)}; {source} {wanted!r}; choose one by --engine")
     if importlib.util.find_spec(wanted) is None:
-        raise MissingExtra(f"the engine {wanted}", wanted)
+        raise MissingExtra(f"the engine {wanted}", wanted, wanted)
     return wanted

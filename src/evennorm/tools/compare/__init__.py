@@ -75,7 +75,7 @@ def compare(
     """
     for package, extra in NEEDED.items():
         if importlib.util.find_spec(package) is None:
-            raise MissingExtra("evennorm compare", extra)
+            raise MissingExtra("evennorm compare", extra, package)
     settings = settings_for(data, model, placements, repeats, learning_rates, epochs, batch_size, engine, out, storage, seed)
     if jobs < 1:
         raise ArgumentError(f"the number of jobs must be at least 1; received {jobs}")

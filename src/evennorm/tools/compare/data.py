@@ -102,7 +102,7 @@ def _digits() -> Labelled:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise MissingExtra("the data set digits", "demo") from error
+        raise MissingExtra("the data set digits", "demo", "scikit-learn") from error
     digits = load_digits()
     return Labelled("digits", (digits.images / 16).astype("float32"), digits.target)
 

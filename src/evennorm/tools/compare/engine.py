@@ -36,7 +36,7 @@ def choose_engine(asked: str | None = None) -> str:
         source = "received" if asked else "Keras is set to"
         raise InputError(f"engines that train are {', '.join(ENGINES)}; {source} {wanted!r}; choose one by --engine")
     if importlib.util.find_spec(wanted) is None:
-        raise MissingExtra(f"the engine {wanted}", wanted)
+        raise MissingExtra(f"the engine {wanted}", wanted, wanted)
     return wanted
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
-import math
-import struct
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from evennorm.errors import InputError, reason_of
+from evennorm.errors import InputError
+from evennorm.tools.data import arrays
 from evennorm.tools.images import check_size, class_folders, is_grey, labelled_images, pixels
 
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -97,23 +93,7 @@ def read_npz(path: Path) -> Labelled:
     Raises:
         InputError: a damaged file, a missing array, or one of Python objects.
     """
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            missing = [key for key in NPZ_KEYS if key not in arrays]
-            if missing:
-                raise InputError(
-                    f"{path} must hold the arrays {', '.join(NPZ_KEYS)}, training and test apart; "
-                    f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; "
-                    f"it holds {', '.join(arrays.files) or 'nothing'}"
-                )
-            x, y, x_test, y_test = (arrays[key] for key in NPZ_KEYS)
-    except InputError:
-        raise
-    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{path} is not a readable .npz file ({reason_of(error)}); write it again with numpy.savez"
-        ) from error
-    return Labelled(str(path), x, y, x_test, y_test)
+    return Labelled(str(path), *arrays.read_npz(path, NPZ_KEYS, "training and test apart"))
 
 
 def is_idx_folder(folder: Path) -> bool:
@@ -127,29 +107,13 @@ def read_idx_folder(folder: Path) -> Labelled:
     Raises:
         InputError: one of the four is missing or damaged.
     """
-    arrays = []
+    read = []
     for name in IDX_FILES:
         path = next((folder / f"{name}{suffix}" for suffix in (".gz", "") if (folder / f"{name}{suffix}").is_file()), None)
         if path is None:
             raise InputError(f"{folder} must hold the four files {', '.join(IDX_FILES)}, gzipped or not; {name} is missing")
-        arrays.append(_read_idx(path))
-    return Labelled(str(folder), *arrays)
-
-
-def _read_idx(path: Path) -> np.ndarray:
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        zeros, kind, rank = struct.unpack(">HBB", content[:4])
-        sizes = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
-    except (struct.error, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path} is not a readable IDX file ({error}); fetch it again") from error
-    values = content[4 + 4 * rank :]
-    if zeros != 0 or kind != 8 or len(values) != math.prod(sizes):
-        raise InputError(
-            f"{path} is not a whole IDX file of bytes: its header says type {kind} and sizes {sizes}, {len(values)} values "
-            "follow; fetch it again"
-        )
-    return np.frombuffer(values, np.uint8).reshape(sizes)
+        read.append(arrays.idx_array(path))
+    return Labelled(str(folder), *read)
 
 
 def read_class_folders(folder: Path) -> Labelled:

@@ -19,6 +19,7 @@ from evennorm.tools.compare.models import Architecture, load_model
 from evennorm.tools.compare.settings import Run, Settings
 from evennorm.tools.compare.study import Study
 from evennorm.tools.compare.train import Record, Trainer
+from evennorm.tools.without_tensorflow import leave_tensorflow_out
 
 WAIT_SECONDS = 0.5
 """Between two looks at runs that other processes train."""
@@ -65,6 +66,7 @@ def prepare(settings: Settings) -> tuple[Data, Architecture, dict[str, Any]]:
         EvennormError: data or model cannot be used, or there is no such placement in the model.
     """
     select_engine(settings.engine)
+    leave_tensorflow_out()
     data = load_data(settings.data)
     architecture = load_model(settings.model, data)
     fingerprint = {

@@ -5,26 +5,36 @@ What lies in a .npz file as it is, is mapped into memory; what is compressed is 
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import math
 import os
+import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evennorm.errors import InputError, first_line
-from evennorm.tools.archives import check_zip
+from evennorm.errors import InputError, first_line, reason_of
+from evennorm.tools.archives import check_growth, check_zip
 from evennorm.tools.data.batch import Batch, Data, leaves, mapped, ranges
 
 X = ("x", "x_train", "inputs", "X")
 Y = ("y", "y_train", "labels", "Y")
 OTHERS = ("weights", "sample_weight", "x_test", "y_test", "x_validation", "y_validation")
 """Arrays that no statistic is taken of."""
-_BROKEN = (ValueError, OSError, EOFError, KeyError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_BROKEN = (
+    *(ValueError, OSError, EOFError, KeyError, AttributeError, RuntimeError, TypeError, OverflowError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, lzma.LZMAError),
+)
+_MOST_AXES = 32
+_BYTES = 8
+"""The type of IDX files that hold bytes."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,12 @@ class Packed:
                 yield np.frombuffer(content, self.dtype).reshape(stop - start, *self.shape[1:])
                 at = stop
 
+    def whole(self) -> np.ndarray:
+        """All of it; the check sum is looked at where the member ends."""
+        with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
+            _header(file)
+            return np.frombuffer(file.read(), self.dtype).reshape(self.shape)
+
 
 def open_npy(path: Path) -> Data:
     """
@@ -64,8 +80,18 @@ def mapped_npy(path: Path) -> np.ndarray:
         InputError: the file is damaged, or holds Python objects.
     """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        with open(path, "rb") as file:
+            shape, fortran, dtype, header = _header(file)
+        _check_plain(str(path), dtype)
+        held = os.path.getsize(path) - header
+        if held < dtype.itemsize * _size(shape):
+            raise ValueError(_lie(dtype, shape, held))
+        if not _size(shape):
+            return np.empty(shape, dtype)
+        return np.memmap(path, dtype, "r", header, shape, "F" if fortran else "C")
     except _BROKEN as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} is not a readable .npy file ({_why(error)}); write it again with numpy.save") from error
 
 
@@ -74,19 +100,80 @@ def open_npz(path: Path) -> Data:
     Raises:
         InputError: the file is damaged, holds Python objects, or no x.
     """
+    return from_arrays(str(path), npz_arrays(path))
+
+
+def npz_arrays(path: Path, mapped: bool = True) -> dict[str, Any]:
+    """The arrays of a `.npz` file by their names, hardly one of them read yet: in memory, mapped into it, or `Packed`.
+
+    Args:
+        path: of the file.
+        mapped: whether what lies in the file as it is may be mapped, which leaves its check sum aside.
+
+    Raises:
+        InputError: the file is damaged, announces more than it holds, or holds Python objects.
+    """
+    with _refusing(path), zipfile.ZipFile(path) as archive:
+        check_zip(archive, str(path))
+        return {
+            member.filename.removesuffix(".npy"): _member(path, archive, member, mapped)
+            for member in archive.infolist()
+            if member.filename.endswith(".npy")
+        }
+
+
+def read_npz(path: Path, keys: Sequence[str], which: str = "") -> list[np.ndarray]:
+    """Some arrays of a `.npz` file, read as a whole and held to their check sums. `which` describes them in the error.
+
+    Raises:
+        InputError: the file is damaged, announces more than it holds, holds Python objects, or lacks one of them.
+    """
+    arrays = npz_arrays(path, mapped=False)
+    missing = [key for key in keys if key not in arrays]
+    if missing:
+        raise InputError(
+            f"{path} must hold the arrays {', '.join(keys)}{which and f', {which}'}; "
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; it holds {', '.join(arrays) or 'nothing'}"
+        )
+    with _refusing(path):
+        return [array.whole() if isinstance(array, Packed) else array for array in map(arrays.get, keys)]
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Says in one line what NumPy and zipfile find wrong about a `.npz` file."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            check_zip(archive, str(path))
-            arrays = {
-                member.filename.removesuffix(".npy"): _member(path, archive, member)
-                for member in archive.infolist()
-                if member.filename.endswith(".npy")
-            }
+        yield
     except _BROKEN as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is not a readable .npz file ({_why(error)}); write it again with numpy.savez") from error
-    return from_arrays(str(path), arrays)
+
+
+def idx_array(path: Path) -> np.ndarray:
+    """The bytes of an IDX file, the format of MNIST, gzipped or not (https://yann.lecun.com/exdb/mnist).
+
+    Raises:
+        InputError: it is damaged, announces more than it holds, or holds something else than bytes.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            zeros, kind, rank = struct.unpack(">HBB", file.read(4))
+            sizes = struct.unpack(f">{rank}I", file.read(4 * rank))
+            count = _size(sizes)
+            check_growth(str(path), "its header", count, os.path.getsize(path))
+            values = file.read(count + 1)
+    except _BROKEN as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is not a readable IDX file ({_why(error)}); fetch it again") from error
+    if zeros != 0 or kind != _BYTES or len(values) != count or not 1 <= rank <= _MOST_AXES:
+        follow = f"{'more' if len(values) > count else f'{len(values):,}'} values follow"
+        raise InputError(
+            f"{path} is not a whole IDX file of bytes: its header says type {kind} and sizes {sizes}, {follow}; fetch "
+            "it again"
+        )
+    return np.frombuffer(values, np.uint8).reshape(sizes)
 
 
 def from_arrays(name: str, arrays: Mapping[str, Any]) -> Data:
@@ -119,6 +206,8 @@ def from_arrays(name: str, arrays: Mapping[str, Any]) -> Data:
     samples = sizes.pop()
     if samples == 0:
         raise InputError(f"{name} is empty: it has 0 samples; statistics need some")
+    if any(0 in array.shape for array in leaves(x)):
+        raise InputError(f"{name} is empty: its samples hold no values; received {_shapes(x)} as x")
 
     def read(size: int, limit: int | None) -> Iterator[Batch]:
         wanted = ranges(samples, size, limit)
@@ -151,18 +240,15 @@ def _array(value: Any) -> Any:
     return np.asarray(value)
 
 
-def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
+def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, mapped: bool = True) -> Any:
     """One array of a .npz file, not read yet."""
     with archive.open(member) as file:
         shape, fortran, dtype, header = _header(file)
-    if dtype.hasobject:
-        raise InputError(f"{path} is not opened: {member.filename!r} holds pickled Python objects; write arrays of numbers")
+    _check_plain(f"{path}: {member.filename!r}", dtype)
     if member.file_size - header != dtype.itemsize * _size(shape):
-        raise InputError(
-            f"{path} is damaged: {member.filename!r} announces {dtype} of shape {shape}, and holds "
-            f"{member.file_size - header:,} bytes; write it again with numpy.savez"
-        )
-    if member.compress_type == zipfile.ZIP_STORED and _size(shape):
+        lie = _lie(dtype, shape, member.file_size - header)
+        raise InputError(f"{path} is damaged: {member.filename!r} {lie}; write it again with numpy.savez")
+    if mapped and member.compress_type == zipfile.ZIP_STORED and _size(shape):
         with open(path, "rb") as file:
             file.seek(member.header_offset + 26)
             lengths = file.read(4)
@@ -175,12 +261,28 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> An
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    else:
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    try:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        else:
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    except Exception as error:  # NumPy takes it for a piece of Python, which may be wrong in many ways
+        raise ValueError(f"its header is broken: {first_line(error)}") from error
+    if len(shape) > _MOST_AXES or any(size < 0 for size in shape):
+        raise ValueError(f"its header is broken: no array has the shape {str(shape)[:80]}")
     return shape, fortran, dtype, file.tell()
+
+
+def _check_plain(what: str, dtype: np.dtype) -> None:
+    if dtype.hasobject:
+        raise InputError(f"{what} is not opened: it holds pickled Python objects; write arrays of numbers")
+    if dtype.itemsize == 0:
+        raise InputError(f"{what} is not opened: values of {dtype} take no place, so that any number of them fits")
+
+
+def _lie(dtype: np.dtype, shape: tuple[int, ...], held: int) -> str:
+    return f"announces {dtype} of shape {shape}, and holds {held:,} bytes"
 
 
 def _size(shape: tuple[int, ...]) -> int:
@@ -197,7 +299,7 @@ def _shapes(x: Any) -> str:
 
 
 def _why(error: BaseException) -> str:
-    text = first_line(error)
+    text = reason_of(error) if isinstance(error, zipfile.BadZipFile | ValueError) else first_line(error)
     return (
         "it holds pickled Python objects" if "pickle" in text or "Python objects" in text else text.replace(os.linesep, " ")
     )

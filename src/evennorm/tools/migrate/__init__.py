@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evennorm.errors import ArgumentError, InputError
+from evennorm.errors import ArgumentError, EvennormError, InputError, first_line
 from evennorm.tools.archives import check_hdf5_file
 from evennorm.tools.imported import imported
-from evennorm.tools.models import Opened, check_output, open_model, prepare_keras, save_model
+from evennorm.tools.models import Opened, bounded_weights, check_output, open_model, prepare_keras, save_model
 from evennorm.tools.outputs import refuse_inputs
+from evennorm.tools.without_tensorflow import leave_tensorflow_out
 
 if TYPE_CHECKING:
     from evennorm.keras.old.build import LayerReport
@@ -98,6 +99,7 @@ def migrate(
         evennorm.errors.InputError: there is no file 'no-such-file.h5'; give the path of an .h5 or .hdf5 file ...
     """
     prepare_keras()
+    leave_tensorflow_out()
     if to not in ("keras", "torch"):
         raise ArgumentError(f"models are migrated to keras or to torch; received {to!r}")
     if out is not None:
@@ -114,7 +116,16 @@ def migrate(
             f"{file.path!r} holds weights without their model; give what it was saved from, as in --architecture FILE.json "
             "or --architecture module:function"
         )
-    migration = _made(file, given, written_by, partial, _classes(custom), architecture is not None)
+    try:
+        with bounded_weights(file.path):
+            migration = _made(file, given, written_by, partial, _classes(custom), architecture is not None)
+    except (EvennormError, MemoryError):
+        raise
+    except Exception as error:  # the layers of Keras refuse wrong configurations in many ways
+        raise InputError(
+            f"no model can be made of {file.path!r} ({first_line(error)}); its configuration or its weights are damaged, or "
+            "of another program"
+        ) from error
     if to == "torch":
         return _for_torch(migration, out)
     if out is None:
@@ -304,8 +315,9 @@ def _architecture(given: Any) -> Any:
         raise InputError(f"architectures are read from JSON; received {os.fspath(path)!r}; write it anew by model.to_json()")
     try:
         parsed = json.loads(path.read_text(encoding="utf-8"))
+        parsed = json.loads(parsed) if isinstance(parsed, str) else parsed  # a string that was dumped once more
     except OSError as error:
         raise InputError(f"--architecture {os.fspath(path)!r} cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"--architecture {os.fspath(path)!r} is no JSON ({error}); write it by model.to_json()") from None
-    return json.loads(parsed) if isinstance(parsed, str) else parsed  # a string that was dumped once more
+    return parsed

@@ -1,6 +1,8 @@
 """The errors evennorm raises: each names the rule that was broken, what arrived and what to do. Others', as one line."""
 
+import json
 import unicodedata
+from typing import Any
 
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode's categories of control and format characters, lone surrogates, separators of lines and of paragraphs."""
@@ -47,6 +49,21 @@ def printable(text: object) -> str:
     for command, harmless in _COMMANDS:
         shown = shown.replace(command, harmless)
     return shown
+
+
+def printable_json(value: Any) -> str:
+    """The text of a JSON document, its characters as ASCII, that no CI service obeys either; it is read back as `value`.
+
+    Example:
+        >>> print(printable_json({"layer": "##[error]"}))
+        {
+          "layer": "#\\u0023[error]"
+        }
+    """
+    text = json.dumps(value, indent=2)
+    for command, _ in _COMMANDS:
+        text = text.replace(command, f"{command[0]}\\u{ord(command[1]):04x}{command[2:]}")
+    return text
 
 
 def _escaped(character: str) -> str:

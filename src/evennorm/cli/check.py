@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import click
 
 from evennorm.cli.explain import parsed_shape
 from evennorm.cli.group import force_option
-from evennorm.errors import InputError, printable
+from evennorm.errors import InputError, printable, printable_json
 from evennorm.tools.interrupts import between_batches, stop_if_interrupted
 from evennorm.tools.outputs import Output, check_outputs
 
@@ -108,10 +107,10 @@ def check(ctx: click.Context, model: str, **options: Any) -> None:
     if as_sarif:
         from evennorm.tools.check.sarif import sarif
 
-        click.echo(json.dumps(sarif(report, opened.path), indent=2))
+        click.echo(printable_json(sarif(report, opened.path)))
     elif as_json:
         extra = {"notes": list(opened.notes), "html": html, "fixed": None if fixed is None else fixed.as_dict()}
-        click.echo(json.dumps(report.as_dict() | extra, indent=2))
+        click.echo(printable_json(report.as_dict() | extra))
     else:
         _print(report, opened.notes)
         for line in [] if fixed is None else ["", *fixed.lines()]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evennorm.cli.group import force_option
-from evennorm.errors import InputError, printable
+from evennorm.errors import InputError, printable, printable_json
 from evennorm.tools.compare.settings import DEFAULT_EPOCHS, DEFAULT_PLACEMENTS, DEFAULT_REPEATS, PLACEMENTS
 from evennorm.tools.interrupts import INTERRUPTED, remembered, stop_if_interrupted
 from evennorm.tools.outputs import Output, check_outputs, refuse_inputs
@@ -99,7 +98,7 @@ def compare(
         click.echo("evennorm: interrupted; finished runs are kept, the same command goes on from there", err=True)
         ctx.exit(INTERRUPTED)
     if as_json:
-        click.echo(json.dumps(comparison.as_dict(), indent=2))
+        click.echo(printable_json(comparison.as_dict()))
     else:
         _print(comparison)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING
 
 import click
 
 from evennorm.cli.group import force_option
-from evennorm.errors import InputError, printable
+from evennorm.errors import InputError, printable, printable_json
 from evennorm.tools.outputs import Output, check_outputs
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def explain(ctx: click.Context, shape: str, axis: str, svg: str | None, as_json:
 
         write_text(svg, draw(explanation))
     if as_json:
-        click.echo(json.dumps(explanation.as_dict() | {"svg": svg}, indent=2))
+        click.echo(printable_json(explanation.as_dict() | {"svg": svg}))
     else:
         _print(explanation, svg)
     ctx.exit(1 if explanation.findings else 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ import click
 
 from evennorm.cli.explain import check_commas
 from evennorm.cli.group import force_option
-from evennorm.errors import InputError
+from evennorm.errors import InputError, printable_json
 from evennorm.tools.interrupts import between_batches, stop_if_interrupted
 from evennorm.tools.outputs import Output, check_outputs
 
@@ -76,7 +75,7 @@ def fold(
 
     with _status() as progress, between_batches():
         report = folded(model, output, input_shape=sizes, measure=not no_speed, progress=progress, **options)
-    click.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.text())
+    click.echo(printable_json(report.as_dict()) if as_json else report.text())
     ctx.exit(0 if report.count("folded") else 1)
 
 

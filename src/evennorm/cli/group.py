@@ -78,6 +78,8 @@ def _in_words(error: Exception) -> str:
         return str(error)
     if isinstance(error, ImportError) and (absent := missing("evennorm", error)) is not None:
         return str(absent)
+    if isinstance(error, UnicodeError):
+        return f"a name cannot be written as text: {first_line(error)}; give it another"
     if isinstance(error, MemoryError):
         return f"there is not enough memory ({first_line(error)}); take smaller batches or a larger machine"
     return (

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
 from evennorm.cli.group import force_option
-from evennorm.errors import printable
+from evennorm.errors import printable, printable_json
 from evennorm.tools.outputs import Output, check_outputs
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def migrate(
 
     result = migrated(old, output, architecture=architecture, written_by=written_by, partial=partial, to=to, custom=custom)
     if as_json:
-        click.echo(json.dumps(result.as_dict(), indent=2))
+        click.echo(printable_json(result.as_dict()))
     else:
         _print(result)
     ctx.exit(1 if result.left_out else 0)

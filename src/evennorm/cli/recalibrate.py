@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import click
 
 from evennorm.cli.group import force_option
 from evennorm.cli.progress import bar
-from evennorm.errors import printable
+from evennorm.errors import printable, printable_json
 from evennorm.tools.interrupts import between_batches
 from evennorm.tools.outputs import Output, check_outputs
 
@@ -85,7 +84,7 @@ def recalibrate(
             done = recalibrated(opened, data, cache=room, progress=progress, **options)
             save_model(opened, opened.model, output)
     if as_json:
-        click.echo(json.dumps(done.as_dict() | {"output": output}, indent=2))
+        click.echo(printable_json(done.as_dict() | {"output": output}))
     else:
         _print(done, output)
 

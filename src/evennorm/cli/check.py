@@ -61,7 +61,8 @@ def check(ctx: click.Context, model: str, **options: Any) -> None:
 
     module:function is your own code; it is imported and called. Nothing of a file is run.
 
-    Exit code 0: nothing looks wrong; 1: there are findings; 2: the question could not be answered.
+    Exit code 0: nothing looks wrong; 1: there are findings; 2: the question could not be answered;
+    130: interrupted.
     """
     as_json, as_sarif, html = options["as_json"], options["as_sarif"], options["html"]
     fix, output = options["fix"], options["output"]

@@ -33,7 +33,8 @@ def explain(ctx: click.Context, shape: str, axis: str, svg: str | None, as_json:
     evennorm explain --shape 32,28,28,3 --axis -1
     evennorm explain --shape '?,8,8,64' --axis 1,3 --svg figure.svg
 
-    Exit code 0: nothing looks wrong; 1: there are warnings; 2: the question could not be answered.
+    Exit code 0: nothing looks wrong; 1: there are warnings; 2: the question could not be answered;
+    130: interrupted.
     """
     sizes = parsed_shape(shape)
     axes = parsed_axes(axis)

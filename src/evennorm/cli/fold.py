@@ -66,7 +66,7 @@ def fold(
     nn.Linear takes vectors and sequences, whose channels are another axis: a torch model that takes both is folded for the
     rank of --input-shape or --data, and the report and the file say which.
 
-    Exit code 0: written; 1: written, but nothing was folded; 2: it could not be done.
+    Exit code 0: written; 1: written, but nothing was folded; 2: it could not be done; 130: interrupted, nothing was written.
     """
     sizes = [_sizes(text) for text in shapes]
     inputs = {"MODEL": model, "--data": options["data"], "--weights": options["weights"]}

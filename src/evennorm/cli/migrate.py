@@ -69,7 +69,7 @@ def migrate(
     to be assumed.
 
     Exit code 0: the model is written; 1: it is written without some of its layers (--partial); 2: nothing was written, also
-    where --partial leaves nothing.
+    where --partial leaves nothing; 130: interrupted, nothing was written.
     """
     check_outputs([Output("-o", output, ())], {"OLD": old, "--architecture": architecture}, force)
     from evennorm.tools.migrate import migrate as migrated

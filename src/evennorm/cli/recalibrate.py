@@ -70,7 +70,7 @@ def recalibrate(
     evennorm recalibrate model.keras --data train.npz -o better.keras
     evennorm recalibrate nets:resnet --weights resnet.pt --data nets:loader --batches 200 -o better.safetensors
 
-    Exit code 0: done; 2: it could not be done, and OUT is as it was.
+    Exit code 0: done; 2: it could not be done, and OUT is as it was; 130: interrupted, the same holds.
     """
     from evennorm.tools.models import check_output, open_model, save_model
     from evennorm.tools.recalibrate import recalibrate as recalibrated
@@ -113,8 +113,8 @@ def _print(done: Recalibration, output: str) -> None:
         shift = f"{layer.shift:.3g} sd" if math.isfinite(layer.shift) else "was no number"
         stretch = f"{layer.stretch:.3g}" if math.isfinite(layer.stretch) else "was no number"
         drift = f"{layer.drift:.3g}" if math.isfinite(layer.drift) else "was no number"
-        name = Text(printable(layer.name))
-        table.add_row(name, f"{layer.values:,}", shift, stretch, drift, "frozen" if layer.frozen else "")
+        shown = Text(printable(layer.name))
+        table.add_row(shown, f"{layer.values:,}", shift, stretch, drift, "frozen" if layer.frozen else "")
     console.print(table)
     say(f"\n{_NOTES}", "dim")
     if len(done.layers) > _SHOWN:

@@ -136,7 +136,7 @@ def read_npz(path: Path, keys: Sequence[str], which: str = "") -> list[np.ndarra
             f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; it holds {', '.join(arrays) or 'nothing'}"
         )
     with _refusing(path):
-        return [array.whole() if isinstance(array, Packed) else array for array in map(arrays.get, keys)]
+        return [array.whole() if isinstance(array, Packed) else array for array in (arrays[key] for key in keys)]
 
 
 @contextmanager

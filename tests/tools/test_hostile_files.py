@@ -19,6 +19,7 @@ import pytest
 
 from evennorm.errors import InputError
 from evennorm.tools.compare.data import load_data
+from evennorm.tools.compare.models import load_model
 from evennorm.tools.data import open_data
 from evennorm.tools.migrate import migrate
 from evennorm.tools.models import open_model
@@ -231,6 +232,27 @@ def test_layers_of_ten_billion_units(tmp_path) -> None:
         for name, content in members.items():
             archive.writestr(name, content)
     refused(lambda: open_model(tmp_path / "net.keras"), "announces", "as bombs do")
+    refused(lambda: load_model(str(tmp_path / "net.keras"), load_data("digits")), "announces", "as bombs do")
+
+
+def test_devices_are_no_files(tmp_path) -> None:
+    for path in ("/dev/zero", "/dev/null"):
+        refused(lambda path=path: open_model(path), "no regular file")
+        refused(lambda path=path: open_data(path), "")
+        refused(lambda path=path: migrate(old_file(tmp_path / "old.h5"), architecture=path), "no regular file")
+
+
+def test_hdf5_chunks_and_many_data_sets(tmp_path) -> None:
+    """What is read as a whole is a chunk, and all data sets together may be far more than the file."""
+    path = old_file(tmp_path / "chunk.h5")
+    with h5py.File(path, "r+") as file:
+        file["layer_0"].create_dataset("param_1", (4,), "f4", chunks=(100_000_000,), maxshape=(None,))
+    refused(lambda: migrate(path), "announces 400 MB", "as bombs do")
+    path = old_file(tmp_path / "many.h5")
+    with h5py.File(path, "r+") as file:
+        for number in range(1, 4):
+            file["layer_0"].create_dataset(f"param_{number}", (50_000_000,), "f4", chunks=(1000,), compression=9)
+    refused(lambda: migrate(path), "all of it announces", "as bombs do")
 
 
 def test_a_list_of_the_same_layer_many_times(tmp_path) -> None:

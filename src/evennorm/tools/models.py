@@ -172,6 +172,8 @@ def _from_file(path: Path) -> Opened:
         raise InputError(f"there is no file {path}; a model is {_FORMS}")
     if path.is_dir():
         raise InputError(f"{path} is a folder; a model is {_FORMS}")
+    if not path.is_file():
+        raise InputError(f"{path} is no regular file; a model is {_FORMS}")
     try:
         with open(path, "rb") as file:
             start = file.read(8)
@@ -182,7 +184,8 @@ def _from_file(path: Path) -> Opened:
     if start == _HDF5:
         return _from_hdf5(path)
     if start[:2] == b"PK":
-        return _from_keras(path)
+        check_keras_file(path)
+        return _loaded(path)
     if start[:1] == b"\x80" or path.suffix in (".pt", ".pth", ".pkl", ".pickle", ".joblib"):
         raise InputError(f"{path} is not opened: {_no_pickles(path)}")
     raise InputError(
@@ -196,7 +199,12 @@ def _no_pickles(path: Path) -> str:
     )
 
 
-def _from_keras(path: Path) -> Opened:
+def check_keras_file(path: Path) -> None:
+    """
+    Raises:
+        InputError: it is no `.keras` file, a damaged one, or announces far more than it stores.
+        MissingExtra: h5py is not installed.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             check_zip(archive, str(path))
@@ -217,11 +225,13 @@ def _from_keras(path: Path) -> Opened:
                 )
             if "model.weights.h5" in members:
                 check_hdf5_file(io.BytesIO(archive.read("model.weights.h5")), str(path))
+            if "model.weights.npz" in members:
+                with zipfile.ZipFile(io.BytesIO(archive.read("model.weights.npz"))) as inside:
+                    check_zip(inside, str(path))
     except EvennormError:
         raise
     except Exception as error:  # damage causes many kinds
         raise InputError(f"{path} is damaged or cut short ({first_line(error)}); fetch or save it again") from error
-    return _loaded(path)
 
 
 def _from_hdf5(path: Path) -> Opened:

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from evennorm.errors import printable
 from evennorm.tools.compare.settings import Run, Settings
 from evennorm.tools.compare.statistics import interval
 from evennorm.tools.compare.table import curve
@@ -50,7 +51,8 @@ def draw_curves(settings: Settings, records: Mapping[Run, Record], title: str, p
     for panel in axes[::columns]:
         panel.set_ylabel("test accuracy")
     shown = "one repeat" if settings.repeats == 1 else f"mean and 95 % interval over {settings.repeats} repeats"
-    figure.suptitle(f"{title}\n{shown}", fontsize=11)
+    plain = printable(title).replace("$", r"\$")  # which begins a formula otherwise
+    figure.suptitle(f"{plain}\n{shown}", fontsize=11)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, title="batch normalization")
     figure.savefig(path, format="png")

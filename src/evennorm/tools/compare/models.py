@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from evennorm.errors import EvennormError, InputError, first_line
 from evennorm.tools.compare.data import Data
 from evennorm.tools.imported import imported, misnamed
+from evennorm.tools.models import bounded_weights, check_keras_file
 
 if TYPE_CHECKING:
     import keras
@@ -120,10 +121,13 @@ def _from_file(path: str) -> Callable[[], keras.Model]:
 
     if not os.path.isfile(path):
         raise InputError(f"there is no model file {path}; save one by model.save({path!r}), or name another model")
+    check_keras_file(Path(path))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), bounded_weights(path):
             warnings.simplefilter("ignore")  # about the state of its optimizer, of which only the settings are taken
             model = keras.saving.load_model(path, compile=True, safe_mode=True)
+    except InputError:
+        raise
     except Exception as error:  # Keras raises many kinds; a file of unknown origin may cause any
         raise InputError(
             f"{path} cannot be loaded as a Keras model: {first_line(error)}; save it again by this Keras"

@@ -313,6 +313,8 @@ def _architecture(given: Any) -> Any:
         return open_model(path).model
     if path.suffix in (".yaml", ".yml"):
         raise InputError(f"architectures are read from JSON; received {os.fspath(path)!r}; write it anew by model.to_json()")
+    if path.exists() and not path.is_file():
+        raise InputError(f"--architecture {os.fspath(path)!r} is no regular file; give the JSON that model.to_json() wrote")
     try:
         parsed = json.loads(path.read_text(encoding="utf-8"))
         parsed = json.loads(parsed) if isinstance(parsed, str) else parsed  # a string that was dumped once more

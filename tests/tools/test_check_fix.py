@@ -156,7 +156,8 @@ def test_the_command(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keras_model().save(tmp_path / "net.keras")
-    (tmp_path / "new.keras").write_text("before")
+    before = (tmp_path / "net.keras").read_bytes()
+    (tmp_path / "new.keras").write_bytes(before)
 
     def fails(self: keras.Model, path: object) -> None:
         Path(path).write_text("half")
@@ -166,7 +167,7 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path, monkeypat
     result = run(tmp_path / "net.keras", "--fix", "-o", tmp_path / "new.keras")
     assert result.exit_code == 2
     assert "No space left" in result.stderr
-    assert (tmp_path / "new.keras").read_text() == "before"
+    assert (tmp_path / "new.keras").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.keras", "new.keras"]
 
 

@@ -206,7 +206,8 @@ def test_a_terminal_gets_colours_and_its_own_width(columns, width):
 def test_help_names_every_option():
     result = command("--help")
     assert result.exit_code == 0
-    assert re.findall(r"^  (--\w+)", result.stdout, re.MULTILINE) == ["--shape", "--axis", "--svg", "--json"]
+    options = ["--shape", "--axis", "--svg", "--json", "--force", "--debug"]
+    assert re.findall(r"^  (--\w+)", result.stdout, re.MULTILINE) == options
 
 
 def documented_commands():

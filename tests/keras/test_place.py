@@ -222,3 +222,29 @@ def test_a_nested_model_of_nothing_but_normalization_stays_callable():
     assert normalizations(place(model, "none")) == []
     x = RNG.normal(size=(3, 6))
     assert output(place(model, "none"), x).shape == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("equation", "shape", "axis"),
+    [
+        ("abc,cd->abd", (5, 6), -1),
+        ("abc,cd->adb", (6, 5), 1),  # the features come to stand in the middle
+        ("...x,xy->...y", (5, 6), -1),
+    ],
+)
+def test_the_channel_axis_of_einsum_dense_is_that_of_its_equation(equation, shape, axis) -> None:
+    x = keras.Input((5, 4))
+    y = layers.EinsumDense(equation, shape, activation="relu", name="einsum")(x)
+    placed = place(keras.Model(x, layers.Dense(2)(layers.Flatten()(y))), "before")
+    norm = placed.get_layer("einsum_bn")
+    assert norm.axis == axis
+    assert norm.gamma.shape == (6,)
+
+
+def test_flatten_may_be_all_that_knows_of_channels_first() -> None:
+    x = keras.Input((3, 8, 8))
+    for data_format, axis in (("channels_first", 1), ("channels_last", -1)):
+        y = layers.Flatten(data_format=data_format)(x)
+        placed = place(keras.Model(x, layers.Dense(2)(y)), "input")
+        (norm,) = [layer for layer in placed.layers if "BatchNormalization" in type(layer).__name__]
+        assert norm.axis == axis

@@ -190,7 +190,7 @@ class Sites:
         """What the layers say about the channel axis: the makers of the tensor first, then its readers."""
         x, node = tensor, self._producer[id(tensor)]
         while len(x.shape) == rank:
-            yield from _declared_axis(node.operation, rank)
+            yield from _declared_axis(node.operation, rank, of_output=True)
             if node.is_input or isinstance(node.operation, layers.Reshape | layers.Permute):
                 break
             x = data_inputs(node)[0]
@@ -199,26 +199,53 @@ class Sites:
         while waiting:
             x = waiting.pop(0)
             for node in self._readers.get(id(x), []):
-                if len(x.shape) == rank and not isinstance(node.operation, layers.Reshape | layers.Permute | layers.Flatten):
-                    yield from _declared_axis(node.operation, rank)
-                    waiting += node.outputs
+                if len(x.shape) != rank or isinstance(node.operation, layers.Reshape | layers.Permute):
+                    continue
+                if isinstance(node.operation, layers.Flatten):
+                    if rank > 3 and node.operation.data_format == "channels_first":  # of channels last it is told by default
+                        yield 1
+                    continue
+                yield from _declared_axis(node.operation, rank)
+                waiting += node.outputs
 
 
-def _declared_axis(operation: Operation, rank: int) -> Iterator[int]:
-    """The channel axis as one operation states it, if it does."""
+def _declared_axis(operation: Operation, rank: int, of_output: bool = False) -> Iterator[int]:
+    """The channel axis of what an operation takes, or of what it gives, as it states it itself, if it does."""
     if is_model(operation):
         for inner in graph(operation).operations:
-            yield from _declared_axis(inner, rank)
+            yield from _declared_axis(inner, rank, of_output)
     elif isinstance(operation, layers.BatchNormalization | BatchNormalization):
         axis = operation.axis
         if isinstance(axis, int):
             yield -1 if axis in (-1, rank - 1) else axis
-    elif type(operation) in LINEAR[:2] or isinstance(operation, layers.Embedding | layers.RNN):
+    elif isinstance(operation, layers.EinsumDense):
+        axis = _einsum_axis(operation.equation, rank, of_output)
+        if axis is not None:
+            yield -1 if axis == rank - 1 else axis
+    elif type(operation) is layers.Dense or isinstance(operation, layers.Embedding | layers.RNN):
         yield -1
     elif getattr(operation, "data_format", None) in ("channels_first", "channels_last") and not isinstance(
         operation, layers.Flatten
     ):
         yield 1 if operation.data_format == "channels_first" else -1
+
+
+def _einsum_axis(equation: str, rank: int, of_output: bool) -> int | None:
+    """The axis of the features that an equation sums over, or of those that it makes; None where these are several.
+
+    Example:
+        >>> _einsum_axis("abc,cd->adb", 3, of_output=True), _einsum_axis("abc,cd->adb", 3, of_output=False)
+        (1, 2)
+        >>> _einsum_axis("...x,xy->...y", 4, of_output=True), _einsum_axis("abc,cde->abde", 4, of_output=True)
+        (3, None)
+    """
+    taken, kernel, made = re.split(r",|->", equation.replace(" ", ""))
+    here, there = (made, taken) if of_output else (taken, made)
+    found = [letter for letter in here.replace("...", "") if letter in kernel and letter not in there]
+    if len(found) != 1:
+        return None
+    before, _, behind = here.partition("...")
+    return before.index(found[0]) if found[0] in before else rank - len(behind) + behind.index(found[0])
 
 
 def behind_raw_layers(sites: Sites, tensor: Tensor) -> tuple[Node, Tensor]:

@@ -33,7 +33,8 @@ def test_a_batch_that_is_not_finite(momentum: float | None, compiled: bool) -> N
         for key, value in before.items():
             assert torch.equal(module.state_dict()[key], value)
     assert int(module.refused_batches) == 3
-    assert int(module.num_batches_tracked) == 6  # as torch counts
+    # As torch counts, but where the count is the weight of the plain average.
+    assert int(module.num_batches_tracked) == (3 if momentum is None else 6)
     torch.testing.assert_close(module.running_mean, witness.running_mean, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(module.running_var, witness.running_var, rtol=1e-5, atol=1e-6)
 
@@ -115,6 +116,12 @@ REFUSED = {
     "one statistic, at inference": (lambda m: _with(m.BatchNorm1d(3), running_mean=None).eval()(R(4, 3)), "running_mean"),
     "several samples mapped": (lambda m: torch.vmap(m.BatchNorm1d(3))(R(2, 4, 3)), "batched tensor|vmap"),
     "a list": (lambda m: m.BatchNorm1d(3)([[1.0, 2.0, 3.0]]), "'list' object has no attribute"),
+    "weight": (lambda m: _shaped(m.BatchNorm1d(3), "weight", 4)(R(4, 3)), r"weight|shape \(3,\); received shape \(4,\)"),
+    "bias": (lambda m: _shaped(m.BatchNorm1d(3), "bias", 2)(R(4, 3)), "bias"),
+    "variances": (lambda m: _shaped(m.BatchNorm1d(3), "running_var", 5)(R(4, 3)), "running_var"),
+    "variances, at inference": (lambda m: _shaped(m.BatchNorm1d(3), "running_var", 5).eval()(R(4, 3)), "running_var"),
+    "weight, at inference": (lambda m: _shaped(m.BatchNorm1d(3), "weight", 4).eval()(R(4, 3)), "weight"),
+    "an array": (lambda m: m.BatchNorm1d(3)(np.ones((4, 3), "float32")), "numpy.ndarray' object has no attribute|ndarray"),
     "no size": (lambda m: m.BatchNorm1d(-3), "negative dimension"),
 }
 
@@ -123,6 +130,55 @@ def _with(module: nn.Module, **attributes) -> nn.Module:
     for key, value in attributes.items():
         setattr(module, key, value)
     return module
+
+
+def _shaped(module: nn.Module, name: str, size: int) -> nn.Module:
+    """With a tensor of another size, which torch's modules do not look at before they compute."""
+    kind = nn.Parameter if name in module._parameters else torch.Tensor
+    return _with(module, **{name: kind(torch.ones(size))})
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ["weight", "bias", "running_var"])
+def test_sizes_that_do_not_fit(name: str, compiled: bool) -> None:
+    torch.compiler.reset()
+    module = _shaped(ours.BatchNorm1d(3), name, 4)
+    run = torch.compile(module, backend="eager") if compiled else module
+    with pytest.raises(RuntimeError, match=rf"{name} ha.* one value per channel.*; received shapes? .*\(4,\)"):
+        run(R(4, 3))
+
+
+def test_arrays_beside_a_tensor() -> None:
+    module, x = ours.BatchNorm1d(3), R(4, 3)
+    for given in ({"residual": np.ones((4, 3), "float32")}, {"mask": np.ones(4, bool)}):
+        (name,) = given
+        with pytest.raises(
+            TypeError, match=rf"{name} is a torch.Tensor, .*numpy.ndarray.*; give torch.from_numpy\({name}\)"
+        ):
+            module(x, **given)
+    assert int(module.num_batches_tracked) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epsilon": 1e-3}, "no argument 'epsilon': it is called eps here; received epsilon=0.001"),
+        ({"axis": -1}, "no argument 'axis': channels are axis 1 .*; received axis=-1"),
+        ({"axis": "channels"}, "channels are axis 1 .*; received axis='channels'"),
+        ({"nonsense": 1}, "no argument 'nonsense'"),
+    ],
+)
+def test_arguments_of_other_frameworks(options, words: str) -> None:
+    for make in (lambda **o: ours.BatchNorm1d(3, **o), ours.LazyBatchNorm2d):
+        with pytest.raises(TypeError, match=words):
+            make(**options)
+
+
+@pytest.mark.parametrize("eps", [-1, -1e-9, float("nan")])
+def test_eps_is_looked_at_when_the_module_is_made(eps: float) -> None:
+    for make in (lambda **o: ours.BatchNorm2d(3, **o), ours.LazyBatchNorm2d):
+        with pytest.raises(ValueError, match=f"eps must be non-negative: .*; received eps={eps}"):
+            make(eps=eps)
 
 
 @pytest.mark.parametrize("name", REFUSED)

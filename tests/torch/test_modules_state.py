@@ -157,6 +157,93 @@ def test_nothing_asks_a_device_for_a_value(options) -> None:
         bool(x.sum())
 
 
+GARBAGE = [float("nan"), float("inf"), -float("inf"), 1e30, -1e30]
+
+
+def initialized_by_hand(module: nn.Module, state: dict[str, torch.Tensor], how: str) -> None:
+    """As programs do that know of torch's tensors alone."""
+    if how == "assign":
+        module.load_state_dict(state, assign=True)
+        return
+    with torch.no_grad():
+        for key, value in state.items():
+            module.get_buffer(key).copy_(value) if key in module._buffers else module.get_parameter(key).copy_(value)
+
+
+def filled(module: nn.Module, value: float, refused: int) -> None:
+    with torch.no_grad():
+        module.running_mean_low.fill_(value)
+        module.refused_batches.fill_(refused)
+
+
+@pytest.mark.parametrize("composed", [False, True])
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("how", ["by hand", "assign"])
+@pytest.mark.parametrize("value", GARBAGE)
+def test_what_no_state_dict_shows_may_hold_anything(value, how, momentum, composed) -> None:
+    """`to_empty` and programs that give each tensor memory leave there what the memory held before."""
+    state = trained(nn.BatchNorm2d(4, momentum=momentum)).state_dict()
+    theirs, own = nn.BatchNorm2d(4, momentum=momentum), ours.BatchNorm2d(4, momentum=momentum, device="meta")
+    theirs.load_state_dict(copy.deepcopy(state))
+    own.to_empty(device="cpu")
+    filled(own, value, -7)
+    initialized_by_hand(own, copy.deepcopy(state), how)
+    filled(own, value, 2**62)
+    for seed in range(3):
+        x = torch.randn(SHAPES["BatchNorm2d"], generator=torch.Generator().manual_seed(seed)) + 5
+        mask = torch.ones(6, 3, 2, dtype=torch.bool) if composed else None
+        own(x, mask=mask), theirs(x)
+        filled(own, value, seed - 1)
+    torch.testing.assert_close(dict(own.state_dict()), dict(theirs.state_dict()), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", GARBAGE)
+def test_a_compiled_step_reads_no_garbage(value: float) -> None:
+    torch.compiler.reset()
+    own, theirs = ours.BatchNorm2d(4, momentum=None), nn.BatchNorm2d(4, momentum=None)
+    run = torch.compile(own, backend="aot_eager", fullgraph=True)
+    for seed in range(3):
+        filled(own, value, -7)
+        x = torch.randn(SHAPES["BatchNorm2d"], generator=torch.Generator().manual_seed(seed))
+        run(x), theirs(x)
+    torch.testing.assert_close(dict(own.state_dict()), dict(theirs.state_dict()), rtol=1e-5, atol=1e-6)
+
+
+def test_memory_from_to_empty_is_written_to() -> None:
+    """Another module's memory may lie there; what is derived is 0, and what was known stays."""
+    module = ours.BatchNorm2d(4, device="meta").to_empty(device="cpu")
+    assert not module.running_mean_low.any()
+    assert int(module.refused_batches) == 0
+    module.reset_parameters()
+    module(torch.full((6, 4, 3, 2), torch.nan))
+    trained(module)
+    low = module.running_mean_low.clone()
+    module.double().float().to_empty(device="cpu")
+    assert torch.equal(module.running_mean_low, low)
+    assert int(module.refused_batches) == 1
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_checkpoint_holds_all_that_the_next_step_needs(momentum: float | None) -> None:
+    """A refused batch has no part in the plain average, before a checkpoint and after it, in our module and in torch's."""
+    one, two, theirs = (m.BatchNorm2d(4, momentum=momentum) for m in (ours, ours, nn))
+    good = [torch.randn(SHAPES["BatchNorm2d"], generator=torch.Generator().manual_seed(k)) + k for k in range(5)]
+    for x in good[:3]:
+        one(x)
+        one(torch.full((6, 4, 3, 2), torch.nan))
+    assert int(one.refused_batches) == 3
+    two.load_state_dict(one.state_dict())
+    theirs.load_state_dict(one.state_dict())
+    for x in good[3:]:
+        one(x), two(x), theirs(x)
+    for module in (two, theirs):
+        torch.testing.assert_close(dict(module.state_dict()), dict(one.state_dict()), rtol=1e-5, atol=1e-6)
+    if momentum is None:
+        expected = torch.stack([x.mean((0, 2, 3)) for x in good]).double().mean(0)
+        torch.testing.assert_close(one.running_mean.double(), expected, rtol=1e-5, atol=1e-6)
+        assert int(one.num_batches_tracked) == 5
+
+
 def test_memory_given_later() -> None:
     module = ours.BatchNorm2d(4, device="meta").to_empty(device="cpu")
     module.reset_parameters()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from evennorm.core.call import Call
 from evennorm.core.geometry import Geometry
 from evennorm.errors import ArgumentError, ShapeError
-from evennorm.torch.errors import TensorError, UnsupportedError
+from evennorm.torch.errors import NoTensorError, TensorError, UnknownArgumentError, UnsupportedError
 from evennorm.torch.tensors import NAMES
 
 ACTIVATIONS = (None, "relu", "leaky_relu", "elu")
@@ -71,6 +72,74 @@ def checked_momentum(momentum: float | None) -> float | None:
             f"is 1 minus it); received momentum={momentum}"
         )
     return momentum
+
+
+def checked_eps(eps: float) -> float:
+    """`eps`, added to the variance."""
+    if not eps >= 0:
+        raise ArgumentError(
+            f"batch_norm eps must be non-negative: it is added to the variance before its root is taken; received eps={eps}"
+        )
+    return eps
+
+
+def check_known(unknown: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UnknownArgumentError: an argument that the modules do not have; that of another framework is translated.
+    """
+    for name, value in unknown.items():
+        advice = _ELSEWHERE.get(name, "see help(evennorm.torch.BatchNorm2d) for those that there are")
+        raise UnknownArgumentError(f"torch's modules have no argument {name!r}: {advice}; received {name}={value!r}")
+
+
+_CHANNELS = "channels are axis 1 of every input, as in torch.nn; permute a channels-last input, by x.movedim(-1, 1)"
+_ELSEWHERE = {
+    "epsilon": "it is called eps here",
+    "axis": _CHANNELS,
+    "dim": _CHANNELS,
+    "decay": "momentum is 1 minus it: the weight of the new batch",
+    "center": "give bias=False for center=False",
+    "scale": "scale and shift go together, as affine=True or False",
+    "units": "it is called num_features here",
+    "negative_slopes": "it is called negative_slope here",
+    "synchronized": "torch.nn.SyncBatchNorm shares statistics between processes",
+}
+
+
+def check_tensors(*given: Any) -> None:
+    """
+    Raises:
+        NoTensorError: something that is no tensor.
+    """
+    for name, value in zip(("input", "residual", "mask"), given, strict=True):
+        if value is not None and not isinstance(value, Tensor):
+            kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+            advice = "torch.from_numpy" if kind == "numpy.ndarray" else "torch.as_tensor"
+            raise NoTensorError(
+                f"{name} is a torch.Tensor, and a {kind!r} object has no attribute of one; give {advice}({name})"
+            )
+
+
+def check_rows(
+    channels: int, gamma: Tensor | None, beta: Tensor | None, mean: Tensor | None, variance: Tensor | None
+) -> None:
+    """That parameters and running statistics have one value per channel.
+
+    Raises:
+        TensorError: one has not.
+    """
+    if mean is not None and variance is not None and mean.shape != variance.shape:
+        raise TensorError(
+            f"running_mean and running_var have one value per channel each; received shapes {tuple(mean.shape)} and "
+            f"{tuple(variance.shape)}; assign tensors of shape ({channels},)"
+        )
+    for name, row in (("weight", gamma), ("bias", beta), ("running_mean", mean)):
+        if row is not None and (row.ndim != 1 or row.shape[0] != channels):
+            raise TensorError(
+                f"{name} has one value per channel, shape ({channels},); received shape {tuple(row.shape)}; make the module "
+                f"with num_features={channels}, or assign a tensor of that shape"
+            )
 
 
 def checked_virtual_batch_size(value: int | None) -> int | None:

@@ -165,7 +165,7 @@ def _update_running_stats(
     accepted = variance.amax() < inf  # false for NaN; and no mean is infinite without its variance
     weight: Any = momentum
     if momentum is None:
-        weight = 0.0 if batches is None else 1 / (batches - refused + 1).to(variance.dtype)
+        weight = 0.0 if batches is None else 1 / (batches + 1).to(variance.dtype)
     mean, low = running_mean.to(variance.dtype), running_low.to(variance.dtype)
     # A mean set from outside leaves a low part behind that belongs to another value: it is more than rounding takes.
     low = torch.where(mean + low == mean, low, 0.0)
@@ -180,7 +180,8 @@ def _update_running_stats(
         running_variance.copy_(torch.where(accepted, moved, old))
     refused.add_(~accepted)
     if batches is not None:
-        batches.add_(1)
+        # The plain average weighs by its count, which therefore is that of accepted batches.
+        batches.add_(1 if momentum is not None else accepted)
 
 
 # Part of the operators' names: torch keeps compiled programs on disk by these, and would not notice other formulas.
@@ -232,6 +233,7 @@ def takes(module: _BatchNorm, input: Tensor, residual: Tensor | None, slope: flo
         and (low is None if mean is None else low is not None and low.shape == mean.shape)
         and (variance is None if mean is None else variance is not None and variance.shape == mean.shape)
         and (mean is not None or module.num_batches_tracked is None)
+        and all(row is None or parameter is None or row.shape == parameter.shape for row in (module.weight, module.bias))
         and (parameter is None or (sizes[1] == parameter.shape[0] and _fits(input.dtype, parameter.dtype)))
         and (module.momentum is None or 0 <= module.momentum <= 1)
         and module.eps > 0

@@ -9,3 +9,11 @@ class TensorError(ShapeError, RuntimeError):
 
 class UnsupportedError(ArgumentError, NotImplementedError):
     """A dtype that has no mean, or a compiler that cannot take the module."""
+
+
+class UnknownArgumentError(ArgumentError, TypeError):
+    """An argument that the modules do not have."""
+
+
+class NoTensorError(ArgumentError, TypeError, AttributeError):
+    """Something else than a tensor, whose attributes torch's modules would miss."""

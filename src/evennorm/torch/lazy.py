@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.modules import batchnorm
 from torch.nn.parameter import is_lazy
 
-from evennorm.torch import modules
+from evennorm.torch import arguments, modules
 
 
 class _LazyBatchNorm(modules._BatchNorm):
@@ -30,7 +30,9 @@ class _LazyBatchNorm(modules._BatchNorm):
         alpha: float = 1.0,
         virtual_batch_size: int | None = None,
         memory: str = "save",
+        **unknown: Any,
     ):
+        arguments.check_known(unknown)
         without_bias = {} if bias else {"bias": False}
         # Past modules._BatchNorm, which would count the channels.
         super(modules._BatchNorm, self).__init__(eps, momentum, affine, track_running_stats, device, dtype, **without_bias)

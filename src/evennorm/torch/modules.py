@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from evennorm.core.call import Call
 from evennorm.kernels import choose
-from evennorm.torch import arguments, compiled, distributed, inplace, native, recompute, running, standard
+from evennorm.torch import arguments, compiled, counted, distributed, foreign, inplace, native, recompute, running, standard
 from evennorm.torch.backend import engine, train
 from evennorm.torch.distributed import is_distributed
 from evennorm.torch.errors import TensorError, UnsupportedError
@@ -23,6 +23,8 @@ class _BatchNorm(batchnorm._BatchNorm):
     """What the three have in common: everything but the ranks of their inputs."""
 
     ranks: ClassVar[tuple[int, ...]]
+    qconfig = foreign.AskedBySync()
+    parametrizations = foreign.AskedByQuantization()
 
     def __init__(
         self,
@@ -40,7 +42,9 @@ class _BatchNorm(batchnorm._BatchNorm):
         alpha: float = 1.0,
         virtual_batch_size: int | None = None,
         memory: str = "save",
+        **unknown: Any,
     ):
+        arguments.check_known(unknown)
         without_bias = {} if bias else {"bias": False}  # an argument that torch has since 2.12
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **without_bias)
         self._configure(activation, negative_slope, alpha, virtual_batch_size, memory)
@@ -50,11 +54,13 @@ class _BatchNorm(batchnorm._BatchNorm):
     ) -> None:
         """What torch's modules do not have."""
         arguments.checked_momentum(self.momentum)
+        arguments.checked_eps(self.eps)
         self.activation = arguments.checked_activation(activation, negative_slope, alpha, memory)
         self.negative_slope = negative_slope
         self.alpha = alpha
         self.virtual_batch_size = arguments.checked_virtual_batch_size(virtual_batch_size)
         self.memory = memory
+        self._low_known: tuple[int, int] | None = None
         self._register_bookkeeping()
 
     # Computation
@@ -63,40 +69,55 @@ class _BatchNorm(batchnorm._BatchNorm):
         self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None, slope: float | None = None
     ) -> Tensor:
         compiling = torch.compiler.is_compiling()
-        if native.AVAILABLE and mask is None and not (compiling or recompute.active):
-            y = native.extension.forward(self, self.__dict__, input, residual, slope)
-            if y is not None:
-                return y
-        if isinstance(input, Proxy):
-            return standard.one_node(self, input, residual, mask)
-        if not compiling and type(input) is not Tensor and is_distributed(input):
-            return distributed.forward(self, input, residual, mask=mask, slope=slope)
+        if type(input) is not Tensor and not compiling:
+            if isinstance(input, Proxy):
+                return standard.one_node(self, input, residual, mask)
+            arguments.check_tensors(input, residual, mask)
+            if is_distributed(input):
+                return distributed.forward(self, input, residual, mask=mask, slope=slope)
         own = self.__dict__  # nn.Module's attributes take longer to read than a small kernel to run
+        tracks = own["training"] and own["track_running_stats"]
+        updates = tracks and (compiling or not counted.repeated(self))
+        if updates and not compiling:
+            running.mend(own)
+        # The plain average needs a count of the batches that were accepted, which that of the kernels is not.
+        direct = updates == tracks and not (updates and own["momentum"] is None)
+        if native.AVAILABLE and direct and mask is None and not (compiling or recompute.active):
+            y = native.extension.forward(self, own, input, residual, slope)
+            if y is not None:
+                if updates:
+                    running.trust(own)
+                return y
         parameters, buffers = own["_parameters"], own["_buffers"]
         try:
             gamma, beta = parameters["weight"], parameters["bias"]
             mean, variance = buffers["running_mean"], buffers["running_var"]
         except KeyError:  # parametrized, say
             gamma, beta, mean, variance = self.weight, self.bias, self.running_mean, self.running_var
-        tracks = own["training"] and own["track_running_stats"]
         by_batch = own["training"] or (mean is None and variance is None)
         if by_batch and not tracks:
             mean = variance = None
         # A compiler knows best what torch itself calls batch normalization, which at inference is exact.
         if not by_batch and (standard.asked_for() or (compiling and own["memory"] == "save")):
             return standard.normalize(self, input, residual, slope)
+        if by_batch and standard.asked_for() and mask is None and not (own["training"] and compiling):
+            return standard.normalize_by_batch(self, input, residual, slope)
         if compiling and by_batch and mask is None and compiled.takes(self, input, residual, slope):
             return compiled.forward(self, input, residual, slope, tracks and mean is not None)
+        if residual is not None or mask is not None:
+            arguments.check_tensors(input, residual, mask)
         call = self._call_of(own, input, by_batch, gamma, mean, variance, slope)
+        arguments.check_rows(input.shape[1], gamma, beta, mean, variance)
         if residual is not None:
             arguments.check_residual(input, residual, own["memory"])
         if not by_batch:
             return self._by_running_statistics(call, input, gamma, beta, residual, mean, variance)
-        updates = tracks and (compiling or not running.recomputed())
         if mask is None and not compiling and own["memory"] == "save":
-            stats = running.for_kernel(own, mean, variance) if updates else None
+            stats = running.for_kernel(self, mean, variance) if updates else None
             y = train(call, input, gamma, beta, residual, stats)
             if y is not None:
+                if stats is not None:
+                    running.settle(own, stats)
                 return elu(y, own["alpha"], inplace=True) if own["activation"] == "elu" else y
         return self._composed(call, input, gamma, beta, residual, mask, mean, variance, updates)
 
@@ -188,6 +209,22 @@ class _BatchNorm(batchnorm._BatchNorm):
             refused = torch.zeros((), dtype=torch.long, device=mean.device)
         self.register_buffer("running_mean_low", low, persistent=False)
         self.register_buffer("refused_batches", refused, persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """What casts, moves and `to_empty` run: the latter gives memory that nobody has written to."""
+        names = ("running_mean_low", "refused_batches")
+        before = {name: self._buffers.get(name) for name in names}
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self._buffers.get(name)
+            if new is None or new is old or new.is_meta or is_lazy(new):
+                continue
+            with torch.no_grad():
+                if old is None or old.is_meta:
+                    new.zero_()
+                else:
+                    new.copy_(old)
+        return self
 
     def _reset_bookkeeping(self) -> None:
         """After the running statistics were set from outside, which may have given them another device too."""

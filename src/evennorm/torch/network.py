@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
+from io import StringIO
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch.nn.modules import batchnorm
 
 from evennorm.core.network import Network, Role, Step
 from evennorm.core.state import BatchNormState
+from evennorm.errors import InputError
 from evennorm.torch.conversion.places import checked
 from evennorm.torch.roles import (
     activation_of,
@@ -83,12 +86,22 @@ def _propagate(model: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> None
     try:
         for module, _ in modes:
             module.training = False
-        with torch.no_grad():
+        with torch.no_grad(), redirect_stderr(StringIO()):  # where torch prints a traceback before it raises
             ShapeProp(fx.GraphModule(model, graph)).propagate(*inputs)
         graph.owning_module = None  # the graph is to be rewritten, and that module thrown away
+    except Exception as error:
+        raise _unfit(inputs, error) from error
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _unfit(inputs: Sequence[Any], error: Exception) -> InputError:
+    """What torch.fx wraps into a text of its own, in one line."""
+    cause = error.__cause__ if str(error).startswith("ShapeProp error") and error.__cause__ is not None else error
+    shapes = ", ".join(str(tuple(value.shape)) for value in inputs if isinstance(value, torch.Tensor))
+    said = " ".join(str(cause).split()) or type(cause).__name__
+    return InputError(f"the model computes inputs of the shape that is given; received {shapes}, of which it says: {said}")
 
 
 @dataclass

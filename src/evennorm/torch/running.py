@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from evennorm.core import running
 from evennorm.core.moments import Moments
@@ -22,29 +23,88 @@ if TYPE_CHECKING:
     from evennorm.torch.modules import _BatchNorm
 
 
-def for_kernel(own: dict[str, Any], mean: Tensor | None, variance: Tensor | None) -> RunningStats:
-    """Return the running statistics of a module, whose attributes are `own`, as kernels update them."""
+def mend(own: dict[str, Any]) -> None:
+    """Make the low part of a running mean, of the module whose attributes are `own`, safe to compute with.
+
+    Programs that give modules memory (`to_empty`, assigned buffers) know nothing of it, so that it may hold anything. Finite
+    values count for no more than a rounding; a NaN would spread. What nobody has written to
+    since `trust` is a number.
+    """
+    if torch.compiler.is_compiling():  # as in counted.repeated
+        return
+    low = own["_buffers"].get("running_mean_low")
+    if low is None or own.get("_low_known") == _stamp(low) or is_lazy(low):
+        return
+    with torch.no_grad():
+        torch.nan_to_num_(low, 0.0, 0.0, 0.0)
+
+
+def trust(own: dict[str, Any]) -> None:
+    """Note that a kernel has written the low part of the running mean, which is therefore a number."""
+    if torch.compiler.is_compiling():
+        return
+    low = own["_buffers"].get("running_mean_low")
+    own["_low_known"] = None if low is None else _stamp(low)
+
+
+def _stamp(tensor: Tensor) -> tuple[int, int] | None:
+    try:
+        return id(tensor), tensor._version
+    except RuntimeError:  # made in inference mode
+        return -1, -1
+
+
+def for_kernel(module: _BatchNorm, mean: Tensor | None, variance: Tensor | None) -> RunningStats:
+    """Return the running statistics of a module as kernels update them; `settle` follows where one did.
+
+    Kernels weigh a batch in the plain average by all batches less those refused, of which a checkpoint has no count. So they
+    are given a count of refusals that starts at 0.
+    """
+    if mean is not None:
+        _fit_bookkeeping(module, mean)
+    own = module.__dict__
     buffers, momentum = own["_buffers"], own["momentum"]
     batches = buffers.get("num_batches_tracked")
-    decay = None if momentum is None else 1.0 - momentum
-    if batches is None and momentum is None:
-        decay = 1.0  # without a count nothing moves, as in torch
     low, skipped = buffers.get("running_mean_low"), buffers.get("refused_batches")
+    decay = None if momentum is None else 1.0 - momentum
+    if momentum is None:
+        if batches is None:
+            decay = 1.0  # without a count nothing moves, as in torch
+        elif skipped is not None:
+            skipped = torch.zeros_like(skipped)
     return mean, low, variance, decay, True, batches, skipped
+
+
+def settle(own: dict[str, Any], stats: RunningStats) -> None:
+    """After a kernel has updated `stats`, as `for_kernel` gave them: what it refused has no part in the plain average."""
+    skipped, refused = stats[-1], own["_buffers"].get("refused_batches")
+    if skipped is not None and skipped is not refused:
+        with torch.no_grad():
+            own["_buffers"]["num_batches_tracked"].sub_(skipped)
+            refused.add_(skipped)
+    trust(own)
+
+
+def _fit_bookkeeping(module: _BatchNorm, mean: Tensor) -> None:
+    """A program may have given the module other statistics: of fewer channels, of another dtype, in other memory."""
+    low, refused = module.running_mean_low, module.refused_batches
+    if (
+        low is None
+        or refused is None
+        or low.shape != mean.shape
+        or low.device != mean.device
+        or refused.device != mean.device
+    ):
+        module._register_bookkeeping()
 
 
 def update(module: _BatchNorm, mean: Tensor | None, variance: Tensor | None, moments: Moments) -> None:
     """Update `mean` and `variance`, the running ones where there are any, by one batch, and count it."""
+    accepted: Any = True
     if mean is not None and variance is not None:
-        if module.running_mean_low is None or module.running_mean_low.shape != mean.shape:
-            module._register_bookkeeping()  # a program has given the module other statistics, of fewer channels say
-        if variance.shape != mean.shape:
-            raise TensorError(
-                f"running_mean and running_var have one value per channel each; received shapes {tuple(mean.shape)} and "
-                f"{tuple(variance.shape)}"
-            )
+        _fit_bookkeeping(module, mean)
         low, momentum = module.running_mean_low, module.momentum
-        accepted: Any = None
+        accepted = None
         if momentum is not None:
             accepted = engine.update_running_stats((mean, low, variance), moments, 1.0 - momentum, True)
         if accepted is None:
@@ -54,31 +114,16 @@ def update(module: _BatchNorm, mean: Tensor | None, variance: Tensor | None, mom
             module.refused_batches.add_(~accepted)
         elif not accepted:
             module.refused_batches.add_(1)
-    count(module)
-
-
-def count(module: _BatchNorm) -> None:
-    """Count one batch."""
     batches = module.num_batches_tracked
     if batches is not None:
-        batches.add_(1)
-
-
-def recomputed() -> bool:
-    """Whether a backward pass is running, so that this is activation checkpointing taking a forward pass once more.
-
-    torch.utils.checkpoint calls the function again from the hook that unpacks a saved tensor (`use_reentrant=False`) or from
-    its own backward (True): both run under the autograd engine, which numbers its tasks per thread. Reversible networks
-    repeat their forward pass there too. Compilers record the graph of the first pass alone.
-    """
-    return torch._C._current_graph_task_id() != -1
+        batches.add_(1 if module.momentum is not None else accepted)
 
 
 def _cumulative_decay(module: _BatchNorm, dtype: torch.dtype) -> Any:
     """The decay with which all batches that were accepted weigh the same; without a count nothing moves, as in torch."""
     if module.num_batches_tracked is None:
         return 1.0
-    return running.cumulative_decay(xp, (module.num_batches_tracked - module.refused_batches).to(dtype))
+    return running.cumulative_decay(xp, module.num_batches_tracked.to(dtype))
 
 
 def _assign(mean: Tensor, low: Tensor, variance: Tensor, moments: Moments, decay: Any) -> Tensor:
@@ -91,7 +136,8 @@ def _assign(mean: Tensor, low: Tensor, variance: Tensor, moments: Moments, decay
     moments = Moments(moments.count, *(statistic.detach() for statistic in moments[1:]))
     batch = running.summary(xp, moments, unbiased=True)
     dtype = batch.mean.dtype
-    new = running.updated_mean(xp, running.RunningMean(mean.to(dtype), low.to(dtype)), batch, decay)
+    low_part = torch.where(low == low, low, 0.0).to(dtype)  # memory that a program gave may hold NaN
+    new = running.updated_mean(xp, running.RunningMean(mean.to(dtype), low_part), batch, decay)
     new_variance = running.updated(xp, variance.to(dtype), batch.variance, decay, batch.has_variance)
     mean.copy_(new.mean)
     low.copy_(new.low)

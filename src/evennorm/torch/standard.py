@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from evennorm.torch.errors import UnsupportedError
+
 if TYPE_CHECKING:
     from evennorm.torch.modules import _BatchNorm
 
@@ -23,6 +25,38 @@ def normalize(module: _BatchNorm, input: Tensor, residual: Tensor | None, slope:
     """`module` at inference; arguments as in its call."""
     module._check_input_dim(input)
     y = F.batch_norm(input, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps)
+    return _finished(module, y, residual, slope)
+
+
+def normalize_by_batch(module: _BatchNorm, input: Tensor, residual: Tensor | None, slope: float | None) -> Tensor:
+    """`module` without running statistics, at inference: by arithmetic, since exporters keep no training op.
+
+    Raises:
+        UnsupportedError: a module in training mode, or one of ghost batches or in place.
+    """
+    if module.training:
+        raise UnsupportedError(
+            f"a program that is traced normalizes by running statistics; received {type(module).__name__} in training mode; "
+            "call model.eval() first, and for torch.onnx.export leave training= out"
+        )
+    if module.virtual_batch_size is not None or module.memory != "save":
+        raise UnsupportedError(
+            "a program that is traced has no ghost batches and overwrites no input; received "
+            f"virtual_batch_size={module.virtual_batch_size} and memory={module.memory!r}; make the module without"
+        )
+    module._check_input_dim(input)
+    x = input if input.dtype is torch.float64 else input.float()
+    reduced = [axis for axis in range(x.dim()) if axis != 1]
+    centred = x - x.mean(reduced, keepdim=True)
+    y = centred * torch.rsqrt((centred * centred).mean(reduced, keepdim=True) + module.eps)
+    along = (1, -1, *[1] * (x.dim() - 2))
+    y = y if module.weight is None else y * module.weight.to(x.dtype).reshape(along)
+    y = y if module.bias is None else y + module.bias.to(x.dtype).reshape(along)
+    return _finished(module, y.to(input.dtype), residual, slope)
+
+
+def _finished(module: _BatchNorm, y: Tensor, residual: Tensor | None, slope: float | None) -> Tensor:
+    """With what comes after the normalization."""
     y = y if residual is None else y + residual
     if slope is not None:
         return F.leaky_relu(y, slope) if slope else F.relu(y)

@@ -60,6 +60,7 @@ def obstacle(module: nn.Module) -> str:
         return f"it shares statistics with {processes(module) - 1} other processes, which evennorm does not"
     try:
         arguments.checked_momentum(module.momentum)
+        arguments.checked_eps(module.eps)
         _successor(module)
     except Exception as error:  # a class may forbid, or do with classes derived from it, what it likes
         return str(error)

@@ -34,7 +34,8 @@ class SyncBatchNorm(_BatchNorm, batchnorm.SyncBatchNorm):
         return super().forward(input, residual, **how)
 
     def _shared(self, input: Tensor, residual: Tensor | None, **how: Any) -> Tensor:
-        foreign = [name for name, value in {"residual": residual, **how}.items() if value is not None]
+        given = {"residual": residual, "activation": self.activation, "virtual_batch_size": self.virtual_batch_size, **how}
+        foreign = [name for name, value in given.items() if value is not None]
         if foreign:
             raise ArgumentError(
                 f"statistics shared by {processes(self)} processes are torch's work, which takes the input alone; received "

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from evennorm.core.network import Network, Role
-from evennorm.errors import ArgumentError
+from evennorm.errors import ArgumentError, InputError
 from evennorm.torch import BatchNorm2d, convert
 from evennorm.torch.network import network
 from tests.torch import architectures
@@ -59,6 +59,18 @@ def test_functions_calls_and_parameters() -> None:
     assert found.outputs == (":softmax",)
     assert found[":relu"].activation == "relu"
     assert found.gaps == ()
+
+
+def test_inputs_that_the_model_does_not_take(capsys) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    with pytest.raises(
+        InputError, match=r"received \(2, 5, 8, 8\), of which it says: .*expected input.* to have 3 channels"
+    ) as caught:
+        network(model, (torch.zeros(2, 5, 8, 8),))
+    assert "\n" not in str(caught.value)
+    assert "ShapeProp" not in str(caught.value)
+    assert capsys.readouterr().err == ""
+    assert model.training
 
 
 def test_the_state_of_a_layer() -> None:

@@ -66,7 +66,7 @@ class _BatchNorm(batchnorm._BatchNorm):
     # Computation
 
     def forward(
-        self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None, slope: float | None = None
+        self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None, slope: float | None = None
     ) -> Tensor:
         compiling = torch.compiler.is_compiling()
         if type(input) is not Tensor and not compiling:
@@ -322,9 +322,9 @@ class BatchNorm2d(_BatchNorm, batchnorm.BatchNorm2d):
         slope: for a module without an activation, the slope below zero of one that this call applies: 0 for relu.
 
     A batch that would poison the running statistics (NaN or infinity in any channel, no values, everything masked) leaves
-    them as they were; the buffer `refused_batches` counts such batches. A forward pass that activation checkpointing takes
-    again updates nothing. `refused_batches` and `running_mean_low`, which keeps what rounding took from the running mean,
-    stand in no state_dict.
+    them as they were; the buffer `refused_batches` counts such batches. `num_batches_tracked` counts every batch, and with
+    `momentum=None` those that the average holds. A forward pass that activation checkpointing takes again updates nothing.
+    `refused_batches` and `running_mean_low`, which keeps what rounding took from the running mean, stand in no state_dict.
 
     Raises:
         ValueError: a rank, an argument, a mask or a ghost batch that does not fit; one value per channel in training.

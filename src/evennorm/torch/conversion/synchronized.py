@@ -27,14 +27,16 @@ class SyncBatchNorm(_BatchNorm, batchnorm.SyncBatchNorm):
     def synchronizes(self) -> bool:
         return self.training and processes(self) > 1
 
-    def forward(self, input: Tensor, residual: Tensor | None = None, **how: Any) -> Tensor:
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None, slope: float | None = None
+    ) -> Tensor:
         batchnorm.SyncBatchNorm._check_input_dim(self, input)
         if self.synchronizes():
-            return self._shared(input, residual, **how)
-        return super().forward(input, residual, **how)
+            return self._shared(input, residual=residual, mask=mask, slope=slope)
+        return super().forward(input, residual, mask, slope)
 
-    def _shared(self, input: Tensor, residual: Tensor | None, **how: Any) -> Tensor:
-        given = {"residual": residual, "activation": self.activation, "virtual_batch_size": self.virtual_batch_size, **how}
+    def _shared(self, input: Tensor, **how: Any) -> Tensor:
+        given = {**how, "activation": self.activation, "virtual_batch_size": self.virtual_batch_size}
         foreign = [name for name, value in given.items() if value is not None]
         if foreign:
             raise ArgumentError(

@@ -80,11 +80,13 @@ class _BatchNorm(batchnorm._BatchNorm):
         updates = tracks and (compiling or not counted.repeated(self))
         if updates and not compiling:
             running.mend(own)
-        # The plain average needs a count of the batches that were accepted, which that of the kernels is not.
-        direct = updates == tracks and not (updates and own["momentum"] is None)
-        if native.AVAILABLE and direct and mask is None and not (compiling or recompute.active):
-            y = native.extension.forward(self, own, input, residual, slope)
+        if native.AVAILABLE and updates == tracks and mask is None and not (compiling or recompute.active):
+            averages = updates and own["momentum"] is None
+            given = running.for_average(own) if averages else own
+            y = native.extension.forward(self, given, input, residual, slope)
             if y is not None:
+                if averages:
+                    running.settle(own, given["_buffers"].get("refused_batches"))
                 if updates:
                     running.trust(own)
                 return y
@@ -117,7 +119,8 @@ class _BatchNorm(batchnorm._BatchNorm):
             y = train(call, input, gamma, beta, residual, stats)
             if y is not None:
                 if stats is not None:
-                    running.settle(own, stats)
+                    running.settle(own, stats[-1])
+                    running.trust(own)
                 return elu(y, own["alpha"], inplace=True) if own["activation"] == "elu" else y
         return self._composed(call, input, gamma, beta, residual, mask, mean, variance, updates)
 

@@ -54,35 +54,44 @@ def _stamp(tensor: Tensor) -> tuple[int, int] | None:
         return -1, -1
 
 
-def for_kernel(module: _BatchNorm, mean: Tensor | None, variance: Tensor | None) -> RunningStats:
-    """Return the running statistics of a module as kernels update them; `settle` follows where one did.
+def for_average(own: dict[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a module whose statistics are the plain average, for a kernel; `settle` follows.
 
-    Kernels weigh a batch in the plain average by all batches less those refused, of which a checkpoint has no count. So they
-    are given a count of refusals that starts at 0.
+    Kernels weigh a batch by all that were counted less those refused, of which a checkpoint has no count. So they are given
+    a count of refusals that starts at 0.
     """
+    buffers = own["_buffers"]
+    refused = buffers.get("refused_batches")
+    if refused is None:
+        return own
+    return {**own, "_buffers": {**buffers, "refused_batches": torch.zeros_like(refused)}}
+
+
+def settle(own: dict[str, Any], skipped: Tensor | None) -> None:
+    """After a kernel has counted refusals in `skipped`: what it refused has no part in the plain average."""
+    buffers = own["_buffers"]
+    refused, batches = buffers.get("refused_batches"), buffers.get("num_batches_tracked")
+    if skipped is None or skipped is refused:
+        return
+    with torch.no_grad():
+        refused.add_(skipped)
+        if batches is not None:
+            batches.sub_(skipped)
+
+
+def for_kernel(module: _BatchNorm, mean: Tensor | None, variance: Tensor | None) -> RunningStats:
+    """Return the running statistics of a module as kernels update them; `settle` follows where one did."""
     if mean is not None:
         _fit_bookkeeping(module, mean)
     own = module.__dict__
-    buffers, momentum = own["_buffers"], own["momentum"]
+    momentum = own["momentum"]
+    buffers = (own if momentum is not None else for_average(own))["_buffers"]
     batches = buffers.get("num_batches_tracked")
-    low, skipped = buffers.get("running_mean_low"), buffers.get("refused_batches")
     decay = None if momentum is None else 1.0 - momentum
-    if momentum is None:
-        if batches is None:
-            decay = 1.0  # without a count nothing moves, as in torch
-        elif skipped is not None:
-            skipped = torch.zeros_like(skipped)
+    if batches is None and momentum is None:
+        decay = 1.0  # without a count nothing moves, as in torch
+    low, skipped = buffers.get("running_mean_low"), buffers.get("refused_batches")
     return mean, low, variance, decay, True, batches, skipped
-
-
-def settle(own: dict[str, Any], stats: RunningStats) -> None:
-    """After a kernel has updated `stats`, as `for_kernel` gave them: what it refused has no part in the plain average."""
-    skipped, refused = stats[-1], own["_buffers"].get("refused_batches")
-    if skipped is not None and skipped is not refused:
-        with torch.no_grad():
-            own["_buffers"]["num_batches_tracked"].sub_(skipped)
-            refused.add_(skipped)
-    trust(own)
 
 
 def _fit_bookkeeping(module: _BatchNorm, mean: Tensor) -> None:

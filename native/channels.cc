@@ -136,8 +136,9 @@ bool follow(const Statistics<A>& batch, int64_t count, int64_t groups, int64_t c
   each_part([&](int64_t from, int64_t width, const Average<A>& is) {
     A *const mean = running_mean + from, *const mean_low = running_mean_low + from, *const variance = running_variance + from;
     for (int64_t c = 0; c < width; ++c) {
-      // A mean set from outside leaves a low part behind that belongs to another value; it is then at most rounding.
-      const A old = mean[c], limit = static_cast<A>(0x1p-24) * std::abs(old), kept = mean_low[c];
+      // A mean set from outside leaves a low part behind that belongs to another value; it is then at most rounding. Memory that a
+      // program gave a module may hold NaN there.
+      const A old = mean[c], limit = static_cast<A>(0x1p-24) * std::abs(old), kept = mean_low[c] == mean_low[c] ? mean_low[c] : A{0};
       const A below = kept > limit ? limit : kept, before = below < -limit ? -limit : below;
       const A low = before + ((batch.mean[from + c] - old) + (is.mean_low[c] - before)) * share;
       const A now = old + low;

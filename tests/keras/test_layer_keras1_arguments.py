@@ -80,7 +80,9 @@ def test_names_that_keras_1_had_not_or_refused(kind: str) -> None:
         BatchNormalization(**{f"{kind}_init": "identity"})
 
 
-@pytest.mark.parametrize("wrap", [np.asarray, keras.ops.convert_to_tensor, keras.Variable, list], ids=str)
+@pytest.mark.parametrize(
+    "wrap", [np.asarray, keras.ops.convert_to_tensor, keras.Variable, list], ids=lambda wrap: wrap.__name__
+)
 def test_callables_of_shape_and_name(wrap: Callable[[Any], Any]) -> None:
     asked = []
 

@@ -262,8 +262,9 @@ def forward(module: _BatchNorm, input: Tensor, residual: Tensor | None, slope: f
     if updates:
         buffers = module.running_mean, module.running_mean_low, module.running_var, module.refused_batches
         count = input.numel() // input.shape[1]
-        on_cpu = input.device.type == "cpu"  # `is_cpu` would be a node of the graph
-        if not exporting and native.AVAILABLE and on_cpu and module.running_mean.dtype == acc_dtype(input):
+        # The operator weighs by all batches that were counted, refused ones too; `is_cpu` would be a node of the graph.
+        served = native.AVAILABLE and module.momentum is not None and input.device.type == "cpu"
+        if served and not exporting and module.running_mean.dtype == acc_dtype(input):
             update = native.update_running_stats
             shift, rest, variance = shift.detach(), rest.detach(), variance.detach()
         else:

@@ -78,8 +78,6 @@ class _BatchNorm(batchnorm._BatchNorm):
         own = self.__dict__  # nn.Module's attributes take longer to read than a small kernel to run
         tracks = own["training"] and own["track_running_stats"]
         updates = tracks and (compiling or not counted.repeated(self))
-        if updates and not compiling:
-            running.mend(own)
         if native.AVAILABLE and updates == tracks and mask is None and not (compiling or recompute.active):
             averages = updates and own["momentum"] is None
             given = running.for_average(own) if averages else own
@@ -87,9 +85,9 @@ class _BatchNorm(batchnorm._BatchNorm):
             if y is not None:
                 if averages:
                     running.settle(own, given["_buffers"].get("refused_batches"))
-                if updates:
-                    running.trust(own)
                 return y
+        if updates and not compiling:
+            running.mend(own)
         parameters, buffers = own["_parameters"], own["_buffers"]
         try:
             gamma, beta = parameters["weight"], parameters["bias"]

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := CXX=$(CXX) $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-WORKERS ?= 2 # processes that tests are spread over, of some 3 GB each
+WORKERS ?= 2 # processes that tests are spread over, of some 7 GB each
 SPREAD = -n $(WORKERS) --dist loadfile
 PYTEST := TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest $(SPREAD)
 

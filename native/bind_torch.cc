@@ -584,8 +584,11 @@ PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
 
 // An operator for programs of torch.compile: one node of a graph in place of some thirty, for each of which Inductor writes code.
 void update_running_stats(const Tensor& mean, const Tensor& mean_low, const Tensor& variance, const Tensor& skipped,
-                          const std::optional<Tensor>& batches, const Tensor& batch_mean, const Tensor& batch_mean_low,
-                          const Tensor& batch_variance, int64_t count, std::optional<double> momentum) {
+                          const std::optional<Tensor>& batches, const Tensor& given_mean, const Tensor& given_mean_low,
+                          const Tensor& given_variance, int64_t count, std::optional<double> momentum) {
+  // Programs pass them on as they were computed, in any layout.
+  const Tensor batch_mean = given_mean.contiguous(), batch_mean_low = given_mean_low.contiguous(),
+               batch_variance = given_variance.contiguous();
   const int64_t channels = mean.numel();
   const at::ScalarType type = mean.scalar_type();
   for (const Tensor* const each : {&mean, &mean_low, &variance, &batch_mean, &batch_mean_low, &batch_variance}) {

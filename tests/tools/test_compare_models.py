@@ -148,7 +148,7 @@ def test_model_files_that_cannot_be_used(tmp_path):
     missing, broken, wrong = (str(tmp_path / name) for name in ("missing.keras", "broken.keras", "wrong.keras"))
     assert f"there is no model file {missing}" in refusal(missing)
     (tmp_path / "broken.keras").write_bytes(b"PK nothing")
-    assert f"{broken} cannot be loaded as a Keras model" in refusal(broken)
+    assert f"{broken} is damaged or cut short" in refusal(broken)
     paper_mlp((8, 8, 1), 4).save(wrong)
     assert "outputs of shape (None, 4); made has 3 classes, which needs (None, 3)" in refusal(wrong)
     paper_mlp((8, 9, 1), 3).save(wrong)

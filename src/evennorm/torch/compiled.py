@@ -264,6 +264,7 @@ def forward(module: _BatchNorm, input: Tensor, residual: Tensor | None, slope: f
         count = input.numel() // input.shape[1]
         # The operator weighs by all batches that were counted, refused ones too; `is_cpu` would be a node of the graph.
         served = native.AVAILABLE and module.momentum is not None and input.device.type == "cpu"
+        served = served and all(buffer.is_contiguous() for buffer in buffers[:3])
         if served and not exporting and module.running_mean.dtype == acc_dtype(input):
             update = native.update_running_stats
             shift, rest, variance = shift.detach(), rest.detach(), variance.detach()

@@ -31,9 +31,9 @@ struct Running {
   void* mean = nullptr;       // null where nothing follows
   void* mean_low = nullptr;   // what rounding took from the mean
   void* variance = nullptr;
-  int64_t* batches = nullptr;  // counts every batch; or null
+  int64_t* batches = nullptr;  // counts every batch, and with a decay below 0 those that were not refused; or null
   int64_t* refused = nullptr;  // counts those that changed nothing, being empty or not finite; or null
-  double decay = 0;  // weight of the old values; below 0, all batches that were not refused weigh the same, as far as they are counted
+  double decay = 0;  // weight of the old values; below 0, all batches that were counted weigh the same
   bool unbiased = true;
 };
 

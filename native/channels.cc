@@ -163,13 +163,12 @@ bool follow_batch(const Running& running, const Statistics<A>& batch, int64_t co
   if (running.mean == nullptr && (channels > 0 || !counts)) return true;
   double decay = running.decay;
   if (decay < 0) {
-    const int64_t refused = running.refused == nullptr ? 0 : *running.refused;
-    const A before = running.batches == nullptr ? 0 : static_cast<A>(*running.batches - refused);
+    const A before = running.batches == nullptr ? 0 : static_cast<A>(*running.batches);
     decay = running.batches == nullptr ? 1 : before / (before + 1);
   }
   const bool accepted = follow<A>(batch, count, groups, channels, running.unbiased, decay, static_cast<A*>(running.mean),
                                   static_cast<A*>(running.mean_low), static_cast<A*>(running.variance));
-  if (running.batches != nullptr) ++*running.batches;
+  if (running.batches != nullptr && (accepted || running.decay >= 0)) ++*running.batches;
   if (running.refused != nullptr && !accepted) ++*running.refused;
   return accepted;
 }

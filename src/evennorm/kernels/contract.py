@@ -40,8 +40,8 @@ RunningStats = tuple[Array, Array, Array, float | None, bool, Array | None, Arra
 whether the variance is unbiased, batches, skipped.
 
 `mean_low` is what rounding took from the mean. `decay` is the weight of the old statistics; None for n / (n + 1) after n
-accepted batches. `batches` counts every batch and `skipped` those that changed nothing, being empty or not finite: scalars
-of int64, or None.
+`batches`, which then counts those that changed something, and else every batch. `skipped` counts those that changed
+nothing, being empty or not finite. Both are scalars of int64, or None.
 """
 
 Saved = tuple[Array, Array | None]

@@ -70,7 +70,10 @@ def gradients(
     d_mean: Tensor | None = None,
     d_variance: Tensor | None = None,
 ) -> Gradients:
-    """Compute the gradients of x, gamma, beta and residual by the kernel, or differentiably where that is asked for."""
+    """Compute the gradients of x, gamma, beta and residual by the kernel.
+
+    Where they are to be differentiated or vectorized, operations compute that autograd takes again.
+    """
     if dy.dtype is not x.dtype:
         dy = dy.to(x.dtype)
     if d_mean is not None:
@@ -86,22 +89,6 @@ def gradients(
             pass
         except Exception as error:
             refuse_after(kernel, error, x.dtype)
-    return _composed(kernel, call, dy, x, gamma, beta, saved, has_residual, d_mean, d_variance)
-
-
-def _composed(
-    kernel: Kernel,
-    call: Call,
-    dy: Tensor,
-    x: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    saved: Saved,
-    has_residual: bool,
-    d_mean: Tensor | None,
-    d_variance: Tensor | None,
-) -> Gradients:
-    """Compute the gradients by operations that autograd differentiates again, for second derivatives and transforms."""
     statistics, mask = saved
     if mask is not None:
         with torch.no_grad():

@@ -262,10 +262,9 @@ def forward(module: _BatchNorm, input: Tensor, residual: Tensor | None, slope: f
     if updates:
         buffers = module.running_mean, module.running_mean_low, module.running_var, module.refused_batches
         count = input.numel() // input.shape[1]
-        # The operator weighs by all batches that were counted, refused ones too; `is_cpu` would be a node of the graph.
-        served = native.AVAILABLE and module.momentum is not None and input.device.type == "cpu"
-        served = served and all(buffer.is_contiguous() for buffer in buffers[:3])
-        if served and not exporting and module.running_mean.dtype == acc_dtype(input):
+        # By the device's type: `is_cpu` would be a node of the graph.
+        on_cpu = native.AVAILABLE and not exporting and input.device.type == "cpu"
+        if on_cpu and all(row.is_contiguous() and row.dtype == acc_dtype(input) for row in buffers[:3]):
             update = native.update_running_stats
             shift, rest, variance = shift.detach(), rest.detach(), variance.detach()
         else:

@@ -60,7 +60,6 @@ class _BatchNorm(batchnorm._BatchNorm):
         self.alpha = alpha
         self.virtual_batch_size = arguments.checked_virtual_batch_size(virtual_batch_size)
         self.memory = memory
-        self._low_known: tuple[int, int] | None = None
         self._register_bookkeeping()
 
     # Computation
@@ -79,15 +78,9 @@ class _BatchNorm(batchnorm._BatchNorm):
         tracks = own["training"] and own["track_running_stats"]
         updates = tracks and (compiling or not counted.repeated(self))
         if native.AVAILABLE and updates == tracks and mask is None and not (compiling or recompute.active):
-            averages = updates and own["momentum"] is None
-            given = running.for_average(own) if averages else own
-            y = native.extension.forward(self, given, input, residual, slope)
+            y = native.extension.forward(self, own, input, residual, slope)
             if y is not None:
-                if averages:
-                    running.settle(own, given["_buffers"].get("refused_batches"))
                 return y
-        if updates and not compiling:
-            running.mend(own)
         parameters, buffers = own["_parameters"], own["_buffers"]
         try:
             gamma, beta = parameters["weight"], parameters["bias"]
@@ -116,9 +109,6 @@ class _BatchNorm(batchnorm._BatchNorm):
             stats = running.for_kernel(self, mean, variance) if updates else None
             y = train(call, input, gamma, beta, residual, stats)
             if y is not None:
-                if stats is not None:
-                    running.settle(own, stats[-1])
-                    running.trust(own)
                 return elu(y, own["alpha"], inplace=True) if own["activation"] == "elu" else y
         return self._composed(call, input, gamma, beta, residual, mask, mean, variance, updates)
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from evennorm.core import running
 from evennorm.core.moments import Moments
@@ -23,69 +22,11 @@ if TYPE_CHECKING:
     from evennorm.torch.modules import _BatchNorm
 
 
-def mend(own: dict[str, Any]) -> None:
-    """Make the low part of a running mean, of the module whose attributes are `own`, safe to compute with.
-
-    Programs that give modules memory (`to_empty`, assigned buffers) know nothing of it, so that it may hold anything. Finite
-    values count for no more than a rounding; a NaN would spread. What nobody has written to
-    since `trust` is a number.
-    """
-    if torch.compiler.is_compiling():  # as in counted.repeated
-        return
-    low = own["_buffers"].get("running_mean_low")
-    if low is None or own.get("_low_known") == _stamp(low) or is_lazy(low):
-        return
-    with torch.no_grad():
-        torch.nan_to_num_(low, 0.0, 0.0, 0.0)
-
-
-def trust(own: dict[str, Any]) -> None:
-    """Note that a kernel has written the low part of the running mean, which is therefore a number."""
-    if torch.compiler.is_compiling():
-        return
-    low = own["_buffers"].get("running_mean_low")
-    own["_low_known"] = None if low is None else _stamp(low)
-
-
-def _stamp(tensor: Tensor) -> tuple[int, int] | None:
-    try:
-        return id(tensor), tensor._version
-    except RuntimeError:  # made in inference mode
-        return -1, -1
-
-
-def for_average(own: dict[str, Any]) -> dict[str, Any]:
-    """Return the attributes of a module whose statistics are the plain average, for a kernel; `settle` follows.
-
-    Kernels weigh a batch by all that were counted less those refused, of which a checkpoint has no count. So they are given
-    a count of refusals that starts at 0.
-    """
-    buffers = own["_buffers"]
-    refused = buffers.get("refused_batches")
-    if refused is None:
-        return own
-    return {**own, "_buffers": {**buffers, "refused_batches": torch.zeros_like(refused)}}
-
-
-def settle(own: dict[str, Any], skipped: Tensor | None) -> None:
-    """After a kernel has counted refusals in `skipped`: what it refused has no part in the plain average."""
-    buffers = own["_buffers"]
-    refused, batches = buffers.get("refused_batches"), buffers.get("num_batches_tracked")
-    if skipped is None or skipped is refused:
-        return
-    with torch.no_grad():
-        refused.add_(skipped)
-        if batches is not None:
-            batches.sub_(skipped)
-
-
 def for_kernel(module: _BatchNorm, mean: Tensor | None, variance: Tensor | None) -> RunningStats:
-    """Return the running statistics of a module as kernels update them; `settle` follows where one did."""
+    """Return the running statistics of a module as kernels update them."""
     if mean is not None:
         _fit_bookkeeping(module, mean)
-    own = module.__dict__
-    momentum = own["momentum"]
-    buffers = (own if momentum is not None else for_average(own))["_buffers"]
+    momentum, buffers = module.momentum, module._buffers
     batches = buffers.get("num_batches_tracked")
     decay = None if momentum is None else 1.0 - momentum
     if batches is None and momentum is None:
@@ -145,8 +86,7 @@ def _assign(mean: Tensor, low: Tensor, variance: Tensor, moments: Moments, decay
     moments = Moments(moments.count, *(statistic.detach() for statistic in moments[1:]))
     batch = running.summary(xp, moments, unbiased=True)
     dtype = batch.mean.dtype
-    low_part = torch.where(low == low, low, 0.0).to(dtype)  # memory that a program gave may hold NaN
-    new = running.updated_mean(xp, running.RunningMean(mean.to(dtype), low_part), batch, decay)
+    new = running.updated_mean(xp, running.RunningMean(mean.to(dtype), low.to(dtype)), batch, decay)
     new_variance = running.updated(xp, variance.to(dtype), batch.variance, decay, batch.has_variance)
     mean.copy_(new.mean)
     low.copy_(new.low)

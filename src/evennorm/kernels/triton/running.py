@@ -67,7 +67,8 @@ def update(
 ):  # fmt: skip
     """Update all channels and count the batch; return 1 where it was refused, else 0.
 
-    `count` is that of the values behind each mean, in double; `decay` is below 0 for the cumulative average.
+    `count` is that of the values behind each mean, in double; `decay` is below 0 for the cumulative average, whose
+    `batches` are those that were not refused.
     """
     ACC: tl.constexpr = mean.dtype.element_ty
     several = tl.zeros([STEP], tl.float64) + count > 1  # of one value there is no variance
@@ -87,13 +88,12 @@ def update(
     to_new = decay64 < 0.5
     if batches is not None:
         batch = tl.load(batches)
-        accepted = batch if skipped is None else batch - tl.load(skipped)
-        so_far = tl.zeros([1], ACC) + accepted.to(ACC)
+        so_far = tl.zeros([1], ACC) + batch.to(ACC)
         cumulative = divide(so_far, so_far + 1)
         old_part = tl.where(decay64 < 0, cumulative, old_part)
         new_part = tl.where(decay64 < 0, 1 - cumulative, new_part)
         to_new = tl.where(decay64 < 0, cumulative < 0.5, to_new)
-        tl.store(batches, batch + 1)
+        tl.store(batches, batch + tl.where(decay64 < 0, 1 - refused, 1))
     if skipped is not None:
         tl.store(skipped, tl.load(skipped) + refused)
     if refused == 0:
@@ -103,8 +103,10 @@ def update(
             base, beside, average = batch_of(mean, mean_low, variance, groups, channel, channels, correction, ACC)
             old = tl.load(running_mean + channel, mask=mask, other=0.0)
             # A mean set from outside leaves a low part behind that belongs to another value; it is then at most rounding.
+            # Memory that a program gave a module may hold NaN there.
             limit = tl.abs(old) * 5.9604644775390625e-08
             before = tl.load(running_mean_low + channel, mask=mask, other=0.0)
+            before = tl.where(before == before, before, 0.0)
             before = tl.minimum(tl.maximum(before, -limit), limit)
             low = before + ((base - old) + (beside - before)) * new_part
             new = old + low

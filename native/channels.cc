@@ -50,6 +50,13 @@ void centred_sums_of(const double* first, const double* second, const A* mean_lo
 template <class A>
 void input_gradient_of(const Statistics<A>& statistics, const A* gamma, double epsilon, const A* sum_dz, const A* sum_dz_centred,
                        const A* d_mean, const A* d_variance, double n, int64_t channels, Coefficients<A> to) {
+  if (n == 1) {  // the value is its own mean: dz acts on nothing, exactly
+    for (int64_t c = 0; c < channels; ++c) {
+      to.scale[c] = to.slope[c] = 0;
+      to.offset[c] = d_mean == nullptr ? 0 : -d_mean[c];
+    }
+    return;
+  }
   for (int64_t c = 0; c < channels; ++c) {
     const double squared = 1 / (static_cast<double>(statistics.variance[c]) + epsilon);
     const double scale = (gamma == nullptr ? 1 : gamma[c]) * std::sqrt(squared);
@@ -136,10 +143,8 @@ bool follow(const Statistics<A>& batch, int64_t count, int64_t groups, int64_t c
   each_part([&](int64_t from, int64_t width, const Average<A>& is) {
     A *const mean = running_mean + from, *const mean_low = running_mean_low + from, *const variance = running_variance + from;
     for (int64_t c = 0; c < width; ++c) {
-      // A mean set from outside leaves a low part behind that belongs to another value; it is then at most rounding. Memory that a
-      // program gave a module may hold NaN there.
-      const A old = mean[c], limit = static_cast<A>(0x1p-24) * std::abs(old), kept = mean_low[c] == mean_low[c] ? mean_low[c] : A{0};
-      const A below = kept > limit ? limit : kept, before = below < -limit ? -limit : below;
+      // More than rounding, or NaN, is not of this mean: it was set from outside.
+      const A old = mean[c], kept = mean_low[c], before = std::abs(kept) <= static_cast<A>(0x1p-24) * std::abs(old) ? kept : A{0};
       const A low = before + ((batch.mean[from + c] - old) + (is.mean_low[c] - before)) * share;
       const A now = old + low;
       mean[c] = now;

@@ -42,6 +42,7 @@ void linear_of(const Statistics<A>& statistics, const A* gamma, const A* beta, d
 template <class A>
 void centred_sums_of(const double* first, const double* second, const A* mean_low, int64_t channels, A* sum_dz, A* sum_dz_centred);
 
+// Slope and offset of dx; of a value that is alone in its channel (n = 1) the scale too, which no activation is gated by then.
 template <class A>
 void input_gradient_of(const Statistics<A>& statistics, const A* gamma, double epsilon, const A* sum_dz, const A* sum_dz_centred,
                        const A* d_mean, const A* d_variance, double n, int64_t channels, Coefficients<A> to);

@@ -98,6 +98,15 @@ def test_offsets_of_64_bits_give_the_same_bits(shape, axis, monkeypatch: pytest.
     assert all(torch.equal(a, b) for a, b in zip(narrow, wide, strict=True))
 
 
+@pytest.mark.parametrize("shape", [(1, 20), (1, 3000, 1), (1, 5, 1, 1)])
+def test_a_value_alone_in_its_channel_has_no_gradient(shape) -> None:
+    """It is its own mean: dy acts on nothing, to the last bit, however small epsilon makes the deviation."""
+    x = torch.randn(shape, device=DEVICE).requires_grad_()
+    y, _ = batch_norm(x, axis=1, epsilon=1e-12, activation="relu", residual=torch.ones_like(x))
+    (dx,) = torch.autograd.grad(y, x, torch.randn_like(y))
+    assert not dx.any()
+
+
 HARD = {
     "starts with zeros": lambda x: np.concatenate([np.zeros_like(x[: len(x) // 8]), x[len(x) // 8 :] + 1e4]),
     "one outlier first": lambda x: np.concatenate([np.full_like(x[:1], 1e5), x[1:]]),

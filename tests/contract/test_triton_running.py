@@ -42,8 +42,7 @@ def exact(batch: list[np.ndarray], kept: list[np.ndarray], count: int, unbiased:
     """
     mean, low, variance = (np.asarray(values, np.float64) for values in batch)
     old, old_low, old_variance = (np.asarray(values, np.float64) for values in kept)
-    limit = 2.0**-24 * np.abs(old)
-    old_low = np.clip(old_low, -limit, limit)
+    old_low = np.where(np.abs(old_low) <= 2.0**-24 * np.abs(old), old_low, 0)
     groups, share, unit = len(mean), 1 - decay, UNIT_ROUNDOFF[dtype]
     beside = ((mean - mean[0]) + low).mean(0)
     step = ((mean[0] - old) + (beside - old_low)) * share

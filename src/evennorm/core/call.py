@@ -60,13 +60,14 @@ class Call:
         sizes = sizes if self.group_size is None else (self.group_size, *sizes[1:])
         return prod(sizes[a] for a in self.geometry.reduced)
 
-    def gradient_needs_formulas(self, sizes: tuple[int, ...]) -> bool:
-        """Return whether the gradient for an array of these sizes is left to `core.normalize`.
+    @property
+    def gradient_needs_formulas(self) -> bool:
+        """Whether the gradient is left to `core.normalize`.
 
-        The compiled kernels differ from 0 by rounding where a value is alone in its channel, and divide by the variance
-        itself, which passes the range of float32 where nothing is added to one of 1e-40.
+        The compiled kernels divide by the variance itself, which passes the range of float32 where nothing is added to one
+        of 1e-40.
         """
-        return self.epsilon < 1e-30 or (not self.fixed_stats and self.count(sizes) == 1)
+        return self.epsilon < 1e-30
 
 
 def slope_of(activation: str | None, negative_slope: float = 0.01) -> float:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import inf
 from typing import Any
 
 from evennorm.core.call import Call, checked_epsilon, slope_of
@@ -84,7 +85,8 @@ class Engine:
         """
         call = self._call(x, axis, epsilon, activation, negative_slope, virtual_batch_size)
         y, moments = self.train(call, x, gamma, beta, mask=mask, residual=residual, grouped=False)
-        self._warn_of_range(moments)
+        if message := self.range_warning(moments):
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
         return y, moments
 
     def normalize(
@@ -169,10 +171,13 @@ class Engine:
         """
         return None
 
-    def _warn_of_range(self, moments: Moments) -> None:
-        mean, variance = self.at_hand(moments.mean), self.at_hand(moments.variance)
-        if mean is not None and variance is not None and out_of_range(mean, variance):
-            warnings.warn(OUT_OF_RANGE.format(dtype=variance.dtype), RuntimeWarning, stacklevel=3)
+    def range_warning(self, moments: Moments) -> str | None:
+        """Say that finite values have a variance beyond the range of their precision, where they have and it can be seen."""
+        variance = self.at_hand(moments.variance)
+        if variance is None or not variance.size or variance.max() < inf:  # which is false for NaN
+            return None
+        mean = self.at_hand(moments.mean)
+        return OUT_OF_RANGE.format(dtype=variance.dtype) if out_of_range(mean, variance) else None
 
     def at_hand(self, value: Array) -> Any:
         """A NumPy array of what can be looked at without waiting for a device; None where it cannot, as under compilers."""

@@ -63,8 +63,7 @@ OUT_OF_RANGE = (
 
 def out_of_range(mean: Any, variance: Any) -> bool:
     """Whether NumPy arrays of these hold an infinite variance of finite values."""
-    out = variance == inf
-    return bool(out.any()) and bool((abs(mean[out]) < inf).any())
+    return bool((abs(mean[variance == inf]) < inf).any())
 
 
 def count_of(xp: Namespace, x: Array, mask: Array | None) -> Any:

@@ -67,11 +67,9 @@ def summary(xp: Namespace, moments: Moments, unbiased: bool = False) -> Batch:
 
 def updated_mean(xp: Namespace, running: RunningMean, batch: Batch, decay: Any) -> RunningMean:
     """The running mean after one more batch; `decay` is the weight of the old one, 0 to 1."""
-    # A mean set from outside leaves a low part behind that belongs to another value; it is then at most rounding. Memory
-    # that a program gave a layer may hold NaN there.
-    limit = _HALF_UNIT * xp.maximum(running.mean, -running.mean)
-    low = xp.where(running.low == running.low, running.low, 0.0)
-    low = xp.minimum(xp.maximum(low, -limit), limit)
+    # More than rounding, or NaN, is not of this mean: it was set from outside.
+    own = xp.maximum(running.low, -running.low) <= _HALF_UNIT * xp.maximum(running.mean, -running.mean)
+    low = xp.where(own, running.low, 0.0)
     low = low + ((batch.mean - running.mean) + (batch.mean_low - low)) * (1 - decay)
     mean = running.mean + low
     low = low - (mean - running.mean)

@@ -12,7 +12,7 @@ from keras import ops
 
 from evennorm.core.call import Call, checked_epsilon
 from evennorm.core.geometry import Geometry
-from evennorm.core.moments import OUT_OF_RANGE, Moments, out_of_range
+from evennorm.core.moments import Moments
 from evennorm.core.sample import normalize_samples
 from evennorm.errors import ArgumentError
 from evennorm.keras import arguments, moving
@@ -251,7 +251,8 @@ class BatchNormalization(keras.layers.Layer):
             gamma, beta = self._wide(self.gamma, x), self._wide(self.beta, x)
             y, moments = engine.train(self._call(x, geometry), x, gamma, beta, mask=mask, residual=residual)
             y = self._activated(y)
-        self._warn_of_range(moments)
+        if message := self._engine.range_warning(moments):
+            self._warn_once("range", f"{self.name}: {message}")
         if self.mode == 0:
             self._warn_of_single_values(moments)
             moving.follow(self, self._engine, self._bookkeeping, moments)
@@ -310,11 +311,6 @@ class BatchNormalization(keras.layers.Layer):
                 f"{self.name}: training with one value per channel: its variance is 0 and the output beta, "
                 "whatever the input. The moving variance is left alone; use larger batches, or freeze the layer",
             )
-
-    def _warn_of_range(self, moments: Moments) -> None:
-        mean, variance = self._engine.at_hand(moments.mean), self._engine.at_hand(moments.variance)
-        if mean is not None and variance is not None and out_of_range(mean, variance):
-            self._warn_once("range", f"{self.name}: {OUT_OF_RANGE.format(dtype=variance.dtype)}")
 
     def _warn_once(self, kind: str, message: str) -> None:
         if kind not in self._warned:

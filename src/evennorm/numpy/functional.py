@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -79,7 +80,8 @@ class _NumPyEngine(Engine):
         x = floats("x", x)
         call = self._call(x, axis, epsilon, activation, negative_slope, virtual_batch_size)
         y, moments = self.train(call, x, gamma, beta, mask=mask, residual=residual, grouped=False, out=out)
-        self._warn_of_range(moments)
+        if message := self.range_warning(moments):
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
         return y, moments
 
     def normalize(

@@ -36,8 +36,7 @@ def _train(
     mask: Tensor | None,
 ) -> tuple[Tensor, Moments]:
     kernel = choose("tensorflow", x.dtype.name, compiled=compiled.serves(x, gamma, beta, residual), device=_device())
-    single = x.shape[1] == x.shape[3] == 1  # where the formulas say of the gradient that it is 0, not near it
-    if kernel == "cpu" and mask is None and call.negative_slope >= 0 and not single:
+    if kernel == "cpu" and mask is None and call.negative_slope >= 0:
         return compiled.train(call, x, gamma, beta, residual)
     return composed.train(call, x, gamma, beta, residual, mask)
 

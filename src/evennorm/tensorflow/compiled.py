@@ -142,9 +142,6 @@ class _Operation:
                 keep_signs=self.keeps_signs,
                 **self.attributes,
             )
-            if None in (x.shape[1], x.shape[3]):  # a value alone in its channel is its own mean, not only to rounding
-                single = tf.equal(tf.shape(x)[1] * tf.shape(x)[3], 1)
-                dx = tf.cond(single, lambda: tf.cast(tf.reshape(d_mean, tf.shape(dx)), dx.dtype), lambda: dx)
             return self._found(Gradients(dx, d_gamma, d_beta, d_residual if self.keeps_signs else dy))
 
         def composed() -> list[Tensor]:

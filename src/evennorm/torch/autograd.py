@@ -82,7 +82,7 @@ def gradients(
         d_variance = d_variance.contiguous()
     # A gradient penalty differentiates this again; torch.func.vmap vectorizes it.
     by_kernel = plain(dy) and not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
-    if by_kernel and not call.gradient_needs_formulas(tuple(x.shape)):
+    if by_kernel and not call.gradient_needs_formulas:
         try:
             return kernel.backward(call, dy, x, gamma, beta, saved, has_residual, d_mean, d_variance)
         except UnfitError:  # dy has no memory of its own: vmap of older kind

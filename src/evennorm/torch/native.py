@@ -42,7 +42,7 @@ def _forward_plan(
 
 
 def _backward_plan(call: Call, dy: Tensor, x: Tensor, masked: bool) -> tuple[Any, ...] | None:
-    return None if call.gradient_needs_formulas(tuple(x.shape)) else cpu_kernel.backward_layout(call, dy, x, masked)
+    return None if call.gradient_needs_formulas else cpu_kernel.backward_layout(call, dy, x, masked)
 
 
 def _gradients(

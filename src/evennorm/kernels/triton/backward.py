@@ -223,8 +223,8 @@ def input_gradient(
     factor, addend = parameter(gamma, channel, channels, 1.0), parameter(beta, channel, channels, 0.0)
     scale, shift = scale_shift(mean_low, variance, factor, addend, epsilon64, ACC)
     first, second = merge_partials(workspace, group, splits, channel, channels, MERGE)
-    dx_slope, dx_offset = input_gradient_of(
-        mean_low, variance, factor, epsilon64, first, centred_sum(first, second, mean_low),
+    scale, dx_slope, dx_offset = input_gradient_of(
+        scale, mean_low, variance, factor, epsilon64, first, centred_sum(first, second, mean_low),
         statistic(d_mean, group, channel, channels).to(tl.float64),
         statistic(d_variance, group, channel, channels).to(tl.float64),
         count_of(outer, inner, fixed_stats), ACC,
@@ -290,8 +290,8 @@ def backward_on_chip(
     first = over_lines(tl.sum(dz, 0).to(tl.float64), PLANES)
     second = over_lines(tl.sum(dz * centred, 0).to(tl.float64), PLANES)
     sum_dz_centred = centred_sum(first, second, mean_low)
-    dx_slope, dx_offset = input_gradient_of(
-        mean_low, variance, factor, epsilon64, first, sum_dz_centred,
+    scale, dx_slope, dx_offset = input_gradient_of(
+        scale, mean_low, variance, factor, epsilon64, first, sum_dz_centred,
         statistic(d_mean, group, channel, channels).to(tl.float64),
         statistic(d_variance, group, channel, channels).to(tl.float64),
         count_of(outer, inner, fixed_stats), ACC,

@@ -83,14 +83,19 @@ def scale_shift(mean_low, variance, gamma, beta, epsilon, ACC: tl.constexpr):
 
 @triton.jit
 def input_gradient_of(
-    mean_low, variance, gamma, epsilon, sum_dz, sum_dz_centred, d_mean, d_variance, count, ACC: tl.constexpr
+    scale_acc, mean_low, variance, gamma, epsilon, sum_dz, sum_dz_centred, d_mean, d_variance, count, ACC: tl.constexpr
 ):  # fmt: skip
-    """Return slope and offset of dx = dz * scale - ((x - mean) * slope + offset)."""
+    """Return scale, slope and offset of dx = dz * scale - ((x - mean) * slope + offset).
+
+    A value that is alone in its channel is its own mean: its dz acts on nothing, exactly.
+    """
     scale = divided_by_std(gamma, variance, epsilon)
     squared = 1.0 / (variance.to(tl.float64) + epsilon)
     slope = (scale * squared * sum_dz_centred - 2.0 * d_variance) / count
     offset = (scale * sum_dz - d_mean) / count - slope * mean_low.to(tl.float64)
-    return slope.to(ACC), offset.to(ACC)
+    several = count > 1
+    slope, offset = tl.where(several, slope, 0.0), tl.where(several, offset, -d_mean)
+    return tl.where(several, scale_acc, 0.0).to(ACC), slope.to(ACC), offset.to(ACC)
 
 
 @triton.jit

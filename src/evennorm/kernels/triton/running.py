@@ -93,7 +93,7 @@ def update(
         old_part = tl.where(decay64 < 0, cumulative, old_part)
         new_part = tl.where(decay64 < 0, 1 - cumulative, new_part)
         to_new = tl.where(decay64 < 0, cumulative < 0.5, to_new)
-        tl.store(batches, batch + tl.where(decay64 < 0, 1 - refused, 1))
+        tl.store(batches, batch + tl.max(tl.where(decay64 < 0, 1 - refused, 1), 0))
     if skipped is not None:
         tl.store(skipped, tl.load(skipped) + refused)
     if refused == 0:
@@ -102,12 +102,9 @@ def update(
             mask = channel < channels
             base, beside, average = batch_of(mean, mean_low, variance, groups, channel, channels, correction, ACC)
             old = tl.load(running_mean + channel, mask=mask, other=0.0)
-            # A mean set from outside leaves a low part behind that belongs to another value; it is then at most rounding.
-            # Memory that a program gave a module may hold NaN there.
-            limit = tl.abs(old) * 5.9604644775390625e-08
+            # More than rounding, or NaN, is not of this mean: it was set from outside.
             before = tl.load(running_mean_low + channel, mask=mask, other=0.0)
-            before = tl.where(before == before, before, 0.0)
-            before = tl.minimum(tl.maximum(before, -limit), limit)
+            before = tl.where(tl.abs(before) <= tl.abs(old) * 5.9604644775390625e-08, before, 0.0)
             low = before + ((base - old) + (beside - before)) * new_part
             new = old + low
             tl.store(running_mean + channel, new, mask=mask)

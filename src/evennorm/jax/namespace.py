@@ -20,6 +20,7 @@ class _Jax:
     reshape = staticmethod(jnp.reshape)
     transpose = staticmethod(jnp.transpose)
     broadcast_to = staticmethod(jnp.broadcast_to)
+    concatenate = staticmethod(jnp.concatenate)
     where = staticmethod(jnp.where)
     maximum = staticmethod(jnp.maximum)
     minimum = staticmethod(jnp.minimum)

@@ -19,6 +19,7 @@ class _NumPy:
     reshape = staticmethod(np.reshape)
     transpose = staticmethod(np.transpose)
     broadcast_to = staticmethod(np.broadcast_to)
+    concatenate = staticmethod(np.concatenate)
     where = staticmethod(np.where)
     maximum = staticmethod(np.maximum)
     minimum = staticmethod(np.minimum)

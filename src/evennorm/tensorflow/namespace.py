@@ -24,6 +24,7 @@ class _TensorFlow:
     float64 = tf.float64
     widest = tf.float64
     reshape = staticmethod(tf.reshape)
+    concatenate = staticmethod(tf.concat)
     broadcast_to = staticmethod(tf.broadcast_to)
     sqrt = staticmethod(tf.sqrt)
     isfinite = staticmethod(tf.math.is_finite)

@@ -18,6 +18,7 @@ class TorchNamespace:
     widest = torch.float64
     summation: Summation = "tree"
     broadcast_to = staticmethod(torch.broadcast_to)
+    concatenate = staticmethod(torch.cat)
     where = staticmethod(torch.where)
     sqrt = staticmethod(torch.sqrt)
     isfinite = staticmethod(torch.isfinite)

@@ -227,37 +227,80 @@ class BackwardPlan {
                nb::handle statistics, nb::handle mask, nb::handle d_mean, nb::handle d_variance, nb::handle d_gamma,
                nb::handle d_beta) const {
     Arrays arrays(exchange);
-    const auto row = [&](nb::handle object, int64_t rows) {
-      return arrays.row(object, rows * call_.shape.channel, kFloat, bits_of(call_.dtype));
-    };
+    Backward call = placed(arrays, dy, x, gamma, beta, statistics, mask);
+    call.dx.data = arrays.array(dx);
+    call.d_residual.data = arrays.array(d_residual);
+    call.d_mean = row(arrays, d_mean, call_.shape.groups);
+    call.d_variance = row(arrays, d_variance, call_.shape.groups);
+    call.d_gamma = own_row(arrays, d_gamma, 1);
+    call.d_beta = own_row(arrays, d_beta, 1);
+    return run(arrays, call, current().backward);
+  }
+
+  // The first half, up to what devices exchange: sum dz and sum dz * (x - mean), one behind the other, and what follows from them.
+  int gradient_sums(nb::handle dy, nb::handle x, nb::handle gamma, nb::handle beta, nb::handle statistics, nb::handle mask,
+                    nb::handle sums, nb::handle d_gamma, nb::handle d_beta) const {
+    Arrays arrays(exchange);
+    Backward call = placed(arrays, dy, x, gamma, beta, statistics, mask);
+    call.dx.data = call.x.data;  // nothing is written there; bits of the activation mask lie as they do for dx
+    set_sums(arrays, call, sums);
+    call.d_gamma = own_row(arrays, d_gamma, 1);
+    call.d_beta = own_row(arrays, d_beta, 1);
+    return run(arrays, call, current().gradient_sums);
+  }
+
+  // The second half, by the sums over all devices and the `count` of values on all of them.
+  int input_gradient(nb::handle dy, nb::handle x, nb::handle dx, nb::handle d_residual, nb::handle gamma, nb::handle beta,
+                     nb::handle statistics, nb::handle mask, nb::handle sums, nb::handle d_mean, nb::handle d_variance,
+                     double count) const {
+    Arrays arrays(exchange);
+    Backward call = placed(arrays, dy, x, gamma, beta, statistics, mask);
+    call.dx.data = arrays.array(dx);
+    call.d_residual.data = arrays.array(d_residual);
+    set_sums(arrays, call, sums);
+    call.d_mean = row(arrays, d_mean, call_.shape.groups);
+    call.d_variance = row(arrays, d_variance, call_.shape.groups);
+    call.count = count;
+    return run(arrays, call, current().input_gradient);
+  }
+
+ private:
+  static int run(const Arrays& arrays, const Backward& call, void (*operation)(const Backward&, Workers&)) {
+    if (!arrays.fit()) return kUnfit;
+    const nb::gil_scoped_release released;
+    operation(call, process_workers());
+    return kAccepted;
+  }
+
+  void* row(Arrays& arrays, nb::handle object, int64_t rows) const {
+    return arrays.row(object, rows * call_.shape.channel, kFloat, bits_of(call_.dtype));
+  }
+
+  void* own_row(Arrays& arrays, nb::handle object, int64_t rows) const {
+    return arrays.own_row(object, rows * call_.shape.channel, kFloat, bits_of(call_.dtype));
+  }
+
+  void set_sums(Arrays& arrays, Backward& call, nb::handle object) const {
     const int64_t groups = call_.shape.groups;
+    call.sum_dz = own_row(arrays, object, 2 * groups);
+    call.sum_dz_centred = static_cast<char*>(call.sum_dz) + groups * call_.shape.channel * (bits_of(call_.dtype) / 8);
+  }
+
+  Backward placed(Arrays& arrays, nb::handle dy, nb::handle x, nb::handle gamma, nb::handle beta, nb::handle statistics,
+                  nb::handle mask) const {
     Backward call = call_;
     call.dy.data = arrays.array(dy);
     call.x.data = arrays.array(x);
-    call.dx.data = arrays.array(dx);
-    call.d_residual.data = arrays.array(d_residual);
-    call.gamma = row(gamma, 1);
-    call.beta = row(beta, 1);
-    const auto own_row = [&](nb::handle object, int64_t rows) {
-      return arrays.own_row(object, rows * call_.shape.channel, kFloat, bits_of(call_.dtype));
-    };
-    const Statistics all(own_row(statistics, 3 * groups), call.dtype, call.shape);
+    call.gamma = row(arrays, gamma, 1);
+    call.beta = row(arrays, beta, 1);
+    const Statistics all(own_row(arrays, statistics, 3 * call_.shape.groups), call.dtype, call.shape);
     call.mean = all.mean;
     call.mean_low = all.mean_low;
     call.variance = all.variance;
     call.signs = static_cast<const uint8_t*>(arrays.array(mask));
-    call.d_mean = row(d_mean, groups);
-    call.d_variance = row(d_variance, groups);
-    call.d_gamma = own_row(d_gamma, 1);
-    call.d_beta = own_row(d_beta, 1);
-    if (!arrays.fit()) return kUnfit;
-    const Operations& operations = current();
-    const nb::gil_scoped_release released;
-    operations.backward(call, process_workers());
-    return kAccepted;
+    return call;
   }
 
- private:
   Backward call_;
 };
 
@@ -278,7 +321,10 @@ NB_MODULE(_cpu, m) {
   nb::class_<BackwardPlan>(m, "BackwardPlan")
       .def(nb::init<int, const Sizes&, const Sizes&, const Sizes&, const Sizes&, double, double, double>())
       .def_prop_ro("address", &BackwardPlan::address)
-      .def("backward", &BackwardPlan::backward, array, array, array, array, array, array, array, array, array, array, array, array);
+      .def("backward", &BackwardPlan::backward, array, array, array, array, array, array, array, array, array, array, array, array)
+      .def("gradient_sums", &BackwardPlan::gradient_sums, array, array, array, array, array, array, array, array, array)
+      .def("input_gradient", &BackwardPlan::input_gradient, array, array, array, array, array, array, array, array, array, array, array,
+           number);
   m.def("enable_exchange", [](const nb::capsule& table, const std::vector<nb::handle>& types) {
     exchange.enable(table, types);
     return exchange.enabled();

@@ -104,6 +104,9 @@ def main() -> None:
         call = Call(Geometry(shape, 1), NAMES[dtype], 1e-5, slope)
         _, saved = kernel.forward(call, x, row, row, x if with_residual else None, running=running)
         kernel.backward(call, x, x, row, row, saved, with_residual)
+        kernel.moments(call, x)
+        sums, _, _ = kernel.gradient_sums(call, x, x, row, row, saved)
+        kernel.input_gradient(call, x, x, row, row, saved, sums, row[:1, None])
     kernel.update_running_stats(running, Moments(100, row[None], row[None], row[None]))
 
 

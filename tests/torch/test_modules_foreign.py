@@ -15,7 +15,6 @@ from torch.ao import quantization
 from torch.ao.quantization import quantize_fx
 
 import evennorm.torch as ours
-from evennorm.torch.conversion.synchronized import SyncBatchNorm
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 X = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -39,7 +38,7 @@ LOST = [
 @pytest.mark.parametrize(("options", "words"), LOST)
 def test_synchronizing_loses_nothing(options, words: str) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(ours.BatchNorm1d(4, **options)))
-    with pytest.raises(ValueError, match=f"SyncBatchNorm only normalizes.*BatchNorm1d with {words}; make it without"):
+    with pytest.raises(ValueError, match=f"SyncBatchNorm only normalizes.*BatchNorm1d with {words}; call evennorm"):
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     assert type(model[1][0]) is ours.BatchNorm1d
     assert not hasattr(model[1][0], "qconfig")
@@ -53,15 +52,6 @@ def test_plain_modules_are_synchronized() -> None:
     torch.testing.assert_close(synchronized.eval()(X), model.eval()(X), rtol=1e-5, atol=1e-6)
     with pytest.raises(TypeError):
         synchronized[1](torch.randn(6, 4, 6, 6), torch.randn(6, 4, 6, 6))
-
-
-def test_shared_statistics_lose_no_activation(monkeypatch) -> None:
-    module = ours.convert(nn.Sequential(nn.SyncBatchNorm(4)))[0]
-    assert type(module) is SyncBatchNorm
-    module.activation = "relu"
-    monkeypatch.setattr("evennorm.torch.conversion.synchronized.processes", lambda _: 2)
-    with pytest.raises(ValueError, match="received activation too; apply it to the result"):
-        module(torch.randn(6, 4))
 
 
 # Quantization

@@ -98,19 +98,47 @@ def gradients(
     `d_mean` and `d_variance` are derivatives that reach the moments on another way. Masked values do not act on the moments,
     so only the first term of dx holds for them; and those that are not finite, or whose dy is not, act on nothing at all.
     """
+    dz, x = dz_of(xp, dy, x, moments, gamma, beta, epsilon, negative_slope, residual, mask)
+    sums = gradient_sums(xp, dz, x, moments)
+    d_gamma, d_beta = parameter_gradients(xp, *sums, moments, epsilon, gamma is not None, beta is not None)
+    dx = input_gradient(xp, dz, x, moments, gamma, epsilon, *sums, mask, d_mean, d_variance)
+    return Gradients(dx, d_gamma, d_beta, None if residual is None else dz)
+
+
+def dz_of(
+    xp: Namespace,
+    dy: Array,
+    x: Array,
+    moments: Moments,
+    gamma: Array | None,
+    beta: Array | None,
+    epsilon: float,
+    negative_slope: float = 1.0,
+    residual: Array | None = None,
+    mask: Array | None = None,
+) -> tuple[Array, Array]:
+    """dz, and x as the sums over both may read it: without values behind the mask that are not finite."""
     if mask is not None:  # 0 * NaN is NaN
         acts = acting(xp, mask, x, dy)
         dy, x = xp.where(acts, dy, 0.0), without(xp, x, acts, moments)
-    dz = dy
-    if negative_slope != 1:
-        z = _linear(xp, x, moments, gamma, beta, epsilon, residual)
-        dz = xp.where(z <= 0, 0.0 if negative_slope == 0 else negative_slope * dy, dy)
-    sum_dz, sum_dz_centred = gradient_sums(xp, dz, x, moments)
-    inverse = _inverse_deviation(xp, moments, epsilon)
-    d_gamma = None if gamma is None else xp.sum(sum_dz_centred * inverse, (0,))
-    d_beta = None if beta is None else xp.sum(sum_dz, (0,))
-    dx = input_gradient(xp, dz, x, moments, gamma, epsilon, sum_dz, sum_dz_centred, mask, d_mean, d_variance)
-    return Gradients(dx, d_gamma, d_beta, None if residual is None else dz)
+    if negative_slope == 1:
+        return dy, x
+    z = _linear(xp, x, moments, gamma, beta, epsilon, residual)
+    return xp.where(z <= 0, 0.0 if negative_slope == 0 else negative_slope * dy, dy), x
+
+
+def parameter_gradients(
+    xp: Namespace,
+    sum_dz: Array,
+    sum_dz_centred: Array,
+    moments: Moments,
+    epsilon: float,
+    has_gamma: bool,
+    has_beta: bool,
+) -> tuple[Array | None, Array | None]:
+    """dgamma and dbeta, (channel,), by the sums of `gradient_sums`."""
+    d_gamma = xp.sum(sum_dz_centred * _inverse_deviation(xp, moments, epsilon), (0,)) if has_gamma else None
+    return d_gamma, xp.sum(sum_dz, (0,)) if has_beta else None
 
 
 def gradient_sums(xp: Namespace, dz: Array, x: Array, moments: Moments) -> tuple[Array, Array]:

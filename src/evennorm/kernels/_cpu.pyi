@@ -98,6 +98,35 @@ class BackwardPlan:
         d_beta: Array,
         /,
     ) -> int: ...
+    def gradient_sums(
+        self,
+        dy: Array,
+        x: Array,
+        gamma: Array,
+        beta: Array,
+        statistics: Array,
+        mask: Array,
+        sums: Array,  # (2, groups, channel)
+        d_gamma: Array,
+        d_beta: Array,
+        /,
+    ) -> int: ...
+    def input_gradient(
+        self,
+        dy: Array,
+        x: Array,
+        dx: Array,
+        d_residual: Array,
+        gamma: Array,
+        beta: Array,
+        statistics: Array,
+        mask: Array,
+        sums: Array,
+        d_mean: Array,
+        d_variance: Array,
+        count: float,
+        /,
+    ) -> int: ...
 
 def enable_exchange(table: object, types: list[type], /) -> bool: ...
 def update_running_stats(

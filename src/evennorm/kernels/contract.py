@@ -110,6 +110,32 @@ class Kernel(Protocol):
         """Differentiate `forward`; `d_mean` and `d_variance` are derivatives that reach the moments on another way."""
         ...
 
+    def moments(self, call: Call, x: Array) -> Array:
+        """Return mean, mean_low and variance of `x`, as `Saved` has the statistics."""
+        ...
+
+    def gradient_sums(
+        self, call: Call, dy: Array, x: Array, gamma: Array | None, beta: Array | None, saved: Saved
+    ) -> tuple[Array, Array | None, Array | None]:
+        """Return sum dz and sum dz * (x - mean), (2, groups, channel), and this device's gradients of gamma and beta."""
+        ...
+
+    def input_gradient(
+        self,
+        call: Call,
+        dy: Array,
+        x: Array,
+        gamma: Array | None,
+        beta: Array | None,
+        saved: Saved,
+        sums: Array,
+        count: Any,
+        d_mean: Array | None = None,
+        d_variance: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """Return the gradients of x and of a residual, by the sums and the count of values over all devices."""
+        ...
+
     def open_elements(self, call: Call, x: Array, gamma: Array | None, beta: Array | None, saved: Saved) -> Array:
         """Return, as booleans of x's shape, which elements the activation let through; only where `saved` has a mask."""
         ...

@@ -68,6 +68,8 @@ class _BackwardPlan(NamedTuple):
 
     fresh: _Fresh | None
     backward: Callable[..., int] | None = None
+    gradient_sums: Any = None
+    input_gradient: Any = None
     address: int = 0
 
 
@@ -135,11 +137,15 @@ class CpuKernel:
     def moments(self, call: Call, x: Array) -> Array:
         """Return mean, mean_low and variance of `x`, as `Saved.statistics` has them."""
         access = self.access
-        if _view(call, access, x) is None:
-            x = access.copy_like(x, access.empty_contiguous(x))
-        plan = self._forward_plan(call, x, None, x, False)
+        key = "moments", access.strides(x)
+        plan = call.plans.get(key)
+        if plan is None:
+            plan = call.plans[key] = self._forward_plan(call, x, None, x, False)
+        if plan.forward is None:
+            return self.moments(call, access.copy_like(x, access.empty_contiguous(x)))
         statistics = access.empty(plan.statistics, x)
-        plan.moments(x, statistics)
+        if plan.moments(x, statistics) == _UNFIT:
+            raise UnfitError
         return statistics
 
     def backward(
@@ -157,10 +163,7 @@ class CpuKernel:
         """Differentiate `forward`, as `Kernel.backward` has it."""
         access = self.access
         statistics, mask = saved
-        key = access.strides(dy), access.strides(x), mask is None
-        plan = call.plans.get(key)
-        if plan is None:
-            plan = call.plans[key] = self._backward_plan(call, dy, x, mask is not None)
+        plan = self._backward_plan_of(call, dy, x, mask is not None)
         dx = access.empty_like(x) if plan.fresh is None else self._allocated(call, plan.fresh, x)
         if plan.backward is None:
             x, dy = access.copy_like(x, dx), access.copy_like(dy, dx)
@@ -172,6 +175,50 @@ class CpuKernel:
         if fate == _UNFIT:
             raise UnfitError
         return dx, d_gamma, d_beta, (dy if d_residual is None else d_residual) if has_residual else None
+
+    def gradient_sums(
+        self, call: Call, dy: Array, x: Array, gamma: Array | None, beta: Array | None, saved: Saved
+    ) -> tuple[Array, Array | None, Array | None]:
+        """Compute the first half of `backward`, as `Kernel.gradient_sums` has it."""
+        access = self.access
+        statistics, mask = saved
+        plan = self._backward_plan_of(call, dy, x, mask is not None)
+        if plan.backward is None:
+            like = self._allocated(call, plan.fresh, x)
+            return self.gradient_sums(call, access.copy_like(dy, like), access.copy_like(x, like), gamma, beta, saved)
+        groups, channel = access.sizes(statistics)[1:]
+        sums = access.empty((2, groups, channel), x)
+        d_gamma, d_beta = (None if row is None else access.empty_like(row) for row in (gamma, beta))
+        if plan.gradient_sums(dy, x, gamma, beta, statistics, mask, sums, d_gamma, d_beta) == _UNFIT:
+            raise UnfitError
+        return sums, d_gamma, d_beta
+
+    def input_gradient(
+        self,
+        call: Call,
+        dy: Array,
+        x: Array,
+        gamma: Array | None,
+        beta: Array | None,
+        saved: Saved,
+        sums: Array,
+        count: Any,
+        d_mean: Array | None = None,
+        d_variance: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """Compute the second half of `backward`, as `Kernel.input_gradient` has it."""
+        access = self.access
+        statistics, mask = saved
+        plan = self._backward_plan_of(call, dy, x, mask is not None)
+        dx = self._allocated(call, plan.fresh, x)
+        if plan.backward is None:
+            x, dy = access.copy_like(x, dx), access.copy_like(dy, dx)
+            return self.input_gradient(call, dy, x, gamma, beta, saved, sums, count, d_mean, d_variance)
+        d_residual = None if mask is None else self._allocated(call, plan.fresh, x)
+        given = dy, x, dx, d_residual, gamma, beta, statistics, mask, sums, d_mean, d_variance
+        if plan.input_gradient(*given, float(count)) == _UNFIT:
+            raise UnfitError
+        return dx, dy if d_residual is None else d_residual
 
     def open_elements(self, call: Call, x: Array, gamma: Array | None, beta: Array | None, saved: Saved) -> Array:
         """Return which elements the activation let through: those whose residual has all of a gradient."""
@@ -261,6 +308,13 @@ class CpuKernel:
             run.address,
         )
 
+    def _backward_plan_of(self, call: Call, dy: Array, x: Array, masked: bool) -> _BackwardPlan:
+        key = self.access.strides(dy), self.access.strides(x), not masked
+        plan: _BackwardPlan | None = call.plans.get(key)
+        if plan is None:
+            plan = call.plans[key] = self._backward_plan(call, dy, x, masked)
+        return plan
+
     def _backward_plan(self, call: Call, dy: Array, x: Array, masked: bool) -> _BackwardPlan:
         fresh = self._fresh(call, x)
         found = self._shared_view(call, masked, self._allocated(call, fresh, x), x, dy)
@@ -271,7 +325,8 @@ class CpuKernel:
         # Given statistics are those of infinitely many values, none of which moves a mean.
         numbers = call.epsilon, call.negative_slope, inf if call.fixed_stats else float(outer * inner)
         run = _cpu.BackwardPlan(DTYPES[call.dtype], sizes, dy_strides, x_strides, dx_strides, *numbers)
-        return _BackwardPlan(fresh, self._native(run.backward), run.address)
+        native = self._native
+        return _BackwardPlan(fresh, native(run.backward), native(run.gradient_sums), native(run.input_gradient), run.address)
 
     def _shared_view(
         self, call: Call, masked: bool, written: Array, x: Array, other: Array | None

@@ -14,6 +14,7 @@ from evennorm.torch.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3
 from evennorm.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from evennorm.torch.recompute import recompute_outputs
 from evennorm.torch.states import read_states, write_states
+from evennorm.torch.sync_batch_norm import SyncBatchNorm
 from evennorm.torch.tune import tune
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
     "Moments",
+    "SyncBatchNorm",
     "batch_norm",
     "convert",
     "engine",

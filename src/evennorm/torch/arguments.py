@@ -103,7 +103,9 @@ _ELSEWHERE = {
     "scale": "scale and shift go together, as affine=True or False",
     "units": "it is called num_features here",
     "negative_slopes": "it is called negative_slope here",
-    "synchronized": "torch.nn.SyncBatchNorm shares statistics between processes",
+    "virtual_batch_size": "ghost batches of synchronized layers are groups of processes: give their process_group",
+    "memory": "synchronized layers keep their input",
+    "synchronized": "evennorm.torch.SyncBatchNorm shares statistics between processes",
 }
 
 
@@ -166,11 +168,13 @@ def call_of(
     alpha: float,
     virtual_batch_size: int | None,
     memory: str,
+    shared: bool = False,
 ) -> Call:
     """Return what a module computes of an input of this shape and dtype, with the activation that kernels fuse.
 
     `parameter_shape` and `parameter_dtype` are those of a running statistic, or of the weight; None where the module has
-    neither. `by_batch` says whether the input is normalized by its own statistics.
+    neither. `by_batch` says whether the input is normalized by its own statistics, and `shared` that other devices hold more
+    of them.
 
     Raises:
         ShapeError: wrong rank, or one value per channel to normalize by.
@@ -184,7 +188,8 @@ def call_of(
             f"expected {expected} input (got {len(shape)}D input), with channels on axis 1; received shape {tuple(shape)}"
         )
     if by_batch:
-        _check_values(shape, virtual_batch_size)
+        if not shared:
+            _check_values(shape, virtual_batch_size)
         checked_momentum(momentum)
     if eps < 0 or (by_batch and eps == 0):
         rule = "positive during training" if by_batch else "non-negative"

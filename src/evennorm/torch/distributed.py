@@ -6,6 +6,7 @@ import sys
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -41,6 +42,12 @@ def forward(module: _BatchNorm, input: Any, *args: Any, **options: Any) -> Any:
         whole.__dict__[kind] = {name: local(tensor) for name, tensor in module.__dict__[kind].items()}
     given = {name: local(value) for name, value in options.items()}
     return like(whole.forward(local(input), *map(local, args), **given), input)
+
+
+def covers(x: Any, group: Any) -> bool:
+    """Whether all processes of a group hold parts of the batch that `x` stands for."""
+    ranks = torch.distributed.get_process_group_ranks(group or torch.distributed.group.WORLD)
+    return set(ranks) <= set(x.device_mesh.mesh.flatten().tolist())
 
 
 def _everywhere(x: Any) -> list[Any]:

@@ -53,5 +53,6 @@ def _check_synchronizable(module: _BatchNorm) -> None:
     if lost:
         raise ArgumentError(
             "torch.nn.SyncBatchNorm only normalizes, and would lose what else the module does; received "
-            f"{type(module).__name__} with {' and '.join(lost)}; make it without, with the activation as a module behind it"
+            f"{type(module).__name__} with {' and '.join(lost)}; call evennorm.torch.SyncBatchNorm.convert_sync_batchnorm, "
+            "which keeps it all but ghost batches and memory"
         )

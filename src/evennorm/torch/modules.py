@@ -46,7 +46,9 @@ class _BatchNorm(batchnorm._BatchNorm):
     ):
         arguments.check_known(unknown)
         without_bias = {} if bias else {"bias": False}  # an argument that torch has since 2.12
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **without_bias)
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, **without_bias
+        )
         self._configure(activation, negative_slope, alpha, virtual_batch_size, memory)
 
     def _configure(
@@ -121,6 +123,7 @@ class _BatchNorm(batchnorm._BatchNorm):
         mean: Tensor | None,
         variance: Tensor | None,
         slope: float | None,
+        shared: bool = False,
     ) -> Call:
         """Check the arguments of a call, once for each shape and setting."""
         if (mean is None) != (variance is None):
@@ -141,6 +144,7 @@ class _BatchNorm(batchnorm._BatchNorm):
             own["alpha"],
             own["virtual_batch_size"],
             own["memory"],
+            shared,
         )
         if torch.compiler.is_compiling():
             return arguments.call_of(*given)

@@ -27,6 +27,7 @@ from evennorm.torch.roles import (
     role_of_module,
     word_of,
 )
+from evennorm.torch.sync_batch_norm import SyncBatchNorm
 from evennorm.torch.whole import is_leaf, whole
 
 
@@ -245,7 +246,7 @@ def state_of(module: nn.Module, name: str) -> BatchNormState:
         unbiased=isinstance(module, batchnorm._BatchNorm),
         updates=None if tracked is None else int(tracked),
         mode=0 if module.running_mean is not None else 2,
-        synchronized=isinstance(module, nn.SyncBatchNorm),
+        synchronized=isinstance(module, nn.SyncBatchNorm | SyncBatchNorm),
         virtual_batch_size=getattr(module, "virtual_batch_size", None),
     )
 

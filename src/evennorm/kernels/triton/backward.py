@@ -127,8 +127,11 @@ def gradient_sums(
 
 @triton.jit
 def count_of(outer, inner, fixed_stats):
-    """Return how many values a mean is of. Fixed statistics are as those of infinitely many, none of which moves a mean."""
-    return tl.where(fixed_stats != 0, float("inf"), outer.to(tl.float64) * inner.to(tl.float64))
+    """Return how many values a mean is of. Fixed statistics (1) are as those of infinitely many, none of which moves a mean;
+    sums of all devices (2) were made those of two.
+    """
+    own = outer.to(tl.float64) * inner.to(tl.float64)
+    return tl.where(fixed_stats == 0, own, tl.where(fixed_stats == 1, float("inf"), 2.0))
 
 
 @triton.jit

@@ -18,9 +18,10 @@ from evennorm.core.call import Call
 from evennorm.core.moments import Moments
 from evennorm.core.namespace import Array
 from evennorm.kernels.contract import ArrayAccess, Gradients, RunningStats, Saved, UnfitError
-from evennorm.kernels.triton import backward, choices, forward
+from evennorm.kernels.triton import backward, choices, forward, in_halves
 from evennorm.kernels.triton.choices import Option
 from evennorm.kernels.triton.launch import Launch
+from evennorm.kernels.triton.names import BACKWARD, FORWARD, READ, UPDATE, UPDATED
 from evennorm.kernels.triton.running import update_running_stats
 from evennorm.kernels.triton.tiling import (
     COUNTER_BYTES,
@@ -31,27 +32,6 @@ from evennorm.kernels.triton.tiling import (
     power_of_two,
     tiling_of,
 )
-
-UPDATED = ["running_mean", "running_mean_low", "running_variance", "batches", "skipped"]
-
-FORWARD = [
-    *("x", "residual", "gamma", "beta", "mean_in", "variance_in"),
-    *UPDATED,
-    *("statistics", "y", "relu_mask", "workspace", "decay", "decay_low"),
-]
-"""What differs between the calls of a forward plan, in the order in which calls have it."""
-
-BACKWARD = [
-    *("dy", "x", "relu_mask", "gamma", "beta", "statistics", "d_mean", "d_variance"),
-    *("dx", "d_residual", "d_gamma", "d_beta", "workspace"),
-]
-READ = ["x", "dy", "residual"]
-"""Element by element."""
-
-UPDATE = [
-    *("mean", "mean_low", "variance", *UPDATED),
-    *("accepted", "decay", "decay_low", "groups", "channels", "count"),
-]
 
 
 class GpuAccess(NamedTuple):
@@ -293,15 +273,37 @@ class TritonKernel:
             launch(gpu.stream(device), (*addresses, *numbers), (*given, *numbers))
         return accepted
 
+    def moments(self, call: Call, x: Array) -> Array:
+        """Return mean, mean_low and variance of `x`, as `Saved` has the statistics."""
+        return in_halves.moments(self, call, x)
+
+    def gradient_sums(
+        self, call: Call, dy: Array, x: Array, gamma: Array | None, beta: Array | None, saved: Saved
+    ) -> tuple[Array, Array | None, Array | None]:
+        """Compute the first half of `backward`, as `Kernel.gradient_sums` has it."""
+        return in_halves.gradient_sums(self, call, dy, x, gamma, beta, saved)
+
+    def input_gradient(
+        self,
+        call: Call,
+        dy: Array,
+        x: Array,
+        gamma: Array | None,
+        beta: Array | None,
+        saved: Saved,
+        sums: Array,
+        count: Any,
+        d_mean: Array | None = None,
+        d_variance: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """Compute the second half of `backward`, as `Kernel.input_gradient` has it."""
+        return in_halves.input_gradient(self, call, dy, x, gamma, beta, saved, sums, count, d_mean, d_variance)
+
     def open_elements(self, call: Call, x: Array, gamma: Array | None, beta: Array | None, saved: Saved) -> Array:
         """Return which elements the activation let through, of x's shape, by operations of the library of arrays."""
         access = self.access
         mask: Any = saved[1]
-        tiling = self._tiling(call, x, with_dy=True)
-        if isinstance(tiling, _Copied):
-            x = self._dense(x, tiling)
-            tiling = self._tiling(call, x, with_dy=True)
-        assert isinstance(tiling, Tiling), "a copy is dense"
+        x, tiling = self._dense_and_tiling(call, x, with_dy=True)
         groups, outer, channel, inner = tiling.view
         rows = groups, tiling.octets, channel, -1
         bits = access.empty_bytes(DEPTH * mask.shape[0], x).reshape(groups, tiling.octets, DEPTH, channel, -1)
@@ -321,6 +323,20 @@ class TritonKernel:
         for at in addresses:
             together |= at
         return addresses, None if together % 16 == 0 else tuple([at % 16 == 0 for at in addresses])
+
+    def _dense_and_tiling(self, call: Call, x: Array, with_dy: bool) -> tuple[Array, Tiling]:
+        """Return `x`, or a copy of it that kernels can read, and how it is cut."""
+        tiling = self._tiling(call, x, with_dy)
+        if isinstance(tiling, _Copied):
+            x = self._dense(x, tiling)
+            tiling = self._tiling(call, x, with_dy)
+        assert isinstance(tiling, Tiling), "a copy is dense"
+        return x, tiling
+
+    def _like(self, array: Array, x: Array) -> Array:
+        return array if self._lie_alike(array, x) else self.access.copy_like(array, x)
+
+    _numbers = staticmethod(lambda call, tiling: _numbers(call, tiling))
 
     def _dense(self, x: Array, copied: _Copied) -> Array:
         access = self.access

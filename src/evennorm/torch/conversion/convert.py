@@ -19,9 +19,8 @@ Model = TypeVar("Model", bound=nn.Module)
 def convert(model: Model, fuse: bool = True, inplace: bool = False) -> Model:
     """`model` with every batch normalization of torch exchanged for evennorm's, run together with what follows it.
 
-    That is BatchNorm1d, 2d and 3d, the lazy ones, SyncBatchNorm as long as no other process shares its statistics, timm's
-    BatchNormAct2d, and classes derived from these that compute as they do. Outputs, gradients and running statistics are the
-    same within rounding, in training and in evaluation.
+    That is BatchNorm1d, 2d and 3d, the lazy ones, SyncBatchNorm, timm's BatchNormAct2d, and classes derived from these that
+    compute as they do. Outputs, gradients and running statistics are the same within rounding, in training and evaluation.
 
     Modules stay the objects they are, in their places and under their names: a layer's class is exchanged, and a module that
     runs several steps in one gets a class derived from its own. So the keys of the state_dict stay, parameters stay those

@@ -15,8 +15,8 @@ from torch.nn.utils import parametrize
 from evennorm.errors import ArgumentError
 from evennorm.torch import arguments, lazy, modules
 from evennorm.torch.conversion.swap import Swapped, derived, made_of, swap_back
-from evennorm.torch.conversion.synchronized import SyncBatchNorm, processes
 from evennorm.torch.conversion.with_activation import NormAndActivation, is_like_timms
+from evennorm.torch.sync_batch_norm import SyncBatchNorm
 
 OURS: dict[type[nn.Module], type[nn.Module]] = {
     batchnorm.BatchNorm1d: modules.BatchNorm1d,
@@ -56,8 +56,6 @@ def obstacle(module: nn.Module) -> str:
     own = [name for name in _COMPUTING if getattr(kind, name) is not getattr(base, name)]
     if own and not is_like_timms(module):
         return f"{kind.__name__} has a {own[0]} of its own"
-    if isinstance(module, batchnorm.SyncBatchNorm) and processes(module) > 1:
-        return f"it shares statistics with {processes(module) - 1} other processes, which evennorm does not"
     try:
         arguments.checked_momentum(module.momentum)
         arguments.checked_eps(module.eps)

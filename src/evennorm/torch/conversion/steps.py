@@ -15,8 +15,8 @@ from torch.nn import functional
 from torch.nn.modules import module as module_calls
 
 from evennorm.torch import standard
-from evennorm.torch.conversion.synchronized import SyncBatchNorm
 from evennorm.torch.modules import _BatchNorm
+from evennorm.torch.sync_batch_norm import SyncBatchNorm
 
 Activation: TypeAlias = nn.Module | float
 """A module, or the slope below zero of a function."""
@@ -50,8 +50,6 @@ def normalized(
 
 def _in_one_step(norm: nn.Module, x: Any, residual: Any, activation: Activation | None) -> bool:
     if not takes_more(norm) or is_watched(norm) or not isinstance(x, Tensor) or standard.asked_for():
-        return False
-    if isinstance(norm, SyncBatchNorm) and norm.synchronizes():
         return False
     slope = slope_of(activation)
     if activation is not None and (slope is None or is_watched(activation)):

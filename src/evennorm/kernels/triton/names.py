@@ -1,0 +1,24 @@
+"""The arguments that differ between the launches of a kernel, by their names and in their order."""
+
+from __future__ import annotations
+
+UPDATED = ["running_mean", "running_mean_low", "running_variance", "batches", "skipped"]
+
+FORWARD = [
+    *("x", "residual", "gamma", "beta", "mean_in", "variance_in"),
+    *UPDATED,
+    *("statistics", "y", "relu_mask", "workspace", "decay", "decay_low"),
+]
+"""What differs between the calls of a forward plan, in the order in which calls have it."""
+
+BACKWARD = [
+    *("dy", "x", "relu_mask", "gamma", "beta", "statistics", "d_mean", "d_variance"),
+    *("dx", "d_residual", "d_gamma", "d_beta", "workspace"),
+]
+READ = ["x", "dy", "residual"]
+"""Element by element."""
+
+UPDATE = [
+    *("mean", "mean_low", "variance", *UPDATED),
+    *("accepted", "decay", "decay_low", "groups", "channels", "count"),
+]

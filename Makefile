@@ -91,9 +91,9 @@ compiler:
 		{ echo "evennorm's kernels need a C++20 compiler, and $(CXX) was not found; install g++ or clang, or choose one: make CXX=clang++"; exit 1; }
 
 # One .venv serves both: what the demo needs, without torch and TensorFlow, and everything.
-# Built without isolation: where JAX is at hand, so is the header that its kernels need.
+# Built without isolation: where torch is at hand, so is the extension that is linked to it.
 NATIVE := CMakeLists.txt $(wildcard native/*)
-BUILD := scikit-build-core nanobind cmake ninja jax
+BUILD := scikit-build-core nanobind cmake ninja
 
 $(VENV)/.demo: pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python compiler
 	$(PIP) $(BUILD)

@@ -1,4 +1,15 @@
-"""Batch normalization you can see, trust and afford: one layer with one meaning on every engine."""
+"""Batch normalization you can see, trust and afford: one layer with one meaning on every engine.
+
+`evennorm.jax`, `evennorm.keras`, `evennorm.numpy`, `evennorm.tensorflow` and `evennorm.torch` are loaded, each with its
+framework, when they are first asked for.
+
+Example:
+    >>> import evennorm
+    >>> evennorm.numpy.moments([[1.0], [3.0]]).variance
+    array([1.])
+"""
+
+from typing import TYPE_CHECKING
 
 from evennorm.core.geometry import Geometry
 from evennorm.core.state import BatchNormState
@@ -21,3 +32,27 @@ __all__ = [
     "set_buffer_limit",
     "set_num_threads",
 ]
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from evennorm import jax as jax
+    from evennorm import keras as keras
+    from evennorm import numpy as numpy
+    from evennorm import tensorflow as tensorflow
+    from evennorm import torch as torch
+else:
+    _FRAMEWORKS = ("jax", "keras", "numpy", "tensorflow", "torch")
+
+    def __getattr__(name: str) -> "ModuleType":
+        if name not in _FRAMEWORKS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        return import_module(f"{__name__}.{name}")
+
+    def __dir__() -> list[str]:
+        """Names of the public API; submodules where their frameworks are installed."""
+        from importlib.util import find_spec
+
+        return sorted([*__all__, *(name for name in _FRAMEWORKS if find_spec(name) is not None)])

@@ -8,6 +8,7 @@ alone. Inside `shard_map` every device has its own array, and the kernels serve.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -15,15 +16,19 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
+from evennorm.errors import reason_of
 from evennorm.jax import primitives
 from evennorm.jax.composed import Names, Options
-from evennorm.kernels import xla
+from evennorm.kernels import parts, xla
+
+TRIED = (0, 10)
+"""The newest JAX that the kernels were tried with; native/third_party/xla/README.md says which versions take them."""
 
 
 def register() -> None:
     """Tells JAX, once."""
-    for name, handler in xla.registrations().items():
-        jax.ffi.register_ffi_target(name, handler, platform="cpu")
+    if jax.__version_info__[:2] <= TRIED:
+        kernels_are_registered()
     for primitive, compose, on_cpu in (
         (primitives.forward_p, primitives.compose_forward, _forward),
         (primitives.tangent_p, primitives.compose_tangent, None),
@@ -32,13 +37,32 @@ def register() -> None:
         _register(primitive, mlir.lower_fun(compose, multiple_results=True), on_cpu)
 
 
+@cache
+def kernels_are_registered() -> bool:
+    """Register the compiled kernels with XLA; False where they are missing, or XLA refuses them.
+
+    What is registered before XLA starts is looked at when it starts, and an error there leaves JAX without a CPU. An unknown
+    JAX is therefore asked when the first program is compiled.
+    """
+    try:
+        for name, handler in xla.registrations().items():
+            jax.ffi.register_ffi_target(name, handler, platform="cpu")
+    except Exception as error:  # of a type that differs between versions
+        why = f"JAX {jax.__version__} refuses evennorm.kernels._xla: {reason_of(error)}"
+        xla.refuse(why, f"install JAX {'.'.join(map(str, TRIED))}, or a newer evennorm")
+    return xla.AVAILABLE
+
+
 def _register(primitive: Primitive, composed: Callable[..., Any], on_cpu: Callable[..., Any] | None) -> None:
     mlir.register_lowering(primitive, composed)
     if on_cpu is None:
         return
 
     def choose(ctx: Any, *operands: Any, **params: Any) -> Any:
-        call = on_cpu(**params) if _kernel_may_serve(ctx, params["given"], params["options"]) else None
+        ready = kernels_are_registered()
+        if not ready:
+            parts.warn_once("jax")
+        call = on_cpu(**params) if ready and _kernel_may_serve(ctx, params["given"], params["options"]) else None
         return (composed if call is None else call)(ctx, *operands, **({} if call else params))
 
     mlir.register_lowering(primitive, choose, platform="cpu")

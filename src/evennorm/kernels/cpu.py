@@ -15,11 +15,13 @@ from evennorm.core.call import Call
 from evennorm.core.geometry import Strides
 from evennorm.core.moments import Moments
 from evennorm.core.namespace import Array
+from evennorm.kernels import parts
 from evennorm.kernels.contract import ArrayAccess, Gradients, RunningStats, Saved, UnfitError
 
 try:
     from evennorm.kernels import _cpu
-except ImportError:  # a source tree that was not built: the reference kernel computes
+except ImportError as error:  # the reference kernel computes
+    parts.keep("_cpu", error)
     _cpu = None  # type: ignore[assignment]
 
 AVAILABLE = _cpu is not None

@@ -8,10 +8,15 @@ from __future__ import annotations
 import ctypes
 from importlib.util import find_spec
 
+from evennorm.kernels import parts
+
 _found = find_spec("evennorm.kernels._tensorflow")  # no module, but lies where those are, in an editable installation too
 PATH = "" if _found is None or _found.origin is None else _found.origin
 AVAILABLE = bool(PATH)
-"""False in a source tree that was not built: the reference kernel serves."""
+"""False where it was not built: the reference kernel serves."""
+
+if not AVAILABLE:
+    parts.keep("_tensorflow", ImportError())
 
 _library: ctypes.CDLL | None = None
 _asked: dict[str, int] = {}

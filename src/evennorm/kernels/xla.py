@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from evennorm.kernels import parts
+
 try:
     from evennorm.kernels import _xla
-except ImportError:  # not built, or built where JAX was not at hand: the reference kernel serves
+except ImportError as error:  # the reference kernel serves
+    parts.keep("_xla", error)
     _xla = None  # type: ignore[assignment]
 
 AVAILABLE = _xla is not None
+"""False too once XLA has refused them."""
 
 FORWARD, BACKWARD = "evennorm_forward", "evennorm_backward"
 
@@ -23,6 +27,13 @@ BACKWARD_WANTED = ("x", "gamma", "beta", "residual")
 def registrations() -> dict[str, Any]:
     """The handlers by the names of their targets."""
     return {} if _xla is None else _xla.registrations()
+
+
+def refuse(why: str, remedy: str) -> None:
+    """Have the reference kernel serve from now on, since XLA does not take the handlers."""
+    global AVAILABLE
+    AVAILABLE = False
+    parts.keep("_xla", why, remedy)
 
 
 def set_num_threads(threads: int) -> None:

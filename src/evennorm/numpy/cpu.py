@@ -15,6 +15,7 @@ from evennorm.core.normalize import Gradients
 from evennorm.kernels import choose
 from evennorm.kernels.contract import ArrayAccess, Saved
 from evennorm.kernels.cpu import CpuKernel, writable
+from evennorm.kernels.parts import warn_once
 from evennorm.numpy.arrays import copy, overlap, wide
 
 
@@ -35,6 +36,7 @@ class _Lent:
 
 @lru_cache(maxsize=16)
 def serves(dtype: np.dtype) -> bool:
+    warn_once("numpy")
     return choose("numpy", dtype.name) == "cpu"
 
 

@@ -9,6 +9,7 @@ from evennorm.core.engine import Engine
 from evennorm.core.moments import Moments
 from evennorm.errors import MissingExtra
 from evennorm.kernels import choose
+from evennorm.kernels.parts import warn_once
 
 try:
     import tensorflow as tf
@@ -36,6 +37,8 @@ def _train(
     mask: Tensor | None,
 ) -> tuple[Tensor, Moments]:
     kernel = choose("tensorflow", x.dtype.name, compiled=compiled.serves(x, gamma, beta, residual), device=_device())
+    if not compiled.AVAILABLE:
+        warn_once("tensorflow")
     if kernel == "cpu" and mask is None and call.negative_slope >= 0:
         return compiled.train(call, x, gamma, beta, residual)
     return composed.train(call, x, gamma, beta, residual, mask)

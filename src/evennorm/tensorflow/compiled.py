@@ -18,7 +18,7 @@ from tensorflow.python.ops.parallel_for.pfor import RegisterPFor, wrap
 from evennorm.core.call import Call, Formula
 from evennorm.core.moments import Moments, moments
 from evennorm.core.normalize import Gradients
-from evennorm.kernels import reference
+from evennorm.kernels import parts, reference
 from evennorm.kernels import tensorflow as library
 from evennorm.tensorflow.composed import OPTIONAL
 from evennorm.tensorflow.namespace import Tensor, under_xla, xp
@@ -30,9 +30,15 @@ def _load() -> Any:
         return None
     try:
         found = tf.load_op_library(library.PATH)
-    except tf.errors.NotFoundError:
+    except tf.errors.NotFoundError as error:
+        parts.keep("_tensorflow", error)
         return None
-    if not hasattr(found, "evennorm_forward"):  # a TensorFlow without the C API for operations
+    if not hasattr(found, "evennorm_forward"):
+        parts.keep(
+            "_tensorflow",
+            f"TensorFlow {tf.__version__} lacks the C API for operations",
+            "install TensorFlow 2.21, which has it",
+        )
         return None
     library.loaded()
     return found

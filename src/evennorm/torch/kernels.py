@@ -7,6 +7,7 @@ from torch import Tensor
 
 from evennorm.kernels import choose, cpu
 from evennorm.kernels.contract import ArrayAccess, Kernel
+from evennorm.kernels.parts import warn_once
 from evennorm.torch import gpu
 from evennorm.torch.tensors import NAMES, acc_dtype, plain, untransformed
 
@@ -42,6 +43,8 @@ def kernel_for(x: Tensor, *others: Tensor | None) -> Kernel | None:
     """
     kernel: Kernel | None = (cpu_kernel if x.dtype in ON_CPU else None) if x.is_cpu else gpu.kernel_for(x)
     if kernel is None or not (plain(x) and untransformed()):
+        if x.is_cpu:
+            warn_once("torch")
         return None
     device = x.device
     for tensor in others:

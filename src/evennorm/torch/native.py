@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evennorm.core.call import Call
 from evennorm.errors import EvennormError
-from evennorm.kernels import cpu
+from evennorm.kernels import cpu, parts
 from evennorm.torch import autograd
 from evennorm.torch.kernels import ON_CPU, cpu_kernel
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from evennorm.torch.modules import _BatchNorm
 
 EXTENSION = "_torch_" + "_".join(torch.__version__.split("+")[0].split("."))
+BUILD_BESIDE_TORCH = (
+    "install torch 2.13, scikit-build-core, nanobind, cmake and ninja, then run pip install --no-build-isolation . in its "
+    "source tree"
+)
 
 
 def _forward_plan(
@@ -63,7 +67,8 @@ def _loaded() -> Any:
         return None
     try:
         extension = import_module(f"evennorm.kernels.{EXTENSION}")
-    except ModuleNotFoundError:
+    except ImportError as error:
+        parts.keep(EXTENSION, error, BUILD_BESIDE_TORCH)
         return None
     extension.connect(cpu._cpu.exported, _forward_plan, _backward_plan, _gradients)
     torch.library.register_fake("evennorm_cpu::update_running_stats", lambda *_: None)

@@ -43,6 +43,54 @@ def test_the_package_itself_costs_next_to_nothing() -> None:
     assert len(loaded) < 100
 
 
+FRAMEWORKS = ("jax", "keras", "numpy", "tensorflow", "torch")
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_submodules_are_found_after_import_evennorm(name: str) -> None:
+    """Each is loaded when it is first asked for, and none before."""
+    before = f"import sys, evennorm\nassert not [name for name in {FRAMEWORKS} if name in sys.modules]\n"
+    asked = f"assert evennorm.{name} is sys.modules['evennorm.{name}']\nassert 'evennorm.{name}' in repr(evennorm.{name})"
+    assert name in loaded_by(f"{before}{asked}")
+
+
+def test_what_dir_shows() -> None:
+    """The public API, submodules among it where their frameworks are installed; looking loads nothing."""
+    import evennorm
+
+    assert dir(evennorm) == sorted([*evennorm.__all__, *FRAMEWORKS])
+    assert loaded_by("import evennorm; assert 'torch' in dir(evennorm)") == []
+    statement = "import evennorm; assert 'torch' not in dir(evennorm) and 'jax' in dir(evennorm)"
+    assert loaded_by(statement, without=("torch",)) == []
+
+
+def test_a_name_that_is_not_there() -> None:
+    import evennorm
+
+    with pytest.raises(AttributeError, match="module 'evennorm' has no attribute 'troch'"):
+        evennorm.troch  # noqa: B018
+    assert not hasattr(evennorm, "optuna")
+
+
+def test_help_with_numpy_alone() -> None:
+    """It looks at all that dir names."""
+    others = [name for name in FRAMEWORKS if name != "numpy"]
+    statement = "import evennorm, pydoc; text = pydoc.render_doc(evennorm); assert 'set_num_threads(' in text, text"
+    assert loaded_by(statement, without=(*others, "optuna")) == ["numpy"]
+
+
+def test_errors_stand_in_the_package() -> None:
+    import evennorm
+    from evennorm import errors
+
+    raised = [
+        value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.EvennormError)
+    ]
+    assert errors.ShapeError in raised
+    assert all(getattr(evennorm, error.__name__) is error for error in raised)
+    assert set(evennorm.__all__) >= {error.__name__ for error in raised}
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [("import evennorm.tensorflow", "import tensorflow"), ("import evennorm.keras", "import keras")],

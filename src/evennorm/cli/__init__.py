@@ -17,6 +17,7 @@ from evennorm import __version__
 from evennorm.cli.bench import bench
 from evennorm.cli.check import check
 from evennorm.cli.compare import compare
+from evennorm.cli.doctor import doctor
 from evennorm.cli.explain import explain
 from evennorm.cli.fold import fold
 from evennorm.cli.group import Group
@@ -37,3 +38,4 @@ main.add_command(fold)
 main.add_command(recalibrate)
 main.add_command(migrate)
 main.add_command(bench)
+main.add_command(doctor)

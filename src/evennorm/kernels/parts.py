@@ -13,7 +13,7 @@ __all__ = ["BUILD", "PARTS", "Problem", "keep", "problem", "warn_once"]
 PARTS = {"numpy": "_cpu", "torch": "_cpu", "jax": "_xla", "tensorflow": "_tensorflow"}
 """The compiled part, a module in this folder, that computes for an engine on the CPU."""
 
-BUILD = "run pip install . in its source tree"
+BUILD = "run pip install . in evennorm's source tree"
 
 
 class Problem(NamedTuple):
@@ -32,8 +32,8 @@ def keep(part: str, error: BaseException | str, remedy: str = BUILD) -> None:
 
     Example:
         >>> keep("_none", ImportError("cannot import name '_none'"))
-        >>> problem("_none")
-        Problem(why='evennorm.kernels._none is not built for this Python', remedy='run pip install . in its source tree')
+        >>> problem("_none").why
+        'evennorm.kernels._none is not built for this Python'
         >>> keep("_none", "_none is out of date", "update it")
         >>> problem("_none")
         Problem(why='_none is out of date', remedy='update it')

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 EXTENSION = "_torch_" + "_".join(torch.__version__.split("+")[0].split("."))
 BUILD_BESIDE_TORCH = (
-    "install torch 2.13, scikit-build-core, nanobind, cmake and ninja, then run pip install --no-build-isolation . in its "
-    "source tree"
+    "install torch 2.13, scikit-build-core, nanobind, cmake and ninja, then run pip install --no-build-isolation . in "
+    "evennorm's source tree"
 )
 
 

@@ -1,0 +1,32 @@
+"""`evennorm doctor`: what serves batch normalization here, and what to do where it is not the compiled kernels."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from evennorm.errors import printable_json
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Show what serves batch normalization here: versions, compiled parts, a trial of each framework.
+
+    Exit code 0: compiled kernels serve all that is installed; 1: they do not, and each reason stands in a
+    line with its remedy; 130: interrupted.
+    """
+    from evennorm.tools.doctor import diagnose
+    from evennorm.tools.doctor.text import lines
+
+    if sys.stderr.isatty():
+        click.echo("trying each framework that is installed; TensorFlow alone may take ten seconds", err=True)
+    diagnosis = diagnose()
+    if as_json:
+        click.echo(printable_json(diagnosis.as_dict()))
+    else:
+        for line in lines(diagnosis):
+            click.secho(line, fg="yellow" if line.startswith("problem: ") else None)
+    ctx.exit(0 if diagnosis.served else 1)

@@ -1,6 +1,7 @@
 """Nobody pays for a framework that they did not ask for, and a missing one is named."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -123,6 +124,24 @@ def test_a_missing_framework_is_named_with_the_way_to_get_it(module: str, framew
         f"assert {module!r} in text and \"pip install 'evennorm[{extra}]'\" in text, text"
     )
     loaded_by(statement, without=(framework,))
+
+
+def test_keras_without_its_backend_is_told_of_another() -> None:
+    """What a user meets who has installed evennorm[keras,jax], and has not set KERAS_BACKEND."""
+    code = "import sys; sys.modules['tensorflow'] = None; {}import evennorm.keras"
+    for absent, told in (
+        ("", "or set KERAS_BACKEND=jax, which"),
+        ("sys.modules['jax'] = None; ", "or set KERAS_BACKEND=torch, w"),
+    ):
+        variables = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+        run = subprocess.run([sys.executable, "-c", code.format(absent)], capture_output=True, text=True, env=variables)
+        assert run.returncode == 1
+        said = run.stderr.splitlines()[-1]
+        assert (
+            "needs the package tensorflow, which is not installed; install it with: pip install 'evennorm[tensorflow]'"
+            in said
+        )
+        assert told in said
 
 
 def test_the_command_without_click() -> None:

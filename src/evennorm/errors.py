@@ -30,9 +30,10 @@ class InputError(EvennormError, ValueError):
 class MissingExtra(EvennormError, ImportError):
     """A part of evennorm was asked for whose framework, or another package that it needs, is not installed."""
 
-    def __init__(self, what: str, extra: str, package: str | None = None):
+    def __init__(self, what: str, extra: str, package: str | None = None, instead: str | None = None):
         needed = "a package that" if package is None else f"the package {package}, which"
-        super().__init__(f"{what} needs {needed} is not installed; install it with: pip install 'evennorm[{extra}]'")
+        other = "" if instead is None else f", or {instead}"
+        super().__init__(f"{what} needs {needed} is not installed; install it with: pip install 'evennorm[{extra}]'{other}")
 
 
 def printable(text: object) -> str:

@@ -128,8 +128,10 @@ def test_keras_without_its_backend(packages: Path, monkeypatch: pytest.MonkeyPat
     write(packages, "keras", "import tensorflow")
     write(packages, "tensorflow", "raise ModuleNotFoundError(name='tensorflow')")
     (found,) = doctor.diagnose(["keras"]).frameworks
-    assert found.problems[0].why == "Keras runs on tensorflow, which is not installed"
-    assert found.problems[0].remedy == "set KERAS_BACKEND=jax, which is, or install tensorflow"
+    (problem,) = found.problems
+    assert problem.why == "evennorm.keras needs the package tensorflow, which is not installed"
+    expected = "install it with: pip install 'evennorm[tensorflow]', or set KERAS_BACKEND=jax, which is installed"
+    assert problem.remedy == expected
 
 
 def test_kernels_that_were_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:

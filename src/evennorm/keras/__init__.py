@@ -1,12 +1,18 @@
 """Keras models and tensors in and out: the layer, its placement in a model, and conversion from and to Keras's own."""
 
+from importlib.util import find_spec as _find_spec
+
 from evennorm.errors import MissingExtra
 
 try:
     import keras as _keras  # noqa: F401
 except ImportError as error:
-    _extra = error.name if error.name in ("jax", "torch", "tensorflow") else "keras"  # Keras's engine may be what is missing
-    raise MissingExtra("evennorm.keras", _extra, error.name) from error
+    _backends, _absent = ("jax", "torch", "tensorflow"), (error.name or "keras").partition(".")[0]
+    if _absent not in _backends:
+        raise MissingExtra("evennorm.keras", "keras", _absent) from error
+    # Keras's backend is missing: it takes TensorFlow unless it is told of another.
+    _others = (f"set KERAS_BACKEND={name}, which is installed" for name in _backends if _find_spec(name) is not None)
+    raise MissingExtra("evennorm.keras", _absent, _absent, next(_others, None)) from error
 
 from evennorm.keras import legacy
 from evennorm.keras.convert import convert, revert

@@ -14,7 +14,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from evennorm.errors import first_line
+from evennorm.errors import MissingExtra, first_line
 from evennorm.kernels import choose, cpu, parts, triton
 
 Found = dict[str, Any]
@@ -44,11 +44,12 @@ def look(name: str) -> Found:
 
 
 def _import_problem(name: str, error: Exception) -> parts.Problem:
-    backend = getattr(error, "name", None)
-    if name == "keras" and backend in ("jax", "tensorflow", "torch"):
-        others = [other for other in ("jax", "torch", "tensorflow") if find_spec(other) is not None]
-        chosen = f"set KERAS_BACKEND={others[0]}, which is, or " if others else ""
-        return parts.Problem(f"Keras runs on {backend}, which is not installed", f"{chosen}install {backend}")
+    if name == "keras" and (getattr(error, "name", None) or "").partition(".")[0] in ("jax", "tensorflow", "torch"):
+        try:
+            import_module("evennorm.keras")
+        except MissingExtra as missing:
+            why, _, remedy = str(missing).partition("; ")
+            return parts.Problem(why, remedy)
     return parts.Problem(f"{name} cannot be imported: {first_line(error)}", f"install {name} anew")
 
 

@@ -10,7 +10,7 @@ PYTEST := TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest $(SPREAD)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # pip installs into one .venv
-.PHONY: help install demo test test-triton test-gpu test-native lint format bench bench-gpu bench-door clean compiler
+.PHONY: help install demo test test-triton test-gpu test-native lint format bench bench-gpu bench-door release-check clean compiler
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ bench-door: $(VENV)/.installed ## Show where the microseconds of a call go.
 	@$(BIN)/python benchmarks/door.py $(BENCH)
 	@if [ -d $(TRITON) ]; then echo; echo "On the way to a GPU whose driver launches nothing:"; \
 		PYTHONPATH=$(TRITON) $(BIN)/python -m evennorm.tools.bench.stub_gpu; fi
+
+release-check: $(VENV)/.installed ## Build sdist and wheel in isolation, and try the wheel in clean ENVIRONMENTS.
+	CXX=$(CXX) $(BIN)/python .ci/release_check.py $(ENVIRONMENTS)
 
 clean: ## Remove .venv, builds and caches.
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

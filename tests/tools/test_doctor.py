@@ -15,6 +15,7 @@ import evennorm
 from evennorm.cli import main
 from evennorm.kernels import cpu
 from evennorm.tools import doctor
+from evennorm.tools.doctor import probe
 from evennorm.tools.doctor.text import lines
 
 DTYPES = {"float32", "float64", "bfloat16", "float16"}
@@ -141,6 +142,71 @@ def test_kernels_that_were_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.output.splitlines()[-1] == (
         "problem: numpy: EVENNORM_KERNEL=reference turns the compiled kernels off. Unset it."
     )
+
+
+def test_torch_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is not here: torch is made to say so."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H200")
+    monkeypatch.setattr(probe.triton, "missing", lambda: "Triton is not installed; pip install 'evennorm[gpu]'")
+    monkeypatch.setattr(probe.triton, "AVAILABLE", False)
+    found = probe.look("torch")
+    assert [row["device"] for row in found["rows"]] == ["CPU", "NVIDIA H200"]
+    assert found["rows"][1]["training"] == dict.fromkeys(DTYPES, "reference")
+    (problem,) = found["problems"]
+    assert problem == ("on NVIDIA H200: Triton is not installed", "run pip install 'evennorm[gpu]'")
+    monkeypatch.setattr(probe.triton, "missing", lambda: None)
+    monkeypatch.setattr(probe.triton, "AVAILABLE", True)
+    found = probe.look("torch")
+    assert found["rows"][1]["inference"] == dict.fromkeys(DTYPES, "triton")
+    assert found["problems"] == []
+
+
+def test_jax_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import jax
+
+    class Gpu:
+        platform, device_kind = "gpu", "NVIDIA H200"
+
+    monkeypatch.setattr(jax, "devices", lambda: [Gpu(), Gpu()])
+    found = probe.look("jax")
+    assert [row["device"] for row in found["rows"]] == ["CPU", "NVIDIA H200"]
+    assert set(found["rows"][1]["training"].values()) == {"reference"}
+    assert (found["problems"], found["notes"][0].why) == ([], "evennorm has no kernels for GPUs under JAX")
+
+
+def test_torch_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Served, but slower than need be: a note, and no problem."""
+    from evennorm.kernels import parts
+    from evennorm.torch import native
+
+    monkeypatch.setattr(native, "EXTENSION", "_torch_9_9_9")
+    parts.keep("_torch_9_9_9", ImportError("none"), native.BUILD_BESIDE_TORCH)
+    found = probe.look("torch")
+    assert found["problems"] == []
+    (note,) = found["notes"]
+    assert "go through Python" in note.why
+    assert "pip install --no-build-isolation ." in note.remedy
+
+
+def test_wrong_values_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    import evennorm.numpy as ours
+
+    right = ours.batch_norm
+    monkeypatch.setattr(ours, "batch_norm", lambda *given, **options: (right(*given, **options)[0] + 0.5, None))
+    (problem,) = probe.look("numpy")["problems"]
+    assert problem.why == "evennorm.numpy.batch_norm is wrong by 0.5 on a small array"
+
+
+def test_the_kernel_of_each_dtype_where_they_differ() -> None:
+    row = {"device": "CPU", "training": {"float32": "cpu", "float16": "reference", "float64": "cpu"}, "inference": {}}
+    numpy = doctor.Framework("numpy", "2", rows=(row,))
+    shown = list(lines(doctor.Diagnosis("1", "3", "Linux", "x", 2, None, 1, (numpy,))))
+    assert "compiled (float32 float64), plain (float16)" in shown[4]
+    assert shown[1] == "x, 2 cores: no compiled kernels"
+    assert shown[5].startswith("plain: the framework's own operations.")
 
 
 WITHOUT_PARTS = """

@@ -82,11 +82,12 @@ def _look_at_torch(torch: Any, found: Found) -> None:
     elif missing is not None:
         found["problems"].append(missing)
     if torch.cuda.is_available():
-        found["rows"].append(_row("torch", torch.cuda.get_device_name(0), "cuda"))
+        gpu = torch.cuda.get_device_name(0)
+        found["rows"].append(_row("torch", gpu, "cuda"))
         reason = triton.missing()
         if reason is not None:
             why, _, remedy = reason.partition("; ")
-            _add(found, f"on {torch.cuda.get_device_name(0)}: {why}", remedy)
+            _add(found, f"on {gpu}: {why}", f"run {remedy}")
 
 
 def _look_at_tensorflow(tf: Any, found: Found) -> None:

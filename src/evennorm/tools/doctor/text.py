@@ -33,7 +33,7 @@ def lines(diagnosis: Diagnosis) -> Iterator[str]:
     yield ""
     rows = [row for framework in d.frameworks for row in _rows(framework)]
     yield from _table(("framework", "version", "device", "training", "inference"), rows)
-    if any("plain" in row[4] for row in rows):
+    if any("plain" in cell for row in rows for cell in row[3:]):
         yield _PLAIN
     if d.parts:
         yield ""

@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+"""Build an sdist and from it a wheel, in isolation, and try the wheel in clean environments. Run by `make release-check`.
+
+    .ci/release_check.py numpy jax      also: torch, tensorflow, all
+
+What is made goes to build/release, which is cleared first.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HOME = ROOT / "build" / "release"
+ENVIRONMENTS = {
+    "numpy": "",
+    "jax": "[keras,jax,tools]",
+    "torch": "[torch,tools]",
+    "tensorflow": "[keras,tensorflow,tools]",
+    "all": "[keras,jax,flax,torch,tensorflow,tools]",
+}
+PARTS = ("kernels/_cpu.", "kernels/_xla.", "kernels/_tensorflow.", "py.typed", "kernels/_cpu.pyi", "kernels/_xla.pyi")
+LICENSES = ("licenses/LICENSE", "licenses/native/third_party/xla/LICENSE")
+
+SMOKE = """
+import numpy as np, evennorm
+from evennorm.tools.doctor import diagnose
+from evennorm.tools.doctor.text import lines
+y, _ = evennorm.numpy.batch_norm(np.arange(8.0).reshape(4, 2), axis=-1, epsilon=0.0)
+np.testing.assert_allclose(y.std(0), 1.0)
+found = diagnose()
+print(*lines(found), sep="\\n")
+assert found.served, "compiled kernels do not serve all that is installed"
+"""
+
+
+def run(*words: str | Path, home: Path = HOME, **variables: str) -> None:
+    print("$", *words[:4], flush=True)
+    subprocess.run([*map(str, words)], cwd=home, check=True, env={**os.environ, **variables})
+
+
+def must(condition: bool, words: str) -> None:
+    if not condition:
+        sys.exit(f"release-check: {words}")
+
+
+def build() -> Path:
+    """The wheel, from the sdist alone, with nothing at hand but what pyproject.toml requires."""
+    run(sys.executable, "-c", f"from scikit_build_core.build import build_sdist; build_sdist({str(HOME)!r})", home=ROOT)
+    (sdist,) = HOME.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = archive.getnames()
+    must(any(name.endswith("native/third_party/xla/xla/ffi/api/ffi.h") for name in names), "the sdist lacks XLA's headers")
+    must(not any("/.venv/" in name or "/build/" in name for name in names), "the sdist holds what was built here")
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", HOME, sdist)
+    (wheel,) = HOME.glob("*.whl")
+    return wheel
+
+
+def look(wheel: Path) -> None:
+    """Parts, licenses and metadata."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (metadata,) = (archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
+    for part in PARTS:
+        must(any(name.startswith(f"evennorm/{part}") for name in names), f"the wheel lacks evennorm/{part}")
+    for text in LICENSES:
+        must(any(name.endswith(text) for name in names), f"the wheel lacks {text}")
+    must(not any("_torch_" in name for name in names), "the wheel holds an extension that serves one torch alone")
+    head = Parser().parsestr(metadata)
+    must(head["License-Expression"] == "Apache-2.0", "the license is not said")
+    must(head["Description-Content-Type"] == "text/markdown", "the README is no Markdown")
+    must(f"evennorm-{head['Version']}-" in wheel.name, "the wheel is named after another version")
+    print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB, {len(names)} files")
+
+
+def attempt(wheel: Path, name: str) -> None:
+    """Install the wheel into an environment of its own, and let the doctor look at that."""
+    home = HOME / name
+    run(sys.executable, "-m", "venv", home)
+    python = home / "bin" / "python"
+    quiet = ("--quiet", "--disable-pip-version-check", "--constraint", ROOT / "constraints.txt")
+    run(python, "-m", "pip", "install", *quiet, f"{wheel}{ENVIRONMENTS[name]}")
+    backend = {"tensorflow": "tensorflow"}.get(name, "jax")
+    run(python, "-c", SMOKE, KERAS_BACKEND=backend)
+    command = subprocess.run([home / "bin" / "evennorm", "--version"], cwd=HOME, capture_output=True, text=True)
+    if "tools" in ENVIRONMENTS[name]:
+        must(command.returncode == 0, f"evennorm --version failed: {command.stderr}")
+        run(home / "bin" / "evennorm", "explain", "--shape", "32,3")
+    else:
+        must("pip install 'evennorm[tools]'" in command.stderr, f"evennorm without click said {command.stderr!r}")
+
+
+def main() -> None:
+    names = sys.argv[1:] or ["numpy", "jax"]
+    must(set(names) <= set(ENVIRONMENTS), f"environments are {', '.join(ENVIRONMENTS)}; received {' '.join(names)}")
+    shutil.rmtree(HOME, ignore_errors=True)
+    HOME.mkdir(parents=True)
+    wheel = build()
+    look(wheel)
+    for name in names:
+        attempt(wheel, name)
+    print(f"release-check: {wheel.name} serves in {', '.join(names)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -144,6 +144,18 @@ def test_kernels_that_were_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def test_a_kernel_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line here and of every command; it was a traceback at import."""
+    monkeypatch.setenv("EVENNORM_KERNEL", "fast")
+    (problem,) = doctor.diagnose(["numpy"]).frameworks[0].problems
+    assert problem == ("EVENNORM_KERNEL is unset, or reference to compare with; received EVENNORM_KERNEL=fast", "unset it")
+    words = ["bench", "--engine", "numpy", "--shapes", "8x8", "--rounds", "1"]
+    run = subprocess.run([sys.executable, "-m", "evennorm", *words], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (2, "")
+    (line,) = run.stderr.splitlines()
+    assert "received EVENNORM_KERNEL=fast" in line
+
+
 def test_torch_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which is not here: torch is made to say so."""
     import torch

@@ -13,8 +13,6 @@ from evennorm.kernels import cpu, tensorflow, triton, xla
 __all__ = ["choose"]
 
 FORCED = os.environ.get("EVENNORM_KERNEL") or None
-if FORCED not in (None, "reference"):
-    raise ArgumentError(f"EVENNORM_KERNEL is unset, or reference to compare with; received EVENNORM_KERNEL={FORCED}")
 
 
 def choose(
@@ -37,6 +35,9 @@ def choose(
     `compiled` tells whether the compiled kernel, or Triton, is there (None looks for it; for JAX and TensorFlow it is a
     library of its own); `forced`, from the environment variable EVENNORM_KERNEL, names another.
 
+    Raises:
+        ArgumentError: EVENNORM_KERNEL names no kernel.
+
     Example:
         >>> choose("tensorflow", "float32", training=False), choose("tensorflow", "float32", compiled=True)
         ('reference', 'cpu')
@@ -46,6 +47,8 @@ def choose(
         ('triton', 'reference')
     """
     if forced is not None:
+        if forced != "reference":
+            raise ArgumentError(f"EVENNORM_KERNEL is unset, or reference to compare with; received EVENNORM_KERNEL={forced}")
         return forced
     if device == "cuda" and engine == "torch":
         there = triton.AVAILABLE if compiled is None else compiled

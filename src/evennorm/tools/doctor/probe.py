@@ -14,7 +14,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from evennorm.errors import MissingExtra, first_line
+from evennorm.errors import ArgumentError, MissingExtra, first_line
 from evennorm.kernels import choose, cpu, parts, triton
 
 Found = dict[str, Any]
@@ -35,6 +35,8 @@ def look(name: str) -> Found:
     found["version"] = str(getattr(framework, "__version__", "unknown"))
     try:
         _LOOKS[name](framework, found)
+    except ArgumentError as error:  # of the environment's
+        _add(found, str(error), "unset it")
     except Exception as error:
         ours = {"flax": "jax.nnx"}.get(name, name)
         _add(

@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
 NO_MODULES = ("__main__", "._tensorflow")  # the last one is a library that TensorFlow loads, with a module's ending
 MODULES = sorted(
-    module.name for module in pkgutil.walk_packages(evennorm.__path__, "evennorm.") if not module.name.endswith(NO_MODULES)
+    name
+    for name in ("evennorm", *(module.name for module in pkgutil.walk_packages(evennorm.__path__, "evennorm.")))
+    if not name.endswith(NO_MODULES)
 )
 NEED_TRITON = {
     f"evennorm.kernels.triton.{name}"

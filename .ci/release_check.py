@@ -42,7 +42,7 @@ assert found.served, "compiled kernels do not serve all that is installed"
 
 
 def run(*words: str | Path, home: Path = HOME, **variables: str) -> None:
-    print("$", *words[:4], flush=True)
+    print("$", *(str(word).strip().split("\n")[0] for word in words), flush=True)
     subprocess.run([*map(str, words)], cwd=home, check=True, env={**os.environ, **variables})
 
 

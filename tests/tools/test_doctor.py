@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -288,6 +289,21 @@ jax.__version_info__ = (0, 99, 0)
         "refuses evennorm.kernels._xla: the handler's API version (0.1) is incompatible. To mend it, install JAX 0.10"
         in said
     )
+
+
+def test_the_headers_of_xla_serve_this_jax() -> None:
+    """XLA takes handlers of its own version and of older ones. A JAX that was not tried is asked later than it might be."""
+    import jax
+
+    from evennorm.jax.lowering import TRIED
+
+    def version(folder: Path) -> tuple[int, ...]:
+        text = (folder / "xla/ffi/api/c_api.h").read_text()
+        return tuple(int(re.search(rf"#define XLA_FFI_API_{part} (\d+)", text)[1]) for part in ("MAJOR", "MINOR"))
+
+    ours = version(Path(__file__).parents[2] / "native/third_party/xla")
+    assert ours == (0, 1) <= version(Path(jax.ffi.include_dir()))
+    assert jax.__version_info__[:2] <= TRIED
 
 
 def test_a_jax_that_is_known_gets_the_kernels_at_once() -> None:

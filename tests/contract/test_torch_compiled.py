@@ -114,3 +114,17 @@ def test_under_functional_transforms() -> None:
         for one, wanted in zip(x.clone(), gradients, strict=True):
             one = one.detach().requires_grad_()
             torch.testing.assert_close(torch.autograd.grad(loss(one), one)[0], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-19, 1e18])
+def test_gradients_at_the_ends_of_the_range(scale: float) -> None:
+    """Where the square of 1 / deviation is beyond float32, or loses digits."""
+    x = (torch.randn(6, 4, 5) * scale).requires_grad_()
+    dy = torch.randn(6, 4, 5)
+    y, _, _, _ = compiled.batch_norm(x, None, None, None, [1], 1e-44, 1.0, None)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    wide = x.detach().double().requires_grad_()
+    centred = wide - wide.mean((0, 2), keepdim=True)
+    exact = centred / centred.square().mean((0, 2), keepdim=True).sqrt()
+    (expected,) = torch.autograd.grad(exact, wide, dy.double())
+    torch.testing.assert_close(dx.double() * scale, expected * scale, rtol=1e-5, atol=1e-5)

@@ -64,13 +64,14 @@ class _Standardize(torch.autograd.Function):
         scale = inverse if gamma is None else inverse * gamma
         d_beta = dy.sum(ctx.reduced, keepdim=True)
         d_gamma = (dy * centred).sum(ctx.reduced, keepdim=True) * inverse
-        slope, offset = scale * inverse * d_gamma / count, scale * d_beta / count
-        if d_variance is not None:
-            slope = slope - 2 * d_variance / count
+        # By (x - mean) / deviation: the square of 1 / deviation is beyond float32 for values of scale 1e-20.
+        offset = scale * d_beta / count
         if d_rest is not None:
             offset = offset - d_rest / count
-        dx = (dy * scale - centred * slope - offset).to(x.dtype)
-        return dx, None if gamma is None else d_gamma, d_beta if ctx.has_beta else None, None, None
+        dx = dy * scale - (centred * inverse) * (scale * d_gamma / count) - offset
+        if d_variance is not None:
+            dx = dx + centred * (2 * d_variance / count)
+        return dx.to(x.dtype), None if gamma is None else d_gamma, d_beta if ctx.has_beta else None, None, None
 
 
 def _statistics(x: Tensor, reduced: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:

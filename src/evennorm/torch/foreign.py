@@ -6,6 +6,7 @@ They ask a module for attributes that it does not have. The descriptors below st
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,16 @@ class AskedByQuantization:
                 break
             frame = frame.f_back
         raise AttributeError("parametrizations")
+
+
+def warn_of_training_export(module: _BatchNorm) -> None:
+    warnings.warn(
+        "a program exported in training mode holds evennorm's own operators, in which quantization-aware training "
+        f"(prepare_qat_pt2e) finds no batch normalization; exporting a {type(module).__name__}; for that call "
+        "evennorm.torch.revert(model) first, for inference model.eval()",
+        UserWarning,
+        stacklevel=2,
+    )
 
 
 def _check_synchronizable(module: _BatchNorm) -> None:

@@ -97,6 +97,8 @@ class _BatchNorm(batchnorm._BatchNorm):
             return standard.normalize(self, input, residual, slope)
         if by_batch and standard.asked_for() and mask is None and not (own["training"] and compiling):
             return standard.normalize_by_batch(self, input, residual, slope)
+        if compiling and own["training"] and torch.compiler.is_exporting():
+            foreign.warn_of_training_export(self)
         if compiling and by_batch and mask is None and compiled.takes(self, input, residual, slope):
             return compiled.forward(self, input, residual, slope, tracks and mean is not None)
         if residual is not None or mask is not None:

@@ -1,0 +1,145 @@
+"""Compute what both of Flax's layers compute: from arrays and a layer's settings to the output and the new statistics."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from evennorm.core import running
+from evennorm.core.geometry import Geometry, cached_geometry
+from evennorm.core.moments import Moments
+from evennorm.core.running import Batch, RunningMean
+from evennorm.errors import ArgumentError, ShapeError
+from evennorm.flax.arguments import checked_momentum
+from evennorm.jax import batch_norm, normalize
+from evennorm.jax.namespace import xp
+
+
+class Settings(Protocol):
+    """What nnx's layer and linen's have under the same names."""
+
+    axis: Any
+    momentum: float
+    epsilon: float
+    axis_index_groups: Any
+    activation: str | None
+    negative_slope: float
+    virtual_batch_size: int | None
+    unbiased: bool
+
+
+def geometry_of(layer: Settings, x: jax.Array) -> Geometry:
+    axis = layer.axis
+    return cached_geometry(tuple(x.shape), tuple(axis) if isinstance(axis, Iterable) else axis)
+
+
+def by_batch(
+    layer: Settings,
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    *,
+    mask: Any,
+    residual: Any,
+    axis_name: Any,
+) -> tuple[jax.Array, Batch]:
+    """Normalize by the statistics of `x`, and return them too."""
+    geometry = geometry_of(layer, x)
+    y, moments = batch_norm(
+        x,
+        _shaped(scale, geometry),
+        _shaped(bias, geometry),
+        axis=geometry.axis,
+        epsilon=layer.epsilon,
+        mask=None if mask is None else _broadcasting(mask, geometry),
+        activation=layer.activation,
+        negative_slope=layer.negative_slope,
+        residual=residual,
+        virtual_batch_size=layer.virtual_batch_size,
+        **({} if axis_name is None else {"axis_name": axis_name, "axis_index_groups": layer.axis_index_groups}),
+    )
+    return y, running.summary(xp, _grouped(moments, geometry, x, layer.virtual_batch_size), layer.unbiased)
+
+
+def by_running_statistics(
+    layer: Settings,
+    x: jax.Array,
+    mean: jax.Array,
+    variance: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    *,
+    residual: Any,
+) -> jax.Array:
+    geometry = geometry_of(layer, x)
+    return normalize(
+        x,
+        *(_shaped(row, geometry) for row in (mean, variance, scale, bias)),
+        axis=geometry.axis,
+        epsilon=layer.epsilon,
+        activation=layer.activation,
+        negative_slope=layer.negative_slope,
+        residual=residual,
+    )
+
+
+def followed(layer: Settings, mean: jax.Array, variance: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Return the running statistics after one more batch, in the shape and dtype that they have."""
+    decay = checked_momentum(layer.momentum)
+    old_mean, old_variance = (value.reshape(-1).astype(batch.mean.dtype) for value in (mean, variance))
+    new_mean = running.updated_mean(xp, RunningMean(old_mean, jnp.zeros_like(old_mean)), batch, decay).mean
+    new_variance = running.updated(xp, old_variance, batch.variance, decay, batch.has_variance)
+    return new_mean.reshape(mean.shape).astype(mean.dtype), new_variance.reshape(variance.shape).astype(variance.dtype)
+
+
+def check_real(x: Any) -> None:
+    if jnp.iscomplexobj(x):
+        raise ArgumentError(
+            f"evennorm normalizes real numbers; received dtype {jnp.result_type(x)}; normalize x.real and x.imag, or keep "
+            "Flax's layer there"
+        )
+
+
+def _shaped(parameter: jax.Array | None, geometry: Geometry) -> jax.Array | None:
+    """Return a parameter, which nnx keeps flat, in the shape of the channel axes."""
+    if parameter is None or parameter.shape == geometry.parameter_shape or parameter.size != geometry.channel:
+        return parameter
+    return parameter.reshape(geometry.parameter_shape)
+
+
+def _broadcasting(mask: Any, geometry: Geometry) -> jax.Array:
+    """Return a mask that broadcasts against the input, as Flax's masks do, with as many axes as the input has."""
+    mask = jnp.asarray(mask)
+    missing = geometry.rank - mask.ndim
+    aligned = zip(mask.shape, geometry.shape[max(missing, 0) :], strict=False)
+    if missing < 0 or any(size not in (1, whole) for size, whole in aligned):
+        raise ShapeError(
+            f"a mask broadcasts against the input, as in Flax; received a mask of shape {mask.shape} for an input of shape "
+            f"{geometry.shape}; give a mask with one value per position an axis of size 1 for each channel axis"
+        )
+    return mask.reshape((1,) * missing + mask.shape)
+
+
+def _grouped(moments: Moments, geometry: Geometry, x: jax.Array, virtual_batch_size: int | None) -> Moments:
+    """Return moments of the parameter shape as constants (groups, channel)."""
+    groups = 1 if virtual_batch_size is None else x.shape[0] // virtual_batch_size
+
+    def rows(statistic: jax.Array) -> jax.Array:
+        return jax.lax.stop_gradient(statistic).reshape(groups, geometry.channel)
+
+    count = moments.count
+    if isinstance(count, int):
+        if count == 1:
+            warnings.warn(
+                "training with one value per channel: its variance is 0 and the output bias, whatever the input. The running "
+                "variance is left alone; use larger batches, or use_running_average=True",
+                UserWarning,
+                stacklevel=4,
+            )
+    elif jnp.ndim(count):
+        count = jnp.broadcast_to(count, moments.mean.shape).reshape(groups, geometry.channel)
+    return Moments(count, *(rows(statistic) for statistic in moments[1:]))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from evennorm.core import running
 from evennorm.core.geometry import Geometry, cached_geometry
 from evennorm.core.moments import Moments
-from evennorm.core.running import Batch, RunningMean
+from evennorm.core.running import RunningMean
 from evennorm.errors import ArgumentError, ShapeError
 from evennorm.flax.arguments import checked_momentum
 from evennorm.jax import batch_norm, normalize
@@ -46,8 +46,8 @@ def by_batch(
     mask: Any,
     residual: Any,
     axis_name: Any,
-) -> tuple[jax.Array, Batch]:
-    """Normalize by the statistics of `x`, and return them too."""
+) -> tuple[jax.Array, Moments]:
+    """Normalize by the statistics of `x`, and return them as constants (groups, channel) too."""
     geometry = geometry_of(layer, x)
     y, moments = batch_norm(
         x,
@@ -62,7 +62,7 @@ def by_batch(
         virtual_batch_size=layer.virtual_batch_size,
         **({} if axis_name is None else {"axis_name": axis_name, "axis_index_groups": layer.axis_index_groups}),
     )
-    return y, running.summary(xp, _grouped(moments, geometry, x, layer.virtual_batch_size), layer.unbiased)
+    return y, _grouped(moments, geometry, x, layer.virtual_batch_size)
 
 
 def by_running_statistics(
@@ -87,13 +87,22 @@ def by_running_statistics(
     )
 
 
-def followed(layer: Settings, mean: jax.Array, variance: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Return the running statistics after one more batch, in the shape and dtype that they have."""
+def followed(layer: Settings, mean: jax.Array, variance: jax.Array, moments: Moments) -> tuple[Any, Any, jax.Array]:
+    """Return the running statistics after one more batch, in their shape and dtype, and whether it was accepted."""
+    if isinstance(moments.count, int) and moments.count == 1:
+        warnings.warn(
+            "training with one value per channel: its variance is 0 and the output bias, whatever the input. The running "
+            "variance is left alone; use larger batches, or use_running_average=True",
+            UserWarning,
+            stacklevel=3,
+        )
     decay = checked_momentum(layer.momentum)
+    batch = running.summary(xp, moments, layer.unbiased)
     old_mean, old_variance = (value.reshape(-1).astype(batch.mean.dtype) for value in (mean, variance))
     new_mean = running.updated_mean(xp, RunningMean(old_mean, jnp.zeros_like(old_mean)), batch, decay).mean
     new_variance = running.updated(xp, old_variance, batch.variance, decay, batch.has_variance)
-    return new_mean.reshape(mean.shape).astype(mean.dtype), new_variance.reshape(variance.shape).astype(variance.dtype)
+    new = (value.reshape(old.shape).astype(old.dtype) for value, old in ((new_mean, mean), (new_variance, variance)))
+    return *new, batch.accepted
 
 
 def check_real(x: Any) -> None:
@@ -125,21 +134,12 @@ def _broadcasting(mask: Any, geometry: Geometry) -> jax.Array:
 
 
 def _grouped(moments: Moments, geometry: Geometry, x: jax.Array, virtual_batch_size: int | None) -> Moments:
-    """Return moments of the parameter shape as constants (groups, channel)."""
     groups = 1 if virtual_batch_size is None else x.shape[0] // virtual_batch_size
 
     def rows(statistic: jax.Array) -> jax.Array:
         return jax.lax.stop_gradient(statistic).reshape(groups, geometry.channel)
 
     count = moments.count
-    if isinstance(count, int):
-        if count == 1:
-            warnings.warn(
-                "training with one value per channel: its variance is 0 and the output bias, whatever the input. The running "
-                "variance is left alone; use larger batches, or use_running_average=True",
-                UserWarning,
-                stacklevel=4,
-            )
-    elif jnp.ndim(count):
+    if not isinstance(count, int) and jnp.ndim(count):
         count = jnp.broadcast_to(count, moments.mean.shape).reshape(groups, geometry.channel)
     return Moments(count, *(rows(statistic) for statistic in moments[1:]))

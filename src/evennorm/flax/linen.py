@@ -74,8 +74,8 @@ class BatchNorm(nn.BatchNorm):
         else:
             starting = self.is_initializing()  # when no axis needs a name, and nothing moves
             axis_name = None if starting else self.axis_name
-            y, batch = by_batch(self, x, scale, bias, mask=mask, residual=residual, axis_name=axis_name)
+            y, moments = by_batch(self, x, scale, bias, mask=mask, residual=residual, axis_name=axis_name)
             if not starting:
-                mean.value, variance.value = followed(self, mean.value, variance.value, batch)
-                self.sow("intermediates", "refused", ~batch.accepted)
+                mean.value, variance.value, accepted = followed(self, mean.value, variance.value, moments)
+                self.sow("intermediates", "refused", ~accepted)
         return jnp.asarray(y, dtype)

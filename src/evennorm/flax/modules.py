@@ -11,7 +11,7 @@ from flax import nnx
 from flax.nnx import reprlib
 from flax.nnx.nn import dtypes
 
-from evennorm.core.running import Batch
+from evennorm.core.moments import Moments
 from evennorm.errors import ArgumentError, ShapeError
 from evennorm.flax import arguments
 from evennorm.flax.computation import by_batch, by_running_statistics, check_real, followed, geometry_of
@@ -105,8 +105,8 @@ class BatchNorm(nnx.BatchNorm):
         if given:
             y = by_running_statistics(self, x, mean, variance, scale, bias, residual=residual)
         else:
-            y, batch = by_batch(self, x, scale, bias, mask=mask, residual=residual, axis_name=self.axis_name)
-            self._follow(batch)
+            y, moments = by_batch(self, x, scale, bias, mask=mask, residual=residual, axis_name=self.axis_name)
+            self._follow(moments)
         return jnp.asarray(y, dtype)
 
     def _promoted(self, x: Any) -> tuple[Any, ...]:
@@ -128,10 +128,10 @@ class BatchNorm(nnx.BatchNorm):
                 f"axis={self.axis}; received num_features={self.num_features}; give that number or another axis"
             )
 
-    def _follow(self, batch: Batch) -> None:
-        self.mean[...], self.var[...] = followed(self, self.mean[...], self.var[...], batch)
+    def _follow(self, moments: Moments) -> None:
+        self.mean[...], self.var[...], accepted = followed(self, self.mean[...], self.var[...], moments)
         if hasattr(self, "__captures__"):  # elsewhere `sow` would make it a variable of the module
-            self.sow(nnx.Intermediate, "refused", ~batch.accepted)
+            self.sow(nnx.Intermediate, "refused", ~accepted)
 
     def __nnx_repr__(self) -> Iterator[Any]:
         yield from super().__nnx_repr__()

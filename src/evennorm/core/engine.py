@@ -85,9 +85,13 @@ class Engine:
         """
         call = self._call(x, axis, epsilon, activation, negative_slope, virtual_batch_size)
         y, moments = self.train(call, x, gamma, beta, mask=mask, residual=residual, grouped=False)
-        if message := self.range_warning(moments):
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
+        self.warn_of_range(moments, stacklevel=3)
         return y, moments
+
+    def warn_of_range(self, moments: Moments, stacklevel: int) -> None:
+        """Warn as `batch_norm` says."""
+        if message := self.range_warning(moments):
+            warnings.warn(message, RuntimeWarning, stacklevel=stacklevel)
 
     def normalize(
         self,

@@ -195,6 +195,32 @@ def input_gradient(
     return xp.where(single if mask is None else single & mask, alone, dx)
 
 
+def given_gradients(
+    xp: Namespace, moments: Moments, gamma: Array | None, epsilon: float, sum_dz: Array, sum_dz_xhat: Array
+) -> tuple[Array, Array, Array]:
+    """Derivatives of `normalize` by statistics that do not come from x: what stands before dz in dx, d mean, d variance.
+
+    dx = scale * dz;   dmean = -scale * sum dz;   dvariance = -scale / (2 sqrt(variance + epsilon)) * sum dz * xhat
+    """
+    inverse = _inverse_deviation(xp, moments, epsilon)
+    scale = _scale(inverse, gamma)
+    return scale, -scale * sum_dz, -0.5 * inverse * sum_dz_xhat * scale
+
+
+def moments_gradient(
+    xp: Namespace, x: Array, moments: Moments, mask: Array | None, d_mean: Array | None, d_variance: Array | None
+) -> Array:
+    """Derivative by x of its moments alone: (dmean + 2 dvariance (x - mean)) / n where x counts."""
+    n = moments.count if isinstance(moments.count, int) else xp.asarray(moments.count, like=x)
+    n = max(n, 1) if isinstance(n, int) else xp.maximum(n, 1.0)
+    x = x if mask is None else without(xp, x, mask, moments)
+    none = 0.0 * moments.mean_low
+    d_mean = none if d_mean is None else d_mean / n
+    slope = none if d_variance is None else 2.0 * d_variance / n
+    dx = centred(xp, x, moments) * per_channel(xp, slope) + per_channel(xp, d_mean - slope * moments.mean_low)
+    return dx if mask is None else xp.where(mask, dx, 0.0)
+
+
 def acting(xp: Namespace, mask: Array, x: Array, dy: Array) -> Array:
     """Where a view takes part in its gradient: wherever it counts, and behind the mask where it is finite and dy is."""
     return mask | (xp.isfinite(x) & xp.isfinite(dy))

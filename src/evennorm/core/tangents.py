@@ -30,6 +30,7 @@ def tangents(
     t_gamma: Array | None = None,
     t_beta: Array | None = None,
     mask: Array | None = None,
+    given: tuple[Array | None, Array | None] | None = None,
 ) -> Tangents:
     """Where `x`, gamma and beta move by `tx`, `t_gamma` and `t_beta` (None for not at all), how the outputs move.
 
@@ -37,7 +38,7 @@ def tangents(
         tz = scale * (tx - tmean) + (x - mean) * tscale + tbeta,   scale = gamma / sqrt(variance + epsilon)
 
     Masked values do not act on the moments; those that are not finite do not move at all, so that no derivative of this
-    meets them.
+    meets them. Statistics that do not come from x move as `given` says, mean and variance.
     """
     acts = None
     if mask is not None:
@@ -45,18 +46,13 @@ def tangents(
         x = without(xp, x, acts, moments)
     inverse = 1.0 / xp.sqrt(moments.variance + epsilon)
     scale = inverse if gamma is None else inverse * gamma
-    t_mean = t_variance = None
+    t_mean, t_variance = _moved(xp, x, moments, tx, mask) if given is None else given
     t_scale = None if t_gamma is None else inverse * t_gamma
     t_shift = None if t_beta is None else xp.reshape(t_beta, (1, -1))
-    if tx is not None:
-        counted, centre = tx, x
-        if mask is not None:
-            counted, centre = xp.where(mask, tx, 0.0), xp.where(mask, x, per_channel(xp, moments.mean))
-        sum_tx, sum_tx_centred = gradient_sums(xp, counted, centre, moments)
-        n = max(moments.count, 1) if isinstance(moments.count, int) else xp.maximum(xp.asarray(moments.count, like=x), 1.0)
-        t_mean, t_variance = sum_tx / n, 2 * sum_tx_centred / n
+    if t_variance is not None:
         narrowing = -0.5 * t_variance * inverse * inverse * scale  # in an order that stays within the range
         t_scale = narrowing if t_scale is None else t_scale + narrowing
+    if t_mean is not None:
         t_shift = -scale * t_mean if t_shift is None else t_shift - scale * t_mean
     z = None if tx is None else tx * per_channel(xp, scale)
     if t_scale is not None:
@@ -70,3 +66,17 @@ def tangents(
     if z is not None and acts is not None:
         z = xp.where(acts, xp.broadcast_to(z, xp.shape(x)), 0.0)
     return Tangents(z, t_mean, t_variance)
+
+
+def _moved(
+    xp: Namespace, x: Array, moments: Moments, tx: Array | None, mask: Array | None
+) -> tuple[Array | None, Array | None]:
+    """How mean and variance move with x."""
+    if tx is None:
+        return None, None
+    counted, centre = tx, x
+    if mask is not None:
+        counted, centre = xp.where(mask, tx, 0.0), xp.where(mask, x, per_channel(xp, moments.mean))
+    sum_tx, sum_tx_centred = gradient_sums(xp, counted, centre, moments)
+    n = max(moments.count, 1) if isinstance(moments.count, int) else xp.maximum(xp.asarray(moments.count, like=x), 1.0)
+    return sum_tx / n, 2 * sum_tx_centred / n

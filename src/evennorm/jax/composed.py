@@ -13,8 +13,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from evennorm.core.moments import Moments, count_of, moments
-from evennorm.core.normalize import acting, activate, normalize
+from evennorm.core.moments import Moments, count_of, moments, per_channel
+from evennorm.core.normalize import (
+    acting,
+    activate,
+    given_gradients,
+    gradient_sums,
+    moments_gradient,
+    normalize,
+    without,
+)
 from evennorm.core.tangents import tangents
 from evennorm.jax.namespace import xp
 from evennorm.kernels import reference
@@ -30,19 +38,28 @@ class Options(NamedTuple):
     negative_slope: float
     kernel: str
     """As `kernels.choose` has it."""
+    exchanged: bool = False
+    """Whether devices exchange their moments, so that those by which x is normalized do not come from this x alone.
+
+    Then y moves with x, `mean_low` and `variance` as with three inputs, and the moments with x for themselves. Derivatives
+    by x are as wide as those by the statistics, since they are added up before they are rounded.
+    """
 
 
 def forward(given: Arrays, _: Arrays, options: Options, wanted: Names) -> Arrays:
     """y and the statistics of x; signs, where wanted: which elements of y the activation let through, a bit each."""
-    x, gamma, beta, residual, mask = given["x"], *map(given.get, ("gamma", "beta", "residual", "mask"))
+    statistics = moments(xp, reference.wide(xp, given["x"]), given.get("mask"))
+    return {**_named(statistics), **by_given(given, statistics, options, wanted)}
+
+
+def by_given(given: Arrays, statistics: Moments, options: Options, wanted: Names) -> Arrays:
+    """y by statistics from elsewhere; and signs, where wanted."""
+    x, gamma, beta, residual = given["x"], *map(given.get, ("gamma", "beta", "residual"))
     if "signs" not in wanted:
-        y, statistics = reference.forward(xp, options, x, gamma, beta, residual, mask)
-        return {"y": y, **_named(statistics)}
-    wide = reference.wide(xp, x)
-    statistics = moments(xp, wide, mask)
-    z = normalize(xp, wide, statistics, gamma, beta, options.epsilon, residual=reference.wide(xp, residual))
-    y = xp.astype(activate(xp, z, options.negative_slope), xp.dtype(x))
-    return {"y": y, **_named(statistics), "signs": _packed(~(z <= 0))}
+        return {"y": reference.infer(xp, options, x, statistics, gamma, beta, residual)}
+    wide = reference.wide(xp, residual)
+    z = normalize(xp, reference.wide(xp, x), statistics, gamma, beta, options.epsilon, residual=wide)
+    return {"y": xp.astype(activate(xp, z, options.negative_slope), xp.dtype(x)), "signs": _packed(~(z <= 0))}
 
 
 def tangent(saved: Arrays, moving: Arrays, options: Options, wanted: Names) -> Arrays:
@@ -50,7 +67,9 @@ def tangent(saved: Arrays, moving: Arrays, options: Options, wanted: Names) -> A
     x, gamma = reference.wide(xp, saved["x"]), saved.get("gamma")
     wide = {name: reference.wide(xp, t) for name, t in moving.items()}
     statistics, mask = _statistics(saved), saved.get("mask")
-    t = tangents(xp, x, statistics, gamma, options.epsilon, wide.get("x"), wide.get("gamma"), wide.get("beta"), mask)
+    by_statistics = (wide.get("mean_low"), wide.get("variance")) if options.exchanged and "y" in wanted else None
+    moved = wide.get("x"), wide.get("gamma"), wide.get("beta")
+    t = tangents(xp, x, statistics, gamma, options.epsilon, *moved, mask, by_statistics)
     z = t.z if "residual" not in wide else wide["residual"] if t.z is None else t.z + wide["residual"]
     z = xp.broadcast_to(z, xp.shape(x))
     found = {"y": xp.astype(_gated(z, saved, options), xp.dtype(saved["x"])), "mean_low": t.mean, "variance": t.variance}
@@ -59,18 +78,49 @@ def tangent(saved: Arrays, moving: Arrays, options: Options, wanted: Names) -> A
 
 def backward(saved: Arrays, cotangents: Arrays, options: Options, wanted: Names) -> Arrays:
     """The transpose of `tangent`: from derivatives of some of y, mean_low and variance to those of the inputs."""
-    dy = cotangents.get("y")
-    dy = reference.wide(xp, jnp.zeros_like(saved["x"]) if dy is None else dy)
-    if "mask" in saved:
-        dy = jnp.where(acting(xp, saved["mask"], reference.wide(xp, saved["x"]), dy), dy, 0.0)
-    dz = _gated(dy, saved, options)
-    gamma, beta = saved.get("gamma"), saved.get("beta")
-    d_mean, d_variance = cotangents.get("mean_low"), cotangents.get("variance")
     statistics, mask = _statistics(saved), saved.get("mask")
+    d_mean, d_variance = cotangents.get("mean_low"), cotangents.get("variance")
+    if "y" not in cotangents:
+        dx = moments_gradient(xp, reference.wide(xp, saved["x"]), statistics, mask, d_mean, d_variance)
+        of_others = {name: jnp.zeros_like(saved[name]) for name in wanted if name != "x"}
+        return of_others | ({"x": _narrowed(dx, saved, options)} if "x" in wanted else {})
+    dy = reference.wide(xp, cotangents["y"])
+    if mask is not None:
+        dy = jnp.where(acting(xp, mask, reference.wide(xp, saved["x"]), dy), dy, 0.0)
+    dz = _gated(dy, saved, options)
+    if options.exchanged:
+        return _backward_by_given(saved, dz, cotangents, options, wanted)
+    gamma, beta = saved.get("gamma"), saved.get("beta")
     linear = options._replace(negative_slope=1.0)  # dz is behind the activation already
     g = reference.backward(xp, linear, dz, saved["x"], statistics, gamma, beta, None, mask, d_mean, d_variance)
     found = g._replace(residual=xp.astype(dz, xp.dtype(saved["x"])))._asdict()
     return {name: found[name] for name in wanted}
+
+
+def _backward_by_given(saved: Arrays, dz: jax.Array, sums: Arrays, options: Options, wanted: Names) -> Arrays:
+    """The same where the statistics are inputs: the sums over dz are all that needs x, and a kernel may have taken them."""
+    x, statistics = reference.wide(xp, saved["x"]), _statistics(saved)
+    if "mask" in saved:
+        x = without(xp, x, saved["mask"] | xp.isfinite(x), statistics)
+    if "sum_dz" in sums:
+        sum_dz, sum_dz_xhat = sums["sum_dz"], sums["sum_dz_xhat"]
+    else:
+        sum_dz, sum_dz_centred = gradient_sums(xp, dz, x, statistics)
+        sum_dz_xhat = sum_dz_centred / jnp.sqrt(statistics.variance + options.epsilon)
+    scale, d_mean, d_variance = given_gradients(xp, statistics, saved.get("gamma"), options.epsilon, sum_dz, sum_dz_xhat)
+    found = {
+        "x": dz * per_channel(xp, scale),
+        "gamma": jnp.sum(sum_dz_xhat, 0),
+        "beta": jnp.sum(sum_dz, 0),
+        "residual": xp.astype(dz, xp.dtype(saved["x"])),
+        "mean_low": d_mean,
+        "variance": d_variance,
+    }
+    return {name: found[name] for name in wanted}
+
+
+def _narrowed(dx: jax.Array, saved: Arrays, options: Options) -> jax.Array:
+    return dx if options.exchanged else xp.astype(dx, xp.dtype(saved["x"]))
 
 
 def over_views(function: Callable[..., Arrays]) -> Callable[..., Arrays]:

@@ -8,7 +8,7 @@ alone. Inside `shard_map` every device has its own array, and the kernels serve.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from evennorm.errors import reason_of
-from evennorm.jax import primitives
+from evennorm.jax import composed, primitives
 from evennorm.jax.composed import Names, Options
 from evennorm.kernels import parts, xla
 
@@ -53,8 +53,8 @@ def kernels_are_registered() -> bool:
     return xla.AVAILABLE
 
 
-def _register(primitive: Primitive, composed: Callable[..., Any], on_cpu: Callable[..., Any] | None) -> None:
-    mlir.register_lowering(primitive, composed)
+def _register(primitive: Primitive, as_composed: Callable[..., Any], on_cpu: Callable[..., Any] | None) -> None:
+    mlir.register_lowering(primitive, as_composed)
     if on_cpu is None:
         return
 
@@ -63,7 +63,7 @@ def _register(primitive: Primitive, composed: Callable[..., Any], on_cpu: Callab
         if not ready:
             parts.warn_once("jax")
         call = on_cpu(**params) if ready and _kernel_may_serve(ctx, params["given"], params["options"]) else None
-        return (composed if call is None else call)(ctx, *operands, **({} if call else params))
+        return (as_composed if call is None else call)(ctx, *operands, **({} if call else params))
 
     mlir.register_lowering(primitive, choose, platform="cpu")
 
@@ -87,18 +87,38 @@ def _forward(given: Names, linear: Names, options: Options, wanted: Names) -> Ca
 
 
 def _backward(given: Names, linear: Names, options: Options, wanted: Names) -> Callable[..., Any] | None:
-    if "y" not in linear or ("residual" in wanted and "x" not in wanted):
+    if "y" in linear and options.exchanged:
+        return mlir.lower_fun(partial(_backward_by_given, given, options, wanted), multiple_results=True)
+    if "y" not in linear or options.exchanged or ("residual" in wanted and "x" not in wanted):
         return None
     operands = (*given[1:], *(f"d_{name}" for name in linear))
     return _call(xla.BACKWARD, (operands, xla.BACKWARD_GIVEN), (wanted, xla.BACKWARD_WANTED), options)
 
 
+def _backward_by_given(given: Names, options: Options, wanted: Names, *operands: Any) -> list[Any]:
+    """The kernel takes the sums over dz; what is left, element by element, XLA makes part of what stands around it."""
+    saved, dy = dict(zip(given, operands[:-1], strict=True)), operands[-1]
+    sums = ("gamma", "beta")
+    row = jax.ShapeDtypeStruct((*saved["mean"].shape[:-2], saved["mean"].shape[-1]), saved["mean"].dtype)
+    attributes = _attributes(((*given[1:], "d_y"), xla.BACKWARD_GIVEN), (sums, xla.BACKWARD_WANTED), options)
+    sum_dz_xhat, sum_dz = (
+        found[..., None, :] for found in jax.ffi.ffi_call(xla.BACKWARD, [row, row])(*operands, **attributes)
+    )
+    linear = {"y": dy, "sum_dz": sum_dz, "sum_dz_xhat": sum_dz_xhat}
+    found = composed.over_views(composed.backward)(saved, linear, options, wanted)
+    return [found[name] for name in wanted]
+
+
 def _call(target: str, given: tuple[Names, Names], wanted: tuple[Names, Names], options: Options) -> Callable[..., Any]:
     lowered = jax.ffi.ffi_lowering(target)
-    attributes = {
+    attributes = _attributes(given, wanted, options)
+    return lambda ctx, *operands: lowered(ctx, *operands, **attributes)
+
+
+def _attributes(given: tuple[Names, Names], wanted: tuple[Names, Names], options: Options) -> dict[str, Any]:
+    return {
         "given": np.int64(xla.places(*given)),
         "wanted": np.int64(xla.places(*wanted)),
         "epsilon": np.float64(options.epsilon),
         "negative_slope": np.float64(options.negative_slope),
     }
-    return lambda ctx, *operands: lowered(ctx, *operands, **attributes)

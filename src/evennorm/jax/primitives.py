@@ -71,8 +71,11 @@ tangent_p, compose_tangent = _primitive("tangent", composed.tangent)
 backward_p, compose_backward = _primitive("backward", composed.backward)
 
 
-def _moves(tangent: Any) -> bool:
-    return type(tangent) is not ad.Zero and jnp.issubdtype(jnp.result_type(tangent), jnp.inexact)
+def moves(tangent: Any) -> bool:
+    """Whether a tangent is there and of real numbers."""
+    return not isinstance(tangent, ad.Zero | jax.custom_derivatives.SymbolicZero) and jnp.issubdtype(
+        jnp.result_type(tangent), jnp.inexact
+    )
 
 
 def _zero(result: Any) -> Any:
@@ -83,7 +86,7 @@ def _forward_jvp(
     primals: Any, tangents: Any, *, given: Names, linear: Names, options: Options, wanted: Names
 ) -> tuple[list[Any], list[Any]]:
     by_name = dict(zip(given, primals, strict=True))
-    moving = {name: t for name, t in zip(given, tangents, strict=True) if _moves(t)}
+    moving = {name: t for name, t in zip(given, tangents, strict=True) if moves(t)}
     keeps_signs = "residual" in given and options.negative_slope != 1
     needed = (*wanted, "signs") if keeps_signs and "signs" not in wanted else wanted
     results = dict(
@@ -109,7 +112,7 @@ def _forward_jvp(
 def _composed_jvp(
     primitive: Primitive, compose: Callable[..., list[Any]], primals: Any, tangents: Any, **params: Any
 ) -> Any:
-    moving = [i for i, t in enumerate(tangents) if _moves(t)]
+    moving = [i for i, t in enumerate(tangents) if moves(t)]
 
     def along(*some: Any) -> list[Any]:
         operands = list(primals)

@@ -1,0 +1,115 @@
+"""Normalize by the statistics of all devices: local moments, one exchange, then y by the moments of the whole batch.
+
+Its derivative exchanges once more: the sum over devices of what each one's tangents add to those of the whole, 2 numbers per
+channel. JAX transposes that sum to itself, so that reverse mode exchanges as little, and derivatives of any order are right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from evennorm.core.exchange import local_tangents, merged, packed
+from evennorm.core.moments import Moments, count_of
+from evennorm.jax import composed
+from evennorm.jax.composed import Names, Options
+from evennorm.jax.devices import Devices
+from evennorm.jax.namespace import xp
+from evennorm.jax.primitives import STATISTICS, forward_p, moves, tangent_p
+from evennorm.jax.varying import varying_like
+from evennorm.kernels import reference
+
+LOCAL = tuple(f"local_{name}" for name in STATISTICS)
+
+
+def train(devices: Devices, options: Options, arrays: dict[str, jax.Array]) -> tuple[jax.Array, Moments]:
+    """y of this device, and the moments of all."""
+    found = _together(devices, options._replace(exchanged=True), tuple(arrays))(*arrays.values())
+    count = _count(arrays)
+    whole = found["count"] if "mask" in arrays else devices.number * count
+    return found["y"], Moments(whole, *(found[name] for name in STATISTICS))
+
+
+@lru_cache(maxsize=4096)
+def _together(devices: Devices, options: Options, names: Names) -> Callable[..., dict[str, jax.Array]]:
+    """A function of the arrays of these names, which JAX differentiates by `moved`."""
+
+    @jax.custom_jvp
+    def run(*arrays: jax.Array) -> dict[str, jax.Array]:
+        given = dict(zip(names, arrays, strict=True))
+        local = _local_moments(given, options)
+        whole = merged(xp, devices.gathered(packed(xp, local)), *local.mean.shape)
+        signs = ("signs",) if "residual" in given and options.negative_slope != 1 else ()
+        found = composed.by_given(given, whole, options, ("y", *signs))
+        return found | dict(zip(("count", *STATISTICS), whole, strict=True)) | dict(zip(LOCAL, local[1:], strict=True))
+
+    def moved(primals: Any, tangents: Any) -> Any:
+        given = dict(zip(names, primals, strict=True))
+        moving = {name: t for name, t in zip(names, tangents, strict=True) if moves(t)}
+        found = run(*primals)
+        tangent = {name: _no_tangent(a) for name, a in found.items()}
+        if "x" in moving:
+            moving["x"] = reference.wide(xp, moving["x"])
+            of_moments = _moved_moments(devices, options, given, found, moving["x"])
+            tangent |= {name: varying_like(t, found[name]) for name, t in of_moments.items()}
+            moving |= {name: varying_like(of_moments[name], given["x"]) for name in ("mean_low", "variance")}
+        if moving:
+            tangent["y"] = _moved_y(options, given, found, moving)
+        return found, tangent
+
+    run.defjvp(moved, symbolic_zeros=True)
+    return run
+
+
+def _local_moments(given: dict[str, jax.Array], options: Options) -> Moments:
+    """Those of this device, by the kernel that also normalizes by them: reading and writing once beats reading slowly."""
+    arrays = {name: given[name] for name in ("x", "mask") if name in given}
+    plain = options._replace(negative_slope=1.0, exchanged=False)
+    names = {"given": tuple(arrays), "linear": (), "options": plain, "wanted": ("y", *STATISTICS)}
+    _, *statistics = forward_p.bind(*arrays.values(), **names)
+    return Moments(_count(given), *statistics)
+
+
+def _moved_moments(
+    devices: Devices, options: Options, given: dict[str, jax.Array], found: dict[str, jax.Array], tx: jax.Array
+) -> dict[str, jax.Array]:
+    """How the moments of this device and those of all move with the parts of x that all devices hold."""
+    saved = {"x": given["x"], **dict(zip(STATISTICS, (found[name] for name in LOCAL), strict=True))}
+    if "mask" in given:
+        saved["mask"] = given["mask"]
+    moments = ("mean_low", "variance")
+    names = {"given": tuple(saved), "linear": ("x",), "options": options, "wanted": moments}
+    of_local = tangent_p.bind(*saved.values(), tx, **names)
+    local = Moments(_count(given), *(found[name] for name in LOCAL))
+    whole = Moments(found["count"], *(found[name] for name in STATISTICS))
+    row = jnp.concatenate(local_tangents(xp, local, whole, *of_local), axis=1)
+    of_whole = jnp.split(devices.total(row), 2, axis=1)
+    named = zip((*moments, *(f"local_{name}" for name in moments)), (*of_whole, *of_local), strict=True)
+    return dict(named)
+
+
+def _moved_y(
+    options: Options, given: dict[str, jax.Array], found: dict[str, jax.Array], moving: dict[str, jax.Array]
+) -> jax.Array:
+    saved = {name: a for name, a in given.items() if name != "residual"}
+    saved |= {name: varying_like(found[name], given["x"]) for name in STATISTICS}
+    if "signs" in found:
+        saved["signs"] = found["signs"]
+    beside = moving.pop("residual", None) if options.negative_slope == 1 else None
+    ty = None
+    if moving:
+        names = {"given": tuple(saved), "linear": tuple(moving), "options": options, "wanted": ("y",)}
+        (ty,) = tangent_p.bind(*saved.values(), *moving.values(), **names)
+    return beside if ty is None else ty if beside is None else ty + beside
+
+
+def _count(given: dict[str, jax.Array]) -> Any:
+    return count_of(xp, reference.wide(xp, given["x"]), given.get("mask"))
+
+
+def _no_tangent(a: jax.Array) -> Any:
+    return jax.custom_derivatives.zero_from_primal(a)

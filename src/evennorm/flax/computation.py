@@ -34,7 +34,8 @@ class Settings(Protocol):
 
 def geometry_of(layer: Settings, x: jax.Array) -> Geometry:
     axis = layer.axis
-    return cached_geometry(tuple(x.shape), tuple(axis) if isinstance(axis, Iterable) else axis)
+    shape = tuple(size if isinstance(size, int) else None for size in x.shape)  # exporters put symbols for sizes
+    return cached_geometry(shape, tuple(axis) if isinstance(axis, Iterable) else axis)
 
 
 def by_batch(
@@ -60,7 +61,8 @@ def by_batch(
         negative_slope=layer.negative_slope,
         residual=residual,
         virtual_batch_size=layer.virtual_batch_size,
-        **({} if axis_name is None else {"axis_name": axis_name, "axis_index_groups": layer.axis_index_groups}),
+        axis_name=axis_name,
+        axis_index_groups=None if axis_name is None else layer.axis_index_groups,
     )
     return y, _grouped(moments, geometry, x, layer.virtual_batch_size)
 
@@ -125,7 +127,7 @@ def _broadcasting(mask: Any, geometry: Geometry) -> jax.Array:
     mask = jnp.asarray(mask)
     missing = geometry.rank - mask.ndim
     aligned = zip(mask.shape, geometry.shape[max(missing, 0) :], strict=False)
-    if missing < 0 or any(size not in (1, whole) for size, whole in aligned):
+    if missing < 0 or any(whole is not None and size not in (1, whole) for size, whole in aligned):
         raise ShapeError(
             f"a mask broadcasts against the input, as in Flax; received a mask of shape {mask.shape} for an input of shape "
             f"{geometry.shape}; give a mask with one value per position an axis of size 1 for each channel axis"

@@ -70,6 +70,7 @@ def test_every_package_that_is_imported_is_in_an_extra() -> None:
         ("evennorm.core", set()),
         ("evennorm.numpy", set()),
         ("evennorm.jax", {"jax", "flax"}),
+        ("evennorm.flax", {"jax", "flax"}),
         ("evennorm.torch", {"torch", "gpu"}),
         ("evennorm.tensorflow", {"tensorflow"}),
         ("evennorm.kernels", {"gpu", "jax", "torch", "tensorflow"}),
@@ -157,7 +158,7 @@ def alone(extra: str, program: str, *arguments: str, without: tuple[str, ...] = 
 @pytest.mark.parametrize("extra", ["jax", "torch", "tensorflow", "keras", "flax", "tools"])
 def test_with_one_extra_alone(extra: str) -> None:
     """Whatever fails names a package of another extra; what this extra's modules need is there."""
-    floors = {"flax": "evennorm.jax", "tools": "evennorm.cli"}
+    floors = {"tools": "evennorm.cli"}
     floor = floors.get(extra, f"evennorm.{extra}")
     names = [name for name in modules() if not name.startswith("evennorm.kernels.triton") and not name.endswith("__main__")]
     done = alone(extra, IMPORTS, json.dumps(names))

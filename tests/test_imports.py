@@ -116,6 +116,7 @@ def test_the_command_is_quick_to_speak() -> None:
         ("evennorm.torch", "torch", "torch"),
         ("evennorm.tensorflow", "tensorflow", "tensorflow"),
         ("evennorm.keras", "keras", "keras"),
+        ("evennorm.flax", "flax", "flax"),
     ],
 )
 def test_a_missing_framework_is_named_with_the_way_to_get_it(module: str, framework: str, extra: str) -> None:

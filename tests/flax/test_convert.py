@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import jax
@@ -99,7 +100,7 @@ def test_classes_of_the_users_stay() -> None:
 
 def test_a_refusal_changes_nothing() -> None:
     model = nnx.Sequential(nnx.BatchNorm(3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, momentum=1.25, rngs=nnx.Rngs(0)))
-    with pytest.raises(ArgumentError, match="layers.1: momentum weighs the old average.*received momentum=1.25"):
+    with pytest.raises(ArgumentError, match=r"layers.1: momentum weighs the old average.*received momentum=1.25"):
         convert(model, inplace=True)
     assert kinds(model) == [nnx.BatchNorm] * 2
     assert "activation" not in vars(model.layers[0])
@@ -142,6 +143,10 @@ def test_states_of_other_frameworks() -> None:
     np.testing.assert_allclose(model(x), expected, rtol=2e-6, atol=2e-6)
 
 
+def _made(kind: Any, seed: int) -> Any:
+    return kind(3, rngs=nnx.Rngs(seed))
+
+
 def trained(model: nnx.Module) -> nnx.Module:
     for seed in range(3):
         model(data((8, 3), seed=seed))
@@ -149,8 +154,9 @@ def trained(model: nnx.Module) -> nnx.Module:
 
 
 def test_checkpoints_of_nnx_load_in_both_directions(tmp_path: Any) -> None:
-    import orbax.checkpoint as orbax  # of which Flax itself depends
-    makers = [lambda kind=kind, seed=seed: kind(3, rngs=nnx.Rngs(seed)) for seed, kind in enumerate((BatchNorm, nnx.BatchNorm))]
+    import orbax.checkpoint as orbax  # on which Flax itself depends
+
+    makers = [partial(_made, kind, seed) for seed, kind in enumerate((BatchNorm, nnx.BatchNorm))]
     for number, (writer, reader) in enumerate([makers, makers[::-1]]):
         model = trained(writer())
         checkpointer = orbax.StandardCheckpointer()
@@ -168,11 +174,11 @@ def test_checkpoints_of_nnx_load_in_both_directions(tmp_path: Any) -> None:
 
 
 def test_checkpoints_of_linen_load_in_both_directions(tmp_path: Any) -> None:
+    import orbax.checkpoint as orbax  # on which Flax itself depends
     from flax import linen, serialization
 
     from evennorm.flax.linen import BatchNorm as Linen
 
-    import orbax.checkpoint as orbax  # of which Flax itself depends
     pairs = [(Linen(momentum=0.5), linen.BatchNorm(momentum=0.5)), (linen.BatchNorm(momentum=0.5), Linen(momentum=0.5))]
     x = data((8, 3))
     for number, (writer, reader) in enumerate(pairs):

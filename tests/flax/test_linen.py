@@ -127,9 +127,7 @@ def test_names_variables_and_training_of_a_network() -> None:
             variables = step(variables, data((8, 3), seed=seed))
         results.append(variables)
     assert_same(*results, tolerance=1e-3)
-    y, expected = (
-        Net(kind).apply(results[0], data((8, 3), seed=99), train=False) for kind in (BatchNorm, linen.BatchNorm)
-    )
+    y, expected = (Net(kind).apply(results[0], data((8, 3), seed=99), train=False) for kind in (BatchNorm, linen.BatchNorm))
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -160,9 +158,7 @@ def test_masks_unbiased_variance_and_ghost_batches() -> None:
     variables = ours.init(jax.random.key(2), x, use_running_average=True)
     assert_same(trained(ours, variables, x, mask=mask), trained(theirs, variables, x, mask=mask))
     _, changed = trained(BatchNorm(momentum=0.0, unbiased=True), variables, x)
-    np.testing.assert_allclose(
-        changed["batch_stats"]["var"], np.asarray(x, "float64").var((0, 1), ddof=1), rtol=1e-6
-    )
+    np.testing.assert_allclose(changed["batch_stats"]["var"], np.asarray(x, "float64").var((0, 1), ddof=1), rtol=1e-6)
     y, _ = trained(BatchNorm(virtual_batch_size=3), variables, x)
     first, _ = trained(BatchNorm(), variables, x[:3])
     np.testing.assert_allclose(y[:3], first, rtol=2e-6, atol=1e-6)

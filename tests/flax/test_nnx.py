@@ -98,9 +98,7 @@ def test_several_channel_axes_keep_flat_variables(axis: Any) -> None:
     np.testing.assert_allclose(ours.mean[...], mean.ravel(), rtol=1e-6)
     np.testing.assert_allclose(ours.var[...], variance.ravel(), rtol=1e-6)
     nnx.update(theirs, nnx.state(ours))
-    np.testing.assert_allclose(
-        ours(x, use_running_average=True), theirs(x, use_running_average=True), rtol=2e-6, atol=2e-6
-    )
+    np.testing.assert_allclose(ours(x, use_running_average=True), theirs(x, use_running_average=True), rtol=2e-6, atol=2e-6)
 
 
 def test_statistics_after_many_steps_are_those_of_float64() -> None:

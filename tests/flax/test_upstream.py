@@ -25,7 +25,7 @@ from evennorm.flax.linen import BatchNorm as LinenBatchNorm
 def test_nnx_linen_batchnorm_equivalence(
     dtype: str, param_dtype: str, use_fast_variance: bool, mask: list[bool] | None
 ) -> None:
-    """nnx rounds the input to a dtype of half precision first, linen does not: equal to the bit in float32 alone, there too."""
+    """nnx rounds the input to half precision first, linen does not: equal to the bit in float32 alone, in Flax too."""
     given = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype)}
     options = {"use_running_average": False, "use_fast_variance": use_fast_variance, **given}
     x = jax.random.normal(jax.random.key(0), (10, 5))

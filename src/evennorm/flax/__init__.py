@@ -8,7 +8,7 @@ from __future__ import annotations
 from evennorm.errors import MissingExtra
 
 try:
-    import flax.nnx
+    from flax import nnx as _nnx  # noqa: F401
 except ImportError as error:
     raise MissingExtra("evennorm.flax", "flax", error.name) from error
 

@@ -57,7 +57,7 @@ def revert(model: Model, inplace: bool = False) -> Model:
     """Return `model` with every batch normalization of evennorm exchanged for Flax's: the way back from `convert`.
 
     Raises:
-        ArgumentError: no nnx module; a layer that does what Flax's cannot: `activation=`, `virtual_batch_size=`, `unbiased=`.
+        ArgumentError: no nnx module; a layer with an activation, ghost batches or unbiased variance: Flax's has none.
 
     Example:
         >>> from flax import nnx

@@ -37,7 +37,10 @@ def data(shape: tuple[int, ...], dtype: Any = "float32", seed: int = 0) -> jax.A
 
 
 def state_of(module: nnx.Module) -> dict[str, np.ndarray]:
-    return {".".join(map(str, path)): np.asarray(value[...]) for path, value in nnx.to_flat_state(nnx.state(module))}
+    return {
+        ".".join(map(str, path)): np.asarray(value[...])
+        for path, value in nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.RngState)))
+    }
 
 
 def assert_same_state(ours: nnx.Module, theirs: nnx.Module, rtol: float = 2e-6) -> None:

@@ -56,7 +56,7 @@ def by_batch(
         _shaped(bias, geometry),
         axis=geometry.axis,
         epsilon=layer.epsilon,
-        mask=None if mask is None else _broadcasting(mask, geometry),
+        mask=None if mask is None else broadcasting(mask, geometry),
         activation=layer.activation,
         negative_slope=layer.negative_slope,
         residual=residual,
@@ -122,7 +122,7 @@ def _shaped(parameter: jax.Array | None, geometry: Geometry) -> jax.Array | None
     return parameter.reshape(geometry.parameter_shape)
 
 
-def _broadcasting(mask: Any, geometry: Geometry) -> jax.Array:
+def broadcasting(mask: Any, geometry: Geometry) -> jax.Array:
     """Return a mask that broadcasts against the input, as Flax's masks do, with as many axes as the input has."""
     mask = jnp.asarray(mask)
     missing = geometry.rank - mask.ndim

@@ -27,7 +27,7 @@ def read_states(model: nnx.Module) -> dict[str, BatchNormState]:
         >>> state.decay, state.epsilon, state.unbiased
         (0.99, 1e-05, False)
     """
-    return {path: _state(module, path) for path, module in _modules(model).items()}
+    return {path: state_of(module, path) for path, module in modules_of(model).items()}
 
 
 def write_states(model: nnx.Module, states: Mapping[str, BatchNormState]) -> None:
@@ -50,7 +50,7 @@ def write_states(model: nnx.Module, states: Mapping[str, BatchNormState]) -> Non
         >>> model.layers[0].momentum
         0.75
     """
-    modules = _modules(model)
+    modules = modules_of(model)
     found = matched(states, {path: module.num_features for path, module in modules.items()})
     for path, state in found.items():
         _check(modules[path], path, state)
@@ -58,13 +58,15 @@ def write_states(model: nnx.Module, states: Mapping[str, BatchNormState]) -> Non
         _write(modules[path], state)
 
 
-def _modules(model: nnx.Module) -> dict[str, Any]:
+def modules_of(model: nnx.Module) -> dict[str, Any]:
+    """Return every nnx.BatchNorm, by its path."""
     return {
         ".".join(map(str, path)): module for path, module in nnx.iter_modules(model) if isinstance(module, nnx.BatchNorm)
     }
 
 
-def _state(module: Any, path: str) -> BatchNormState:
+def state_of(module: Any, path: str) -> BatchNormState:
+    """Return the state of one nnx.BatchNorm."""
     axis = module.axis if isinstance(module.axis, tuple | list) else (module.axis,)
 
     def array(variable: Any) -> np.ndarray | None:
@@ -97,13 +99,14 @@ def _check(module: Any, path: str, state: BatchNormState) -> None:
 def _write(module: Any, state: BatchNormState) -> None:
     for own, value, neutral in ((module.scale, state.gamma, 1.0), (module.bias, state.beta, 0.0)):
         if own is not None:
-            _assign(own, np.full(own.get_value().shape, neutral) if value is None else value)
+            assign(own, np.full(own.get_value().shape, neutral) if value is None else value)
     for own, value in ((module.mean, state.mean), (module.var, state.variance)):
         if value is not None:
-            _assign(own, value)
+            assign(own, value)
     module.epsilon, module.momentum = state.epsilon, state.decay
 
 
-def _assign(variable: Any, value: np.ndarray) -> None:
+def assign(variable: Any, value: np.ndarray) -> None:
+    """Give a variable a value, in the shape and dtype that it has."""
     old = variable.get_value()
     variable.set_value(jnp.asarray(np.reshape(value, old.shape), old.dtype))

@@ -7,6 +7,7 @@ which each normalizes by the batch, as in training (Wu & Johnson 2021, arXiv 210
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ def recalibrate(
     are; so does everything where an error is raised.
 
     Args:
-        model: a keras.Model, a torch.nn.Module, or whatever `evennorm.tools.models.open_model` takes.
+        model: a keras.Model, a torch.nn.Module, an nnx module of Flax, or whatever `evennorm.tools.models.open_model` takes.
         data: whatever `evennorm.tools.data.open_data` takes; labels are needed for accuracies only.
         batches: how many to take; all by default. Of arrays they are from all over; a note says where there are fewer.
         batch_size: of arrays and files; iterables have their own.
@@ -75,7 +76,7 @@ def recalibrate(
     """
     if (batches is not None and batches < 1) or batch_size < 1:
         raise InputError(f"batches and their size are 1 or more; received batches={batches} and batch_size={batch_size}")
-    opened = open_model(model)
+    opened = _opened(model)
     source = open_data(data, opened.framework)
     check_fit(source, opened)
     work = _Work(opened, source, batch_size, batches, cache, progress)
@@ -233,12 +234,24 @@ def _batches(number: int) -> str:
     return f"{number} batch{'es' * (number != 1)}"
 
 
+def _opened(model: Any) -> Opened:
+    """Open a model; those of nnx, which no file holds and no other tool takes, are recognized here."""
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is not None and isinstance(model, nnx.Module):
+        return Opened(type(model).__name__, "flax", model)
+    return open_model(model)
+
+
 def program_of(opened: Opened) -> Program:
     """The calls of an opened model."""
     if opened.framework == "keras":
         from evennorm.keras import program as keras_program
 
         return keras_program.Program(opened.model)
+    if opened.framework == "flax":
+        from evennorm.flax import program as flax_program
+
+        return flax_program.Program(opened.model)
     from evennorm.torch import program as torch_program
 
     return torch_program.Program(opened.model)

@@ -22,6 +22,7 @@ except ImportError as error:
 from evennorm.jax import lowering, synchronized
 from evennorm.jax.composed import Options
 from evennorm.jax.devices import AxisName, Devices
+from evennorm.jax.meshes import explicit_mesh, trained_by_xla
 from evennorm.jax.namespace import xp
 from evennorm.jax.primitives import STATISTICS, forward_p
 from evennorm.jax.varying import all_varying
@@ -49,6 +50,22 @@ def _train(
 
 
 class _JaxEngine(Engine):
+    def train(
+        self,
+        call: Call,
+        x: Any,
+        gamma: Any,
+        beta: Any,
+        *,
+        mask: Any = None,
+        residual: Any = None,
+        grouped: bool = True,
+    ) -> tuple[Any, Moments]:
+        run = partial(super().train, call, grouped=grouped)
+        arrays = {"x": x, "gamma": gamma, "beta": beta, "mask": mask, "residual": residual}
+        mesh = explicit_mesh(arrays.values())
+        return run(**arrays) if mesh is None else trained_by_xla(run, call, grouped, mesh, arrays)
+
     def at_hand(self, value: jax.Array) -> np.ndarray | None:
         known = not isinstance(value, jax.core.Tracer) and all(device.platform == "cpu" for device in value.devices())
         return np.asarray(value) if known and value.is_fully_addressable else None

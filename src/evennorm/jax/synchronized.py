@@ -23,6 +23,9 @@ from evennorm.jax.primitives import STATISTICS, forward_p, moves, tangent_p
 from evennorm.jax.varying import varying_like
 from evennorm.kernels import reference
 
+MOVING = ("mean_low", "variance")
+"""Those statistics that carry derivatives."""
+
 LOCAL = tuple(f"local_{name}" for name in STATISTICS)
 
 
@@ -54,9 +57,12 @@ def _together(devices: Devices, options: Options, names: Names) -> Callable[...,
         tangent = {name: _no_tangent(a) for name, a in found.items()}
         if "x" in moving:
             moving["x"] = reference.wide(xp, moving["x"])
-            of_moments = _moved_moments(devices, options, given, found, moving["x"])
-            tangent |= {name: varying_like(t, found[name]) for name, t in of_moments.items()}
-            moving |= {name: varying_like(of_moments[name], given["x"]) for name in ("mean_low", "variance")}
+            of_local, of_whole = _moved_moments(devices, options, given, found, moving["x"])
+            own = varying_like(of_whole, given["x"])  # in one piece, since its transpose is a sum over devices
+            moving |= zip(MOVING, jnp.split(own, 2, axis=1), strict=True)
+            tangent |= {f"local_{name}": t for name, t in zip(MOVING, of_local, strict=True)}
+            of_whole = varying_like(of_whole, found["mean_low"])
+            tangent |= zip(MOVING, jnp.split(of_whole, 2, axis=1), strict=True)
         if moving:
             tangent["y"] = _moved_y(options, given, found, moving)
         return found, tangent
@@ -76,20 +82,16 @@ def _local_moments(given: dict[str, jax.Array], options: Options) -> Moments:
 
 def _moved_moments(
     devices: Devices, options: Options, given: dict[str, jax.Array], found: dict[str, jax.Array], tx: jax.Array
-) -> dict[str, jax.Array]:
-    """How the moments of this device and those of all move with the parts of x that all devices hold."""
+) -> tuple[list[jax.Array], jax.Array]:
+    """How mean and variance of this device move with its x, and those of all devices, in one row, with what all hold."""
     saved = {"x": given["x"], **dict(zip(STATISTICS, (found[name] for name in LOCAL), strict=True))}
     if "mask" in given:
         saved["mask"] = given["mask"]
-    moments = ("mean_low", "variance")
-    names = {"given": tuple(saved), "linear": ("x",), "options": options, "wanted": moments}
+    names = {"given": tuple(saved), "linear": ("x",), "options": options, "wanted": MOVING}
     of_local = tangent_p.bind(*saved.values(), tx, **names)
     local = Moments(_count(given), *(found[name] for name in LOCAL))
     whole = Moments(found["count"], *(found[name] for name in STATISTICS))
-    row = jnp.concatenate(local_tangents(xp, local, whole, *of_local), axis=1)
-    of_whole = jnp.split(devices.total(row), 2, axis=1)
-    named = zip((*moments, *(f"local_{name}" for name in moments)), (*of_whole, *of_local), strict=True)
-    return dict(named)
+    return of_local, devices.total(jnp.concatenate(local_tangents(xp, local, whole, *of_local), axis=1))
 
 
 def _moved_y(

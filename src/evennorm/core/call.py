@@ -90,3 +90,22 @@ def checked_epsilon(epsilon: float) -> float:
     if not epsilon >= 0:
         raise ArgumentError(f"epsilon is a small number added to the variance, 0 or more; received epsilon={epsilon}")
     return float(epsilon)
+
+
+COMPLEX = (
+    "batch normalization is of real numbers, since a complex variance can mean several things; {name} is of dtype {dtype}; "
+    "pass real and imaginary parts as channels of their own"
+)
+"""What the refusal says."""
+
+
+def refuse_complex(**arrays: Any) -> None:
+    """Say of each array by its name that batch normalization is of real numbers, whatever library it is of.
+
+    Raises:
+        ArgumentError: one of them is complex.
+    """
+    for name, array in arrays.items():
+        dtype = getattr(array, "dtype", None)
+        if getattr(dtype, "kind", "") == "c" or getattr(dtype, "is_complex", False):
+            raise ArgumentError(COMPLEX.format(name=name, dtype=getattr(dtype, "name", dtype)))

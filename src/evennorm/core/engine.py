@@ -9,7 +9,7 @@ from functools import lru_cache
 from math import inf
 from typing import Any
 
-from evennorm.core.call import Call, checked_epsilon, slope_of
+from evennorm.core.call import Call, checked_epsilon, refuse_complex, slope_of
 from evennorm.core.geometry import Geometry, cached_geometry
 from evennorm.core.moments import OUT_OF_RANGE, Moments, out_of_range
 from evennorm.core.namespace import Array, Namespace, wide
@@ -65,7 +65,7 @@ class Engine:
 
         Raises:
             ShapeError: axis, mask, parameters or residual do not fit `x`.
-            ArgumentError: an unknown activation, a negative epsilon.
+            ArgumentError: an unknown activation, a negative epsilon, complex numbers.
 
         Warns:
             RuntimeWarning: finite values have a variance beyond the range of their precision; y is beta there. Said where
@@ -83,6 +83,7 @@ class Engine:
             array([[-0.9701,  0.    ],
                    [ 0.9701,  0.    ]])
         """
+        refuse_complex(x=x, gamma=gamma, beta=beta, residual=residual)
         call = self._call(x, axis, epsilon, activation, negative_slope, virtual_batch_size)
         y, moments = self.train(call, x, gamma, beta, mask=mask, residual=residual, grouped=False)
         self.warn_of_range(moments, stacklevel=3)
@@ -118,6 +119,7 @@ class Engine:
             array([[-0.5],
                    [ 1. ]])
         """
+        refuse_complex(x=x, mean=mean, variance=variance, gamma=gamma, beta=beta, residual=residual)
         call = self._call(x, axis, epsilon, activation, negative_slope, fixed_stats=True)
         return self.infer(call, x, mean, variance, gamma, beta, residual=residual)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evennorm.core.call import Call
+from evennorm.core.call import Call, refuse_complex
 from evennorm.core.engine import Engine
 from evennorm.core.moments import Moments, count_of
 from evennorm.errors import ArgumentError, MissingExtra
@@ -113,8 +113,8 @@ def batch_norm(
 
     Raises:
         ShapeError: axis, mask, parameters or residual do not fit `x`.
-        ArgumentError: an unknown activation, a negative epsilon; an axis that nothing binds, or groups that do not divide
-            its devices; ghost batches together with an axis.
+        ArgumentError: an unknown activation, a negative epsilon, complex numbers; an axis that nothing binds, groups that do
+            not divide its devices, or ghost batches together with an axis.
 
     Warns:
         RuntimeWarning: finite values have a variance beyond the range of their precision; y is beta there. Said on the CPU,
@@ -130,6 +130,7 @@ def batch_norm(
         >>> moments.mean.tolist(), moments.variance.tolist()
         ([[4.0], [4.0]], [[5.0], [5.0]])
     """
+    refuse_complex(x=x, gamma=gamma, beta=beta, residual=residual)
     call = engine._call(x, axis, epsilon, activation, negative_slope, virtual_batch_size)
     devices = _devices(axis_name, axis_index_groups, virtual_batch_size)
     chosen = engine if devices is None else _JaxEngine("jax", xp, partial(_train, devices=devices))

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from evennorm.core.call import Call, checked_epsilon
+from evennorm.core.call import Call, checked_epsilon, refuse_complex
 from evennorm.core.geometry import Geometry
 from evennorm.core.moments import Moments
 from evennorm.core.sample import normalize_samples
@@ -223,6 +223,7 @@ class BatchNormalization(keras.layers.Layer):
         # Keras fills in `mask` for calls with one tensor, and `inputs_mask` for those with a residual too.
         mask = inputs_mask if mask is None else mask
         x = inputs
+        refuse_complex(inputs=x, residual=residual)
         if not keras.backend.is_float_dtype(x.dtype):  # whole numbers: 257 has no bfloat16
             x = ops.cast(x, keras.backend.result_type(x.dtype, "float32", self.variable_dtype))
         geometry = self._geometry(tuple(x.shape))

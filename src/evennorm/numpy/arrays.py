@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from evennorm.core.call import refuse_complex
 from evennorm.errors import ArgumentError, ShapeError
 from evennorm.kernels.cpu import DTYPES
 
@@ -24,6 +25,7 @@ def floats(name: str, value: Any) -> np.ndarray:
             f"{name} is a plain array; received a masked one; pass {name}.data, and to hide values mask=~{name}.mask"
         )
     array = np.asarray(value)
+    refuse_complex(**{name: array})
     if array.dtype.name not in DTYPES:
         known = ", ".join(DTYPES)
         raise ArgumentError(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evennorm.core.call import Call
+from evennorm.core.call import Call, refuse_complex
 from evennorm.core.engine import Engine
 from evennorm.core.moments import Moments
 from evennorm.kernels import reference
@@ -77,6 +77,7 @@ class _NumPyEngine(Engine):
             array([[-0.9701,  0.    ],
                    [ 0.9701,  0.    ]])
         """
+        refuse_complex(x=x, gamma=gamma, beta=beta, residual=residual)
         x = floats("x", x)
         call = self._call(x, axis, epsilon, activation, negative_slope, virtual_batch_size)
         y, moments = self.train(call, x, gamma, beta, mask=mask, residual=residual, grouped=False, out=out)
@@ -111,6 +112,7 @@ class _NumPyEngine(Engine):
             array([[-0.5],
                    [ 1. ]])
         """
+        refuse_complex(x=x, mean=mean, variance=variance, gamma=gamma, beta=beta, residual=residual)
         x = floats("x", x)
         call = self._call(x, axis, epsilon, activation, negative_slope, fixed_stats=True)
         return self.infer(call, x, mean, variance, gamma, beta, residual=residual, out=out)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evennorm.core.call import Call
+from evennorm.core.call import Call, refuse_complex
 from evennorm.core.moments import Moments
 from evennorm.core.normalize import Gradients
 from evennorm.errors import ArgumentError, ShapeError
@@ -68,6 +68,7 @@ def batch_norm_gradient(
         >>> g.x.round(4).ravel(), g.gamma.round(4), g.beta
         (array([ 0.3527, -0.4409,  0.0882]), array([-0.9258]), None)
     """
+    refuse_complex(gamma=gamma, beta=beta, d_mean=d_mean, d_variance=d_variance)
     x = floats("x", x)
     call = engine._call(x, axis, epsilon, activation, negative_slope, virtual_batch_size)
     geometry, dtype = call.geometry, wide(x)

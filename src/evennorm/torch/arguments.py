@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evennorm.core.call import Call
+from evennorm.core.call import COMPLEX, Call
 from evennorm.core.geometry import Geometry
 from evennorm.errors import ArgumentError, ShapeError
 from evennorm.torch.errors import NoTensorError, TensorError, UnknownArgumentError, UnsupportedError
@@ -198,6 +198,8 @@ def call_of(
         )
     if parameter_shape is not None:
         _check_parameter(shape, dtype, parameter_shape, parameter_dtype)
+    if dtype.is_complex:
+        raise UnsupportedError(COMPLEX.format(name="input", dtype=dtype))
     if not dtype.is_floating_point:
         raise UnsupportedError(
             f"batch normalization takes a mean, which whole numbers need not have; input is of a floating dtype; received "

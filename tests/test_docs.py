@@ -43,7 +43,7 @@ def test_docstring_examples(name: str) -> None:
 
 def test_public_names_have_an_example() -> None:
     """Of those that a user calls first."""
-    from evennorm import Geometry, torch
+    from evennorm import Geometry, flax, torch
     from evennorm.keras import BatchNormalization, convert, legacy, place, revert
     from evennorm.numpy import batch_norm, batch_norm_gradient, merge, moments, normalize
     from evennorm.tools.explain import explain
@@ -61,6 +61,10 @@ def test_public_names_have_an_example() -> None:
         moments,
         merge,
         explain,
+        flax.BatchNorm,
+        flax.linen.BatchNorm,
+        flax.convert,
+        flax.revert,
         *(getattr(torch, f"{lazy}BatchNorm{d}d") for lazy in ("", "Lazy") for d in (1, 2, 3)),
     ):
         assert ">>> " in (public.__doc__ or ""), public

@@ -155,6 +155,15 @@ model = Net(BatchNorm, "data")
 run = nnx.pmap(step, axis_name="data", in_axes=(None, 0), out_axes=None)
 same(run(model, x.reshape(4, 4, 3)), model)
 
+# Spread by types: y lies as x does.
+explicit = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+with jax.set_mesh(explicit):
+    typed, alone = BatchNorm(3, rngs=nnx.Rngs(0)), BatchNorm(3, rngs=nnx.Rngs(0))
+    y = nnx.jit(lambda norm, x: norm(x))(typed, jax.device_put(x, NamedSharding(explicit, P("data"))))
+    assert y.sharding.spec[0] == "data"
+    np.testing.assert_allclose(y, alone(x), rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(typed.mean[...], alone.mean[...], rtol=1e-6, atol=1e-8)
+
 # Spread by jit: one batch, without a name.
 model = Net(BatchNorm, None)
 spread = jax.device_put(x, NamedSharding(mesh, P("data")))

@@ -213,7 +213,7 @@ def test_arguments_out_of_range(options: dict[str, Any], words: str) -> None:
 
 def test_bad_arrays() -> None:
     ours = BatchNorm(use_running_average=False)
-    with pytest.raises(ArgumentError, match="received dtype complex64"):
+    with pytest.raises(ArgumentError, match="x is of dtype complex64"):
         ours.init(jax.random.key(0), jnp.ones((4, 3), "complex64"))
     with pytest.raises(ShapeError, match="axis 3 was asked"):
         BatchNorm(use_running_average=False, axis=3).init(jax.random.key(0), data((4, 3)))

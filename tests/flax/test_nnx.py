@@ -433,7 +433,7 @@ def test_another_number_of_channels() -> None:
 
 
 def test_complex_numbers_are_refused() -> None:
-    with pytest.raises(ArgumentError, match="real numbers; received dtype complex64"):
+    with pytest.raises(ArgumentError, match="x is of dtype complex64"):
         BatchNorm(3, rngs=nnx.Rngs(0))(jnp.ones((4, 3), "complex64"))
 
 

@@ -13,7 +13,7 @@ from evennorm.core import running
 from evennorm.core.geometry import Geometry, cached_geometry
 from evennorm.core.moments import Moments
 from evennorm.core.running import RunningMean
-from evennorm.errors import ArgumentError, ShapeError
+from evennorm.errors import ShapeError
 from evennorm.flax.arguments import checked_momentum
 from evennorm.jax import batch_norm, normalize
 from evennorm.jax.namespace import xp
@@ -105,14 +105,6 @@ def followed(layer: Settings, mean: jax.Array, variance: jax.Array, moments: Mom
     new_variance = running.updated(xp, old_variance, batch.variance, decay, batch.has_variance)
     new = (value.reshape(old.shape).astype(old.dtype) for value, old in ((new_mean, mean), (new_variance, variance)))
     return *new, batch.accepted
-
-
-def check_real(x: Any) -> None:
-    if jnp.iscomplexobj(x):
-        raise ArgumentError(
-            f"evennorm normalizes real numbers; received dtype {jnp.result_type(x)}; normalize x.real and x.imag, or keep "
-            "Flax's layer there"
-        )
 
 
 def _shaped(parameter: jax.Array | None, geometry: Geometry) -> jax.Array | None:

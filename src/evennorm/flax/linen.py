@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import dtypes
 
+from evennorm.core.call import refuse_complex
 from evennorm.flax import arguments
-from evennorm.flax.computation import by_batch, by_running_statistics, check_real, followed, geometry_of
+from evennorm.flax.computation import by_batch, by_running_statistics, followed, geometry_of
 
 __all__ = ["BatchNorm"]
 
@@ -59,7 +60,7 @@ class BatchNorm(nn.BatchNorm):
     ) -> jax.Array:
         by_running = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         arguments.check(self.momentum, self.epsilon, self.activation, self.negative_slope, self.virtual_batch_size)
-        check_real(x)
+        refuse_complex(x=x)
         x = jnp.asarray(x)
         shape = geometry_of(self, x).parameter_shape
         statistics_dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype

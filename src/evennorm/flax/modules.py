@@ -11,10 +11,11 @@ from flax import nnx
 from flax.nnx import reprlib
 from flax.nnx.nn import dtypes
 
+from evennorm.core.call import refuse_complex
 from evennorm.core.moments import Moments
 from evennorm.errors import ArgumentError, ShapeError
 from evennorm.flax import arguments
-from evennorm.flax.computation import by_batch, by_running_statistics, check_real, followed, geometry_of
+from evennorm.flax.computation import by_batch, by_running_statistics, followed, geometry_of
 from evennorm.kernels import choose
 
 
@@ -44,8 +45,8 @@ class BatchNorm(nnx.BatchNorm):
         residual: an array like x, added before the activation.
 
     A batch that would poison the running statistics (NaN or infinity in any channel, no values, everything masked) leaves
-    them as they were, since a count of them would be a variable that Flax's layer lacks, `nnx.capture` of nnx.Intermediate
-    tells of each under the name `refused`. With one value per channel the running variance stays as it was.
+    them as they were. No variable counts them, since Flax's layer has none: `nnx.capture` of nnx.Intermediate tells of each
+    batch, under the name `refused`. With one value per channel a warning says so, and the running variance stays.
 
     Raises:
         ArgumentError: a value outside its range, complex numbers, no use_running_average.
@@ -98,7 +99,7 @@ class BatchNorm(nnx.BatchNorm):
                 "use_running_average says which statistics to use, and neither the module nor the call has it; give it to "
                 "one of them, or call train() or eval()"
             )
-        check_real(x)
+        refuse_complex(x=x)
         x, mean, variance, scale, bias = self._promoted(x)
         self._check_channels(x)
         dtype = dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype)

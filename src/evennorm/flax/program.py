@@ -124,10 +124,10 @@ class Program:
 
 
 @cache
-def _watched(kind: type[nnx.BatchNorm]) -> type[nnx.BatchNorm]:
+def _watched(kind: Any) -> Any:
     """A class of modules that show their input before they compute."""
 
-    class Watched(kind):  # type: ignore[misc,valid-type]
+    class Watched(kind):
         def __call__(self, x: Any, *args: Any, mask: Any = None, **options: Any) -> Any:
             path, observer = self._evennorm_watch
             if isinstance(x, jax.core.Tracer):

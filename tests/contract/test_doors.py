@@ -1,6 +1,7 @@
 """What a user can hand to batch_norm and normalize of an engine that does not fit, and what is said."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,35 @@ X = np.zeros((4, 5, 3), np.float32)
 def test_errors_name_the_rule_and_what_arrived(options: dict, error: type, text: str) -> None:
     with pytest.raises(error, match=re.escape(text)):
         batch_norm(X, **options)
+
+
+@pytest.mark.parametrize("engine", ["numpy", "jax", "torch", "tensorflow"])
+@pytest.mark.parametrize("name", ["x", "gamma", "beta", "residual", "mean", "variance"])
+def test_complex_numbers_are_refused(engine: str, name: str) -> None:
+    """By name, and not cut down to their real parts."""
+    module = ENGINES[engine].module
+    row = np.ones(3, np.float32)
+    given = {"x": X, "gamma": row, "beta": row, "residual": X}
+    statistics = {"mean": row, "variance": row}
+    for call, arrays in ((module.batch_norm, given), (module.normalize, given | statistics)):
+        if name in arrays:
+            arrays = {n: to_engine(module, a.astype("complex64") if n == name else a) for n, a in arrays.items()}
+            with pytest.raises(
+                ArgumentError, match=rf"of real numbers.*; {name} is of dtype (torch\.)?complex64; pass"
+            ) as caught:
+                call(**arrays)
+            assert "\n" not in str(caught.value)
+
+
+def to_engine(module: Any, array: np.ndarray) -> Any:
+    match module.__name__:
+        case "evennorm.torch":
+            return pytest.importorskip("torch").from_numpy(array)
+        case "evennorm.tensorflow":
+            return pytest.importorskip("tensorflow").constant(array)
+        case "evennorm.jax":
+            return pytest.importorskip("jax").numpy.asarray(array)
+    return array
 
 
 def test_statistics_of_the_wrong_size() -> None:

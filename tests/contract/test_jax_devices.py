@@ -1,0 +1,115 @@
+"""Statistics over the devices of JAX: on several devices of one process, on two processes, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evennorm import ArgumentError
+from evennorm.jax import batch_norm
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment(devices: int) -> dict[str, str]:
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
+@pytest.mark.parametrize(("devices", "chosen"), [(2, "as_one or value or lie"), (4, ""), (5, "as_one or masks or groups")])
+def test_on_several_devices(devices: int, chosen: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen]
+    command.append("tests/contract/on_jax_devices.py")
+    run = subprocess.run(command, capture_output=True, text=True, env=environment(devices), timeout=900, cwd=ROOT)
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-1000:]
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        return int(taken.getsockname()[1])
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_two_processes(devices: int) -> None:
+    """The program of docs/distributed.md, whose processes end with the same bits as one that has all devices."""
+
+    def run(processes: int, of_each: int) -> set[str]:
+        address = f"localhost:{free_port()}"
+        command = [sys.executable, str(ROOT / "examples" / "distributed_jax.py"), address, str(processes)]
+        started = [
+            subprocess.Popen(
+                [*command, str(i)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(of_each)
+            )
+            for i in range(processes)
+        ]
+        try:
+            ended = [process.communicate(timeout=200) for process in started]
+        finally:
+            for process in started:
+                process.kill()
+        assert [process.returncode for process in started] == [0] * processes, ended
+        return {"\n".join(line for line in out.splitlines() if not line.startswith("[Gloo]")) for out, _ in ended}
+
+    (together,) = run(2, devices)
+    assert re.search(r"loss \d", together)
+    assert run(1, 2 * devices) == {together}
+
+
+X = jnp.ones((4, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"axis_name": "batch"}, "'batch' is not bound here"),
+        ({"axis_name": ("d", "e")}, "'e' is not bound here"),
+        ({"axis_name": {}}, "{} is not bound here"),
+        ({"axis_index_groups": [[0]]}, "received [[0]] without an axis; give axis_name"),
+        ({"axis_name": "d", "virtual_batch_size": 1}, "received axis_name='d' and virtual_batch_size=1; drop one"),
+        *(
+            ({"axis_name": "d", "axis_index_groups": groups}, f"received {groups!r}; name the devices 0 to 3 once each")
+            for groups in ([], [[]], 3, [[0, 1], [2]], [[0, 1, 2], [3]], [[0, 1], [1, 2]], [[0, 1], [2, 4]], [[0.5, 1]])
+        ),
+    ],
+)
+def test_what_is_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(text)) as caught:
+        jax.vmap(lambda x: batch_norm(x, **options), axis_name="d")(X)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_axis_of_one_device_is_no_exchange() -> None:
+    program = jax.make_jaxpr(jax.vmap(lambda x: batch_norm(x, axis_name="d")[0], axis_name="d"))
+    assert "while" not in str(program(X[:1]))
+    y, m = jax.vmap(lambda x: batch_norm(x, axis_name="d"), axis_name="d")(X[:1])
+    np.testing.assert_array_equal(y[0], batch_norm(X[0])[0])
+    assert m.count.tolist() == [2]
+
+
+def test_several_axes() -> None:
+    """The parts of both, as one batch."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 5)), "float32")
+    both = jax.vmap(jax.vmap(lambda x: batch_norm(x, axis_name=("e", "d")), axis_name="d"), axis_name="e")
+    y, m = jax.jit(both)(x)
+    expected, whole = batch_norm(x.reshape(-1, 5))
+    np.testing.assert_allclose(y.reshape(-1, 5), expected, atol=1e-6)
+    np.testing.assert_allclose(m.variance[1, 2], whole.variance, rtol=1e-6)
+    groups = [[5, 0], [1, 4], [2, 3]]
+    pair = jax.vmap(
+        jax.vmap(lambda x: batch_norm(x, axis_name=("e", "d"), axis_index_groups=groups), axis_name="d"), axis_name="e"
+    )
+    parts = x.reshape(6, 4, 5)
+    np.testing.assert_allclose(
+        pair(x)[0].reshape(6, 4, 5)[jnp.array([0, 5])], batch_norm(parts[jnp.array([0, 5])])[0], atol=1e-6
+    )

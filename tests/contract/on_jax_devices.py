@@ -147,6 +147,20 @@ def test_masks(way: str, of_channels: bool) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_a_value_alone_on_all_devices_gets_no_gradient(way: str) -> None:
+    """Exactly none, since it is its own mean; what is hidden beside it still moves."""
+    given = arrays("float32", 3.0)
+    mask = np.zeros(given["x"].shape[:-1], bool)
+    mask[-1, 2, 1] = True
+    given["mask"] = jnp.asarray(mask)
+    alone = given | {"dy": jnp.where(mask[..., None], given["dy"], 0)}
+    got = both(way, alone, activation="leaky_relu")
+    assert (got["d_x"] == 0).all()
+    assert_same(got, whole(alone, activation="leaky_relu"), 1e-6)
+    assert_same(both(way, given, activation="leaky_relu"), whole(given, activation="leaky_relu"), 1e-6)
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_on_one_device_is_seen_on_all(way: str, bad: float) -> None:
     given = arrays("float32")

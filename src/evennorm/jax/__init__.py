@@ -46,7 +46,8 @@ def _train(
     y, *statistics = forward_p.bind(
         *arrays.values(), given=tuple(arrays), linear=(), options=options, wanted=("y", *STATISTICS)
     )
-    return y, Moments(count_of(xp, wide, mask), *statistics)
+    moments = Moments(count_of(xp, wide, mask), *statistics)
+    return y, moments if devices is None else devices.alike(moments)
 
 
 class _JaxEngine(Engine):

@@ -70,6 +70,9 @@ def tangent(saved: Arrays, moving: Arrays, options: Options, wanted: Names) -> A
     by_statistics = (wide.get("mean_low"), wide.get("variance")) if options.exchanged and "y" in wanted else None
     moved = wide.get("x"), wide.get("gamma"), wide.get("beta")
     t = tangents(xp, x, statistics, gamma, options.epsilon, *moved, mask, by_statistics)
+    if "alone" in saved:
+        rest = tangents(xp, x, statistics, gamma, options.epsilon, None, *moved[1:], mask, (None, wide.get("variance"))).z
+        t = t._replace(z=jnp.where(saved["alone"], 0.0 if rest is None else rest, 0.0 if t.z is None else t.z))
     z = t.z if "residual" not in wide else wide["residual"] if t.z is None else t.z + wide["residual"]
     z = xp.broadcast_to(z, xp.shape(x))
     found = {"y": xp.astype(_gated(z, saved, options), xp.dtype(saved["x"])), "mean_low": t.mean, "variance": t.variance}
@@ -98,7 +101,10 @@ def backward(saved: Arrays, cotangents: Arrays, options: Options, wanted: Names)
 
 
 def _backward_by_given(saved: Arrays, dz: jax.Array, sums: Arrays, options: Options, wanted: Names) -> Arrays:
-    """The same where the statistics are inputs: the sums over dz are all that needs x, and a kernel may have taken them."""
+    """The same where the statistics are inputs: the sums over dz are all that needs x, and a kernel may have taken them.
+
+    A value that is `alone` in its channel on all devices is its own mean, and its dz acts on neither: exactly, as elsewhere.
+    """
     x, statistics = reference.wide(xp, saved["x"]), _statistics(saved)
     if "mask" in saved:
         x = without(xp, x, saved["mask"] | xp.isfinite(x), statistics)
@@ -107,9 +113,14 @@ def _backward_by_given(saved: Arrays, dz: jax.Array, sums: Arrays, options: Opti
     else:
         sum_dz, sum_dz_centred = gradient_sums(xp, dz, x, statistics)
         sum_dz_xhat = sum_dz_centred / jnp.sqrt(statistics.variance + options.epsilon)
-    scale, d_mean, d_variance = given_gradients(xp, statistics, saved.get("gamma"), options.epsilon, sum_dz, sum_dz_xhat)
+    moving, sum_moving = dz, sum_dz
+    if "alone" in saved:
+        moving = jnp.where(saved["alone"], 0.0, dz)
+        sum_moving, _ = gradient_sums(xp, moving, x, statistics)
+    sums = sum_moving, sum_dz_xhat
+    scale, d_mean, d_variance = given_gradients(xp, statistics, saved.get("gamma"), options.epsilon, *sums)
     found = {
-        "x": dz * per_channel(xp, scale),
+        "x": moving * per_channel(xp, scale),
         "gamma": jnp.sum(sum_dz_xhat, 0),
         "beta": jnp.sum(sum_dz, 0),
         "residual": xp.astype(dz, xp.dtype(saved["x"])),

@@ -59,6 +59,13 @@ class Devices(NamedTuple):
         rows = jnp.where(jnp.arange(len(self.groups))[:, None] == own, jnp.ravel(row), 0)
         return jnp.reshape(jax.lax.psum(rows, self.names)[own], jnp.shape(row))
 
+    def alike(self, found: Any) -> Any:
+        """Arrays of a device that is alone, as arrays that all devices hold where types say so: a program for any number."""
+        if self.groups is not None:
+            return found
+        names = frozenset(self.names)
+        return jax.tree.map(lambda a: jax.lax.psum(a, self.names) if names & varying_axes(a) else a, found)
+
     def _all(self, row: jax.Array) -> jax.Array:
         if self.by_vmap:
             for name in reversed(self.names):

@@ -99,6 +99,8 @@ def _moved_y(
 ) -> jax.Array:
     saved = {name: a for name, a in given.items() if name != "residual"}
     saved |= {name: varying_like(found[name], given["x"]) for name in STATISTICS}
+    if "mask" in given:
+        saved["alone"] = given["mask"] & (found["count"] <= 1)[:, None, :, None]
     if "signs" in found:
         saved["signs"] = found["signs"]
     beside = moving.pop("residual", None) if options.negative_slope == 1 else None

@@ -17,7 +17,7 @@ def varying_like(x: jax.Array, other: jax.Array) -> jax.Array:
     return _varying(x, tuple(varying_axes(other) - varying_axes(x)))
 
 
-def varying_axes(x: jax.Array) -> frozenset[str]:
+def varying_axes(x: jax.Array | int) -> frozenset[str]:
     """The axes along which `x` may differ; none outside shard_map, and where it is told not to check."""
     kind = jax.typeof(x)  # has it under another name from JAX 0.10 on
     return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying

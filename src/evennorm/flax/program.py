@@ -103,7 +103,7 @@ class Program:
     @contextmanager
     def watched(self, paths: Sequence[str], observer: Observer) -> Iterator[None]:
         modules = [self.layers[path].module for path in paths]
-        kinds = [type(module) for module in modules]
+        kinds: list[Any] = [type(module) for module in modules]
         try:
             for path, module, kind in zip(paths, modules, kinds, strict=True):
                 object.__setattr__(module, "__class__", _watched(kind))
@@ -128,16 +128,17 @@ def _watched(kind: Any) -> Any:
     """A class of modules that show their input before they compute."""
 
     class Watched(kind):
-        def __call__(self, x: Any, *args: Any, mask: Any = None, **options: Any) -> Any:
+        def __call__(self, x: Any, *args: Any, **options: Any) -> Any:
             path, observer = self._evennorm_watch
             if isinstance(x, jax.core.Tracer):
                 raise InputError(
                     f"{path!r} is called within a transform, such as nnx.vmap or nnx.remat, that shows no values; call it "
                     "without while the model is recalibrated"
                 )
+            mask = options.get("mask")
             shown = None if mask is None else np.asarray(broadcasting(mask, geometry_of(self, x)))
             observer(path, _to_numpy(x), shown)
-            return super().__call__(x, *args, mask=mask, **options)
+            return super().__call__(x, *args, **options)
 
     return Watched
 

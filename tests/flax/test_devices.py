@@ -28,7 +28,7 @@ def over_parts(module: nnx.Module, parts: Any, masks: Any = None, residuals: Any
         return y, nnx.state(module)
 
     axes = tuple(None if given is None else 0 for given in (parts, masks, residuals))
-    y, states = jax.vmap(run, in_axes=axes, axis_name="devices")(parts, masks, residuals)
+    y, states = jax.jit(jax.vmap(run, in_axes=axes, axis_name="devices"))(parts, masks, residuals)
     for leaf in jax.tree.leaves(states):
         np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))  # the same bits everywhere
     nnx.update(module, jax.tree.map(lambda leaf: leaf[0], states))
@@ -133,7 +133,7 @@ from tests.flax.test_devices import Net, data, loss_of, state_of
 
 x = data((16, 3))
 whole = Net(BatchNorm, None)
-expected = nnx.value_and_grad(loss_of)(whole, x)
+expected = nnx.jit(nnx.value_and_grad(loss_of))(whole, x)
 
 def same(found, model):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), found, expected)
@@ -148,7 +148,7 @@ for model in (Net(BatchNorm, "data"), convert(Net(nnx.BatchNorm, "data"))):
     for check in (True, False):  # whether JAX keeps in types what all devices share, and adds up derivatives by it
         copied = nnx.clone(model)
         spread = nnx.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=(P(), P()), check_vma=check)
-        loss, gradients = spread(copied, x)
+        loss, gradients = nnx.jit(spread)(copied, x)
         same((loss, jax.tree.map(lambda g: g / (4 if check else 1), gradients)), copied)
 
 model = Net(BatchNorm, "data")

@@ -115,3 +115,14 @@ def test_data_that_do_not_fit_change_nothing() -> None:
     jax.tree.map(np.testing.assert_array_equal, state_of(model), before)
     with pytest.raises(InputError, match="no batch normalization"):
         recalibrate(nnx.Linear(4, 2, rngs=nnx.Rngs(0)), X)
+
+
+def test_a_class_of_the_users() -> None:
+    class Plain(nnx.BatchNorm):
+        def __call__(self, x: Any) -> Any:
+            return super().__call__(x)
+
+    model = Net(Plain)
+    recalibrate(model, X)
+    check(model, X)
+    assert type(model.norm) is Plain

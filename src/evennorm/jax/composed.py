@@ -117,8 +117,8 @@ def _backward_by_given(saved: Arrays, dz: jax.Array, sums: Arrays, options: Opti
     if "alone" in saved:
         moving = jnp.where(saved["alone"], 0.0, dz)
         sum_moving, _ = gradient_sums(xp, moving, x, statistics)
-    sums = sum_moving, sum_dz_xhat
-    scale, d_mean, d_variance = given_gradients(xp, statistics, saved.get("gamma"), options.epsilon, *sums)
+    by_gamma = saved.get("gamma"), options.epsilon
+    scale, d_mean, d_variance = given_gradients(xp, statistics, *by_gamma, sum_moving, sum_dz_xhat)
     found = {
         "x": moving * per_channel(xp, scale),
         "gamma": jnp.sum(sum_dz_xhat, 0),

@@ -25,7 +25,10 @@ MODULES = sorted(
 )
 NEED_TRITON = {
     f"evennorm.kernels.triton.{name}"
-    for name in ("backward", "channels", "choices", "elements", "forward", "kernel", "launch", "running")
+    for name in (
+        *("backward", "channels", "choices", "elements", "exchange", "forward", "in_halves", "kernel", "launch"),
+        "running",
+    )
 }
 """Their examples run in the process of tests/contract/test_triton*.py."""
 
@@ -65,6 +68,7 @@ def test_public_names_have_an_example() -> None:
         flax.linen.BatchNorm,
         flax.convert,
         flax.revert,
+        torch.SyncBatchNorm,
         *(getattr(torch, f"{lazy}BatchNorm{d}d") for lazy in ("", "Lazy") for d in (1, 2, 3)),
     ):
         assert ">>> " in (public.__doc__ or ""), public

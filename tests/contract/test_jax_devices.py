@@ -48,7 +48,7 @@ def test_two_processes(devices: int) -> None:
 
     def run(processes: int, of_each: int) -> set[str]:
         address = f"localhost:{free_port()}"
-        command = [sys.executable, str(ROOT / "examples" / "distributed_jax.py"), address, str(processes)]
+        command = [sys.executable, str(ROOT / "examples" / "distributed" / "on_jax.py"), address, str(processes)]
         started = [
             subprocess.Popen(
                 [*command, str(i)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(of_each)

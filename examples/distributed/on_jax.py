@@ -1,6 +1,6 @@
 """Train on several processes, each with a part of every batch; batch normalization takes its statistics over all of them.
 
-    python examples/distributed_jax.py localhost:8476 2 0 & python examples/distributed_jax.py localhost:8476 2 1
+    python examples/distributed/on_jax.py localhost:8476 2 0 & python examples/distributed/on_jax.py localhost:8476 2 1
 
 The words are the address of process 0, the number of processes, and which of them this is.
 """

@@ -122,19 +122,3 @@ def test_hessians_on_jax(mode: str) -> None:
     ]
     np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
     assert np.abs(found[0]).max() > 0.01
-
-
-def test_statistics_of_all_replicas() -> None:
-    """TensorFlow differentiates the synchronized form by itself."""
-    import tensorflow as tf
-
-    from evennorm.tensorflow import synchronized
-
-    case = next(c for c in MASKED if c.name == "mask over time")
-    arrays, expected = hidden_and_plain(case, np.nan, np.nan)
-    tensors = {name: tf.constant(arrays[name], tf.float32) for name in ("x", "gamma", "beta", "residual")}
-    with tf.GradientTape() as tape:
-        tape.watch(tensors)
-        y, _ = synchronized.batch_norm(**tensors, mask=tf.constant(arrays["mask"]), epsilon=case.epsilon, activation="relu")
-    found = tape.gradient(y, tensors, output_gradients=tf.constant(arrays["dy"], tf.float32))
-    compare(case, arrays, [found[name].numpy() for name in tensors], expected)

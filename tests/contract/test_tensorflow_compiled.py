@@ -13,8 +13,10 @@ import pytest
 import tensorflow as tf
 
 import evennorm
-from evennorm.kernels import choose
-from evennorm.tensorflow import batch_norm, compiled, engine, synchronized
+from evennorm.core.engine import Engine
+from evennorm.core.moments import moments as core_moments
+from evennorm.kernels import choose, reference
+from evennorm.tensorflow import batch_norm, compiled, engine, xp
 from tests.cases import Case
 from tests.contract import textbook
 
@@ -33,6 +35,15 @@ CASES = [
     Case("one channel", (40, 30, 1)),
     Case("ghost batches", (12, 7, 5), mean=1e3, group=4),
 ]
+
+
+def differentiated(call: Any, x: tf.Tensor, gamma: Any, beta: Any, residual: Any, mask: Any) -> Any:
+    statistics = core_moments(xp, reference.wide(xp, x), mask)
+    return reference.infer(xp, call, x, statistics, gamma, beta, residual), statistics
+
+
+FORMULAS = Engine("tensorflow", xp, differentiated)
+"""Those of core, differentiated by TensorFlow itself: what the kernels and their derivatives are compared with."""
 
 
 def run(case: Case, arrays: dict[str, Any], mode: str, activation: str | None, dtype: str = "float32") -> list[np.ndarray]:
@@ -209,7 +220,7 @@ def test_second_derivatives(group: int | None, activation: str | None, residual:
 
         return [g.numpy() for g in (tf.function(compute, autograph=False) if compile_it else compute)()]
 
-    for a, b in zip(second(engine, "float32"), second(synchronized, "float64"), strict=True):
+    for a, b in zip(second(engine, "float32"), second(FORMULAS, "float64"), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(1.0, np.abs(b).max()))
 
 
@@ -299,7 +310,7 @@ def test_second_derivatives_of_a_function_that_knows_of_none(inner: str) -> None
             penalty = tf.reduce_sum((first if inner == "eager" else tf.function(first, autograph=False))(x) ** 2)
         return tape.gradient(penalty, [x, gamma])
 
-    for a, b in zip(second(engine), second(synchronized), strict=True):
+    for a, b in zip(second(engine), second(FORMULAS), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -328,7 +339,7 @@ def test_forward_mode(where: str) -> None:
             return tf.function(lambda: along(compute), autograph=False)()
         return along(compute)
 
-    np.testing.assert_allclose(moved(engine), moved(synchronized), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(moved(engine), moved(FORMULAS), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("where", ["eager", "function", "xla"])
@@ -349,7 +360,7 @@ def test_vectorized_maps_and_jacobians(where: str) -> None:
 
         return (compute if where == "eager" else tf.function(compute, autograph=False, jit_compile=where == "xla"))()
 
-    for a, b in zip(results(engine), results(synchronized), strict=True):
+    for a, b in zip(results(engine), results(FORMULAS), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=4e-6)
 
 

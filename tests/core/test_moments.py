@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evennorm.core.moments import Moments, merge, moments, pool
+from evennorm.core.moments import Moments, merge, moments
 from evennorm.core.summation import BLOCK, channel_sum
 from evennorm.numpy import xp
 
@@ -53,32 +53,6 @@ def test_merged_counts_of_every_channel() -> None:
     np.testing.assert_allclose(merged.mean + merged.mean_low, whole.mean + whole.mean_low, rtol=1e-15)
     np.testing.assert_allclose(merged.variance, whole.variance, rtol=1e-12)
     assert merged.variance[0, 2] == 0
-
-
-@given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=5).filter(any), mean=st.sampled_from([0.0, 1e4]))
-def test_pooled_devices_are_the_whole(sizes: list[int], mean: float) -> None:
-    """Devices of different sizes, empty ones too; what all_sum adds is what every device sees."""
-    rng = np.random.default_rng(len(sizes))
-    shards = [rng.normal(mean + i, 1, (n, 3)) for i, n in enumerate(sizes)]
-    local = [moments(xp, view(shard)) for shard in shards]
-
-    def run(device: int, sums: list[np.ndarray]) -> tuple[Moments, list[np.ndarray]]:
-        """One device's program up to the first exchange whose sum is not yet known."""
-        sent: list[np.ndarray] = []
-
-        def all_sum(value: np.ndarray) -> np.ndarray:
-            sent.append(value)
-            return sums[len(sent) - 1] if len(sent) <= len(sums) else value
-
-        return pool(xp, local[device], all_sum), sent
-
-    sums: list[np.ndarray] = []
-    for exchange in range(len(run(0, [])[1])):
-        sums.append(sum(run(device, sums)[1][exchange] for device in range(len(shards))))
-    pooled = [run(device, sums)[0] for device in range(len(shards))]
-    for device in pooled:
-        check(device, np.concatenate(shards), rtol=1e-9)
-        np.testing.assert_array_equal(device.count, sum(sizes))
 
 
 @given(n=st.integers(1, 5 * BLOCK), inner=st.sampled_from([1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 200]))

@@ -258,6 +258,15 @@ def test_a_residual_call_is_not_reverted():
         revert(with_residual())
 
 
+def test_synchronized_layers_revert_where_keras_can_do_the_same():
+    model = keras.Sequential([keras.Input((4, 3)), OURS(name="bn", synchronized=True)])
+    if keras.backend.backend() == "torch":
+        with pytest.raises(ArgumentError, match="cannot do what 'bn' does with synchronized=True; keep that layer"):
+            revert(model)
+    else:  # on JAX statistics are those of the whole batch in any case
+        assert revert(model).get_layer("bn").synchronized is (keras.backend.backend() == "tensorflow")
+
+
 def test_one_axis_in_a_tuple_is_one_axis():
     model = keras.Sequential([keras.Input((4, 3)), OURS(axis=(1,), name="bn")])
     assert revert(model).get_layer("bn").axis == 1

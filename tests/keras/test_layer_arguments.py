@@ -169,17 +169,31 @@ def test_an_unknown_argument_is_named() -> None:
         BatchNormalization(momentun=0.9)
 
 
-def test_synchronized_needs_tensorflow() -> None:
-    if BACKEND == "tensorflow":
-        assert BatchNormalization(synchronized=True).get_config()["synchronized"] is True
-        return
-    with pytest.raises(
-        ValueError, match=re.escape("synchronized=True is only supported with the TensorFlow backend.")
-    ) as ours:
-        BatchNormalization(synchronized=True)
-    with pytest.raises(ValueError, match="synchronized") as theirs:
-        keras.layers.BatchNormalization(synchronized=True)
-    assert str(ours.value) == str(theirs.value)
+def test_synchronized_is_for_every_backend() -> None:
+    assert BatchNormalization(synchronized=True).get_config()["synchronized"] is True
+    assert "synchronized" in keras.layers.BatchNormalization().get_config()
+
+
+COMPLEX = (
+    "batch normalization is of real numbers, since a complex variance can mean several things; {} is of dtype complex64"
+)
+
+
+@pytest.mark.parametrize("call", [{"training": True}, {"training": False}])
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_complex_inputs_are_refused(mode: int, call: dict) -> None:
+    x = keras.ops.convert_to_tensor(np.ones((4, 3), "complex64"))
+    with pytest.raises(ArgumentError, match=re.escape(COMPLEX.format("inputs"))):
+        BatchNormalization(mode=mode)(x, **call)
+    with pytest.raises(ArgumentError, match=re.escape(COMPLEX.format("residual"))):
+        BatchNormalization(mode=mode)(np.ones((4, 3), "float32"), residual=x, **call)
+
+
+def test_complex_models_are_refused_before_they_run() -> None:
+    with pytest.raises(ArgumentError, match=re.escape(COMPLEX.format("inputs"))):
+        BatchNormalization()(keras.Input((3,), dtype="complex64"))
+    with pytest.raises(ArgumentError, match=re.escape(COMPLEX.format("dtype"))):
+        BatchNormalization(dtype="complex64")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tests.keras import textbook
 
 # Logical devices can be made only before TensorFlow starts, so that all of it runs in a process of its own.
 PROGRAM = """
-import json, sys
+import json, sys, warnings
 import numpy as np
 import tensorflow as tf
 
@@ -30,10 +30,11 @@ given = json.load(sys.stdin)
 results = {}
 for name, case in given.items():
     x, dy = np.array(case["x"], "float32"), np.array(case["dy"], "float32")
-    half = len(x) // 2
-    with strategy.scope():
+    half = case["first"]
+    with strategy.scope(), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         layer = getattr(sys.modules[case["module"]], "BatchNormalization")(momentum=0.5, **case["arguments"])
-        layer.build(x.shape)
+        layer.build((None, *x.shape[1:]))
 
     def per_replica(array):
         parts = tf.constant(array[:half]), tf.constant(array[half:])
@@ -62,6 +63,7 @@ for name, case in given.items():
         "d_variables": [local(d)[0].numpy().tolist() for d in d_variables],
         "weights": {w.name: np.asarray(w).tolist() for w in layer.weights},
         "skipped": getattr(layer, "skipped_batches", None),
+        "said": [str(each.message) for each in said if each.category is UserWarning],
     }
 json.dump(results, sys.stdout)
 """
@@ -69,9 +71,10 @@ json.dump(results, sys.stdout)
 RNG = np.random.default_rng(50)
 
 
-def case(x: np.ndarray, steps: int = 1, module: str = "evennorm.keras", **arguments: Any) -> dict[str, Any]:
+def case(x: np.ndarray, steps: int = 1, module: str = "evennorm.keras", first: int = 8, **arguments: Any) -> dict[str, Any]:
+    """`first` samples of x are the first replica's."""
     dy = RNG.normal(size=x.shape).astype("float32")
-    return {"x": x.tolist(), "dy": dy.tolist(), "arguments": arguments, "module": module, "steps": steps}
+    return {"x": x.tolist(), "dy": dy.tolist(), "arguments": arguments, "module": module, "steps": steps, "first": first}
 
 
 def drawn(mean: float) -> np.ndarray:
@@ -85,11 +88,16 @@ CASES = {
     "mean 0": case(drawn(0.0), synchronized=True),
     "mean 1e4": case(drawn(1e4), synchronized=True),
     "mean 1e4, three steps": case(drawn(1e4), synchronized=True, steps=3),
+    "uneven": case(drawn(1e4), synchronized=True, first=3),
+    "an empty replica": case(drawn(10.0), synchronized=True, first=16),
     "relu": case(drawn(0.0), synchronized=True, activation="relu"),
     "renorm": case(drawn(0.0), synchronized=True, renorm=True),
     "Keras's renorm": case(drawn(0.0), 1, "keras.layers", synchronized=True, renorm=True),
     "NaN on one replica": case(BROKEN, synchronized=True),
     "unsynchronized": case(drawn(1e4)),
+    "frozen": case(drawn(0.0), trainable=False),
+    "sample by sample": case(drawn(0.0), mode=1),
+    "ghost batches": case(drawn(0.0), virtual_batch_size=4),
     "Keras's, unsynchronized": case(drawn(0.0), 1, "keras.layers"),
 }
 CASES["Keras's renorm"] |= {key: CASES["renorm"][key] for key in ("x", "dy")}
@@ -114,7 +122,7 @@ def arrays(name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(CASES[name]["x"]), np.array(CASES[name]["dy"])
 
 
-@pytest.mark.parametrize("name", ["mean 0", "mean 1e4", "mean 1e4, three steps", "relu"])
+@pytest.mark.parametrize("name", ["mean 0", "mean 1e4", "mean 1e4, three steps", "uneven", "an empty replica", "relu"])
 def test_statistics_and_gradients_are_those_of_the_whole_batch(name: str, results: dict[str, Any]) -> None:
     x, dy = arrays(name)
     expected, steps = textbook.train(x), CASES[name]["steps"]
@@ -157,3 +165,13 @@ def test_unsynchronized_each_replica_has_its_own(results: dict[str, Any]) -> Non
         first = textbook.train(arrays(name)[0][:8])
         np.testing.assert_allclose(results[name]["weights"]["moving_mean"], 0.5 * first.mean, rtol=1e-5)
         np.testing.assert_allclose(results[name]["weights"]["moving_variance"], 0.5 + 0.5 * first.variance, rtol=1e-5)
+
+
+def test_a_layer_that_keeps_the_statistics_of_one_replica_says_so(results: dict[str, Any]) -> None:
+    (said,) = results["unsynchronized"]["said"]
+    assert "each of the 2 replicas normalizes its part of the batch by itself" in said
+    assert "follow the first one alone; build the layer with synchronized=True" in said
+    (said,) = results["ghost batches"]["said"]
+    assert "build the layer without virtual_batch_size and with synchronized=True" in said
+    for name in ("mean 0", "frozen", "sample by sample", "renorm"):
+        assert results[name]["said"] == []

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+from evennorm.errors import ArgumentError
 from evennorm.keras import BatchNormalization, legacy
 from evennorm.kernels import choose
 from tests.keras import textbook
@@ -27,6 +28,15 @@ def test_inference(shape: tuple[int, ...], axis: Any, mean: float) -> None:
     x = RNG.normal(mean, 1.0, shape).astype("float32")
     expected = textbook.infer(x, mean * np.ones(size), variance, gamma, beta, axis=axis)
     np.testing.assert_allclose(layer(x), expected, rtol=1e-6, atol=2e-6)
+
+
+def test_there_is_nothing_to_synchronize() -> None:
+    with pytest.raises(ArgumentError) as refused:
+        BatchNormalization(synchronized=True)
+    assert str(refused.value) == (
+        "synchronized=True takes the statistics of all devices together on the Keras backends jax, torch, tensorflow; "
+        "received the backend 'numpy'; choose another by KERAS_BACKEND, or leave out synchronized"
+    )
 
 
 def test_training_values_and_statistics() -> None:

@@ -17,7 +17,8 @@ from keras import layers
 from torch import nn
 
 from evennorm.cli import main
-from evennorm.errors import InputError
+from evennorm.errors import ArgumentError, InputError
+from evennorm.keras import BatchNormalization
 from evennorm.tools.check import check
 from evennorm.tools.check.page import page
 from evennorm.tools.check.sarif import sarif
@@ -294,6 +295,46 @@ def test_what_cannot_be_answered_is_one_line(files: Path, arguments: list[str], 
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1
     assert words in result.stderr
+
+
+@pytest.mark.parametrize("value", ["0", "-2", "two", "1.5"])
+def test_replicas_are_counted(files: Path, value: str) -> None:
+    result = run(files / "net.keras", f"--replicas={value}")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Invalid value for '--replicas'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"), [("replicas", 0, 1), ("replicas", 2.0, 1), ("batch_size", 0, 1), ("steps", -1, 0)]
+)
+def test_counts_below_their_least_are_refused(name: str, value: object, least: int) -> None:
+    with pytest.raises(ArgumentError) as refused:
+        check(keras_model(), **{name: value})
+    assert str(refused.value) == f"{name} is a whole number, {least} or more; received {name}={value!r}"
+
+
+@pytest.mark.parametrize(
+    ("convert", "values"), [(False, "16 values stand behind each mean on each of 4 replicas"), (True, None)]
+)
+def test_replicas_share_the_batch_of_a_torch_model(convert: bool, values: str | None) -> None:
+    model = torch_model()
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if convert else model
+    findings = check(model, shape=(64, 6), batch_size=64, replicas=4, select=["BN505"]).findings
+    assert [finding.what.split(";")[0] for finding in findings] == ([] if values is None else [values])
+
+
+def test_replicas_share_the_batch_of_a_keras_model() -> None:
+    """On JAX one array lies on all of them, and its statistics are those of the whole."""
+    for synchronized in (False, True):
+        norm = BatchNormalization(synchronized=True) if synchronized else layers.BatchNormalization()
+        model = keras.Sequential([keras.Input((6,)), layers.Dense(5), norm, layers.ReLU(), layers.Dense(3)])
+        findings = check(model, batch_size=64, replicas=4, select=["BN505"]).findings
+        together = synchronized or keras.backend.backend() == "jax"
+        assert len(findings) == (0 if together else 1)
+        (finding,) = check(model, batch_size=16, replicas=4, select=["BN505"]).findings
+        share = "of all 4 replicas together" if together else "on each of 4 replicas"
+        assert f"behind each mean {share}" in finding.what
 
 
 def test_data_of_another_shape(files: Path, tmp_path: Path) -> None:

@@ -346,6 +346,9 @@ def test_values_of_replicas_and_ghost_batches() -> None:
     assert "16 values stand behind each mean on each of 4 replicas" in finding.what
     assert "synchronize" in finding.remedy
     assert codes(model(synchronized=True), batch_size=64, replicas=4) == []
+    (finding,) = found(model(synchronized=True), batch_size=16, replicas=4)
+    assert "16 values stand behind each mean of all 4 replicas together" in finding.what
+    assert "synchronize" not in finding.remedy
     assert codes(model(virtual_batch_size=16), batch_size=64) == ["BN505"]
 
 

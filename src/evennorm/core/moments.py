@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import inf
 from typing import Any, NamedTuple
 
@@ -81,21 +80,6 @@ def merge(xp: Namespace, a: Moments, b: Moments) -> Moments:
     delta = (b.mean - a.mean) + (b.mean_low - a.mean_low)
     variance = a.variance + share * (b.variance - a.variance) + delta * delta * share * (1 - share)
     return Moments(count, a.mean, a.mean_low + delta * share, variance)
-
-
-def pool(xp: Namespace, local: Moments, all_sum: Callable[[Array], Array]) -> Moments:
-    """The moments over all devices, each of which holds `local`; `all_sum` adds an array over the devices.
-
-    Two exchanges: the first agrees on a shift and the total count, the second adds what is left, as in `moments`.
-    """
-    n = xp.broadcast_to(xp.asarray(local.count, like=local.mean), xp.shape(local.mean))
-    count = all_sum(n)
-    divisor = xp.maximum(count, 1.0)
-    shift = xp.rounded(xp.stop_gradient(all_sum(n * local.mean) / divisor))
-    delta = (local.mean - shift) + local.mean_low
-    rest = all_sum(n * delta) / divisor
-    variance = all_sum(n * (local.variance + delta * delta)) / divisor - rest * rest
-    return Moments(count, shift, rest, xp.maximum(variance, 0.0))
 
 
 def per_channel(xp: Namespace, statistic: Array) -> Array:

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from evennorm.core.call import COMPLEX
 from evennorm.errors import ArgumentError, ShapeError
 from evennorm.keras import initializers
 
@@ -148,3 +149,11 @@ def refuse_together(**given: bool) -> None:
         raise ArgumentError(
             f"{' and '.join(names)} cannot be combined: each changes what the statistics are taken over; drop one"
         )
+
+
+def refuse_complex(**given: Any) -> None:
+    """Refuse complex tensors, or dtypes, by the arguments' names: a cast to real numbers would take half of each value."""
+    for name, value in given.items():
+        dtype = "" if value is None else keras.backend.standardize_dtype(getattr(value, "dtype", value))
+        if dtype.startswith("complex"):
+            raise ArgumentError(COMPLEX.format(name=name, dtype=dtype))

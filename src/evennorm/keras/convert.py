@@ -115,6 +115,11 @@ def _keras_config(config: dict[str, Any], name: str, layer: keras.Layer | None) 
         foreign["axis"] = axis
     if config["momentum"] is None:
         foreign["momentum"] = None
+    backend = keras.backend.backend()
+    if config["synchronized"] and backend == "jax":
+        config = {**config, "synchronized": False}  # statistics are of the whole batch there; Keras refuses the word
+    elif config["synchronized"] and backend != "tensorflow":
+        foreign["synchronized"] = True
     if foreign:
         given = ", ".join(f"{key}={value!r}" for key, value in foreign.items())
         raise ArgumentError(

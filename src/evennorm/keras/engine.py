@@ -10,6 +10,8 @@ from evennorm.core.engine import Engine
 from evennorm.errors import ArgumentError
 
 ENGINES = ("jax", "torch", "tensorflow", "numpy")
+EXCHANGING = ("jax", "torch", "tensorflow")
+"""Those whose devices can take the statistics of a batch together."""
 
 
 def current_engine() -> Engine:
@@ -26,8 +28,49 @@ def current_engine() -> Engine:
     return import_module(f"evennorm.{name}").engine
 
 
-def synchronized_engine() -> Engine:
-    """The engine whose statistics are taken over all replicas, which Keras has on TensorFlow."""
-    from evennorm.tensorflow import synchronized
+def check_synchronized() -> None:
+    """Refuse `synchronized=True` where Keras's backend has no devices to exchange with.
 
-    return synchronized
+    Raises:
+        ArgumentError: the backend is none of those that train.
+    """
+    name = keras.backend.backend()
+    if name not in EXCHANGING:
+        raise ArgumentError(
+            f"synchronized=True takes the statistics of all devices together on the Keras backends {', '.join(EXCHANGING)}; "
+            f"received the backend {name!r}; choose another by KERAS_BACKEND, or leave out synchronized"
+        )
+
+
+def synchronized_engine() -> Engine:
+    """The engine whose statistics are taken over all devices.
+
+    Raises:
+        ArgumentError: JAX computes each device's part of the batch as a program of its own.
+    """
+    name = keras.backend.backend()
+    if name == "jax":
+        _refuse_parts()
+        return current_engine()
+    if name == "tensorflow":
+        return import_module("evennorm.tensorflow").synchronized
+    return import_module("evennorm.torch.synchronized").engine
+
+
+def replicas_apart() -> int:
+    """How many replicas normalize parts of a batch, each by its own statistics, where nothing synchronizes them.
+
+    On JAX, arrays that lie on many devices are normalized as one.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    return int(import_module("evennorm.tensorflow.replicas").number())
+
+
+def _refuse_parts() -> None:
+    axes = import_module("evennorm.jax.parts").axes()
+    if axes:
+        raise ArgumentError(
+            "synchronized=True normalizes the whole batch, and under shard_map and pmap a layer sees one device's part; "
+            f"received a call under the axes {', '.join(map(repr, axes))}; spread arrays by keras.distribution instead"
+        )

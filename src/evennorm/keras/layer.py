@@ -10,14 +10,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from evennorm.core.call import Call, checked_epsilon, refuse_complex
+from evennorm.core.call import Call, checked_epsilon
 from evennorm.core.geometry import Geometry
 from evennorm.core.moments import Moments
 from evennorm.core.sample import normalize_samples
-from evennorm.errors import ArgumentError
 from evennorm.keras import arguments, moving
 from evennorm.keras.arguments import ONES, ZEROS
-from evennorm.keras.engine import current_engine, synchronized_engine
+from evennorm.keras.engine import check_synchronized, current_engine, replicas_apart, synchronized_engine
 from evennorm.keras.state import Bookkeeping
 from evennorm.kernels import choose
 
@@ -46,7 +45,8 @@ class BatchNormalization(keras.layers.Layer):
         beta_regularizer, gamma_regularizer: penalties; objects, names, or the dicts that Keras 1 saved.
         beta_constraint, gamma_constraint: projections after each update.
         renorm, renorm_clipping, renorm_momentum: batch renormalization (Ioffe 2017); clipping has the keys rmax, rmin, dmax.
-        synchronized: take the statistics over all replicas of a tf.distribute strategy (TensorFlow backend only).
+        synchronized: take the statistics over all devices that train together: the replicas of a tf.distribute strategy, the
+            processes of torch.distributed. On JAX, arrays that keras.distribution spreads are normalized as one in any case.
         mode: Keras 1's. 0: as above. 1: each sample on its own, over the last axis, with
             `gamma * (x - mean) / (sqrt(variance + epsilon) + epsilon) + beta`. 2: batch statistics at inference too.
         weights: initial values, [gamma, beta] or [gamma, beta, moving mean, moving variance].
@@ -67,10 +67,12 @@ class BatchNormalization(keras.layers.Layer):
 
     A batch that would poison the moving statistics (NaN or infinity in any channel, no values, everything masked) leaves
     them as they were; `skipped_batches` counts such batches. With one value per channel a variance cannot be told: the layer
-    warns once, and the moving variance stays as it was.
+    warns once, and the moving variance stays as it was. It warns at build, too, under a strategy of several replicas whose
+    statistics it is not to synchronize.
 
     Raises:
-        ArgumentError: a value outside its range, an old and a new name for one thing, arguments that exclude each other.
+        ArgumentError: a value outside its range, an old and a new name for one thing, arguments that exclude each other,
+            complex inputs, statistics to be synchronized where that is not possible.
         ShapeError: an axis, a mask, a residual or weights that do not fit.
 
     Source: Ioffe & Szegedy 2015, arXiv 1502.03167; arguments after Keras 3.15 and Keras 1.2.2.
@@ -114,6 +116,7 @@ class BatchNormalization(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**arguments.drop_keras_1_input(kwargs))
+        arguments.refuse_complex(dtype=self.variable_dtype)
         self.axis = tuple(int(a) for a in axis) if isinstance(axis, Iterable) else int(axis)
         self.momentum = arguments.momentum(momentum)
         self.epsilon = checked_epsilon(epsilon)
@@ -136,8 +139,8 @@ class BatchNormalization(keras.layers.Layer):
         self.virtual_batch_size = arguments.virtual_batch_size(virtual_batch_size)
         self.unbiased_variance = unbiased_variance
         self.supports_masking = True
-        if synchronized and keras.backend.backend() != "tensorflow":
-            raise ArgumentError("Argument synchronized=True is only supported with the TensorFlow backend.")
+        if synchronized:
+            check_synchronized()
         arguments.refuse_together(mode=bool(mode), renorm=renorm, virtual_batch_size=virtual_batch_size is not None)
         arguments.refuse_together(
             mode=bool(mode), synchronized=synchronized, virtual_batch_size=virtual_batch_size is not None
@@ -180,6 +183,7 @@ class BatchNormalization(keras.layers.Layer):
             self.num_batches = self.add_weight((), name="num_batches", dtype="int32", initializer="zeros", trainable=False)
         self._bookkeeping = Bookkeeping(shape, self.moving_mean.dtype)
         self.input_spec = keras.layers.InputSpec(ndim=geometry.rank, axes=dict(zip(geometry.axis, shape, strict=True)))
+        self._warn_of_replicas()
 
     def _parameter(self, name: str, shape: Shape) -> Any:
         return self.add_weight(
@@ -223,7 +227,7 @@ class BatchNormalization(keras.layers.Layer):
         # Keras fills in `mask` for calls with one tensor, and `inputs_mask` for those with a residual too.
         mask = inputs_mask if mask is None else mask
         x = inputs
-        refuse_complex(inputs=x, residual=residual)
+        arguments.refuse_complex(inputs=x, residual=residual)
         if not keras.backend.is_float_dtype(x.dtype):  # whole numbers: 257 has no bfloat16
             x = ops.cast(x, keras.backend.result_type(x.dtype, "float32", self.variable_dtype))
         geometry = self._geometry(tuple(x.shape))
@@ -313,10 +317,24 @@ class BatchNormalization(keras.layers.Layer):
                 "whatever the input. The moving variance is left alone; use larger batches, or freeze the layer",
             )
 
+    def _warn_of_replicas(self) -> None:
+        number = replicas_apart()
+        if number > 1 and self.mode == 0 and self.trainable and not self.synchronized:
+            ghosts = "without virtual_batch_size and " if self.virtual_batch_size is not None else ""
+            self._warn_once(
+                "replicas",
+                f"{self.name}: each of the {number} replicas normalizes its part of the batch by itself, and the moving "
+                f"statistics follow the first one alone; build the layer {ghosts}with synchronized=True",
+            )
+
     def _warn_once(self, kind: str, message: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, UserWarning, stacklevel=2)
+
+    def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        arguments.refuse_complex(inputs=inputs, residual=kwargs.get("residual"))
+        return super().compute_output_spec(inputs, *args, **kwargs)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         self._geometry(tuple(input_shape))

@@ -140,6 +140,8 @@ class _Reader:
         role = role_of(operation)
         shape = None if output is None else tuple(output.shape)
         state = batch_norm_state(getattr(operation, "layer", operation), path) if role is Role.BATCH_NORM else None
+        if state is not None and keras.backend.backend() == "jax":  # on arrays that lie on many devices as on one
+            state = replace(state, synchronized=True)
         self.steps.append(
             Step(
                 name=name,

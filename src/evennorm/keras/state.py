@@ -21,7 +21,8 @@ class Bookkeeping:
 
     @staticmethod
     def _variable(shape: tuple[int, ...], dtype: str, name: str) -> Any:
-        return keras.Variable("zeros", shape=shape, dtype=dtype, trainable=False, autocast=False, name=name)
+        layout = None if shape else _of_a_scalar()
+        return keras.Variable("zeros", shape=shape, dtype=dtype, trainable=False, autocast=False, name=name, layout=layout)
 
     @property
     def variables(self) -> list[Any]:
@@ -30,3 +31,9 @@ class Bookkeeping:
     def count(self, accepted: Any) -> None:
         """Counts a batch that was not accepted; `accepted` is a boolean scalar."""
         self.skipped_batches.assign(ops.add(self.skipped_batches, 1 - ops.cast(accepted, "int32")))
+
+
+def _of_a_scalar() -> Any:
+    """The layout on every device, which a scalar has also where a pattern such as ".*norm/.*" spreads what has channels."""
+    distribution = keras.distribution.distribution()
+    return None if distribution is None else keras.distribution.TensorLayout([], distribution.device_mesh)

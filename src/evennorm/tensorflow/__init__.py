@@ -16,7 +16,7 @@ try:
 except ImportError as error:
     raise MissingExtra("evennorm.tensorflow", "tensorflow", error.name) from error
 
-from evennorm.tensorflow import compiled, composed
+from evennorm.tensorflow import compiled, composed, replicas
 from evennorm.tensorflow.namespace import Tensor, xp
 
 __all__ = ["Moments", "batch_norm", "engine", "normalize", "synchronized"]
@@ -44,6 +44,17 @@ def _train(
     return composed.train(call, x, gamma, beta, residual, mask)
 
 
+def _train_synchronized(
+    call: Call,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Moments]:
+    return (replicas.train if replicas.several() else _train)(call, x, gamma, beta, residual, mask)
+
+
 class _TensorFlowEngine(Engine):
     def at_hand(self, value: Tensor) -> np.ndarray | None:
         return value.numpy() if hasattr(value, "numpy") else None
@@ -55,7 +66,7 @@ class _TensorFlowEngine(Engine):
 
 
 engine = _TensorFlowEngine("tensorflow", xp, _train)
-synchronized = _TensorFlowEngine("tensorflow", xp, composed.train_synchronized)
+synchronized = _TensorFlowEngine("tensorflow", xp, _train_synchronized)
 """The same with statistics taken over all replicas of the current tf.distribute strategy."""
 batch_norm = engine.batch_norm
 normalize = engine.normalize

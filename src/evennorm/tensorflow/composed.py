@@ -7,8 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from evennorm.core.call import Call
-from evennorm.core.moments import Moments, count_of, pool
-from evennorm.core.moments import moments as core_moments
+from evennorm.core.moments import Moments, count_of
 from evennorm.kernels import reference
 from evennorm.tensorflow.namespace import Tensor, xp
 
@@ -41,19 +40,3 @@ def train(
 
     y, *statistics = differentiable(x, *(optional[name] for name in given))
     return y, Moments(count_of(xp, reference.wide(xp, x), mask), *statistics)
-
-
-def train_synchronized(
-    call: Call,
-    x: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-) -> tuple[Tensor, Moments]:
-    """Differentiated by TensorFlow itself, so that the exchanges between replicas are too."""
-    moments = core_moments(xp, reference.wide(xp, x), mask)
-    replica = tf.distribute.get_replica_context()
-    if replica is not None and replica.num_replicas_in_sync > 1:
-        moments = pool(xp, moments, lambda value: replica.all_reduce(tf.distribute.ReduceOp.SUM, value))
-    return reference.infer(xp, call, x, moments, gamma, beta, residual, mask), moments

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from numbers import Integral
 from typing import Any
 
 from evennorm.core.network import Network
-from evennorm.errors import InputError
+from evennorm.errors import ArgumentError, InputError
 from evennorm.tools.check.measure import Measurements, measure
 from evennorm.tools.check.reading import read
 from evennorm.tools.check.rule import Finding, Subject
@@ -58,7 +59,8 @@ def check(
         model: a keras.Model, a torch.nn.Module, or whatever `evennorm.tools.models.open_model` takes; it is left as it is.
         batches: pairs of inputs and labels (or None) to compare the moving statistics with, in batches of training's size.
         batch_size: samples of a training batch, all replicas together; None: that of `batches`, if given.
-        replicas: processes or devices that train together.
+        replicas: processes or devices that train together. Layers that synchronize their statistics take them over the whole
+            batch, others over the part of one device.
         steps: training steps so far; None: those that the optimizer or the layers have counted.
         optimizer: that of a torch model, to see its weight decay; a compiled Keras model holds its own.
         shape: of a batch of inputs of a torch model, which does not know it; None: that of `batches`, if given. What depends
@@ -70,7 +72,7 @@ def check(
         A report with `findings`, each with code, layer, what, why and remedy, and `measurements` where there was data.
 
     Raises:
-        ArgumentError: a code that does not exist.
+        ArgumentError: a code that does not exist, or a number below its least one.
         InputError: no model of a known framework, or one that does not take the data.
 
     Example:
@@ -82,6 +84,7 @@ def check(
         [('BN201', 'hidden')]
     """
     rules = selected(select, ignore)
+    _refuse_counts(batch_size=(batch_size, 1), replicas=(replicas, 1), steps=(steps, 0))
     opened = open_model(model)
     if batches is not None:
         first, batches = _peeked(batches)
@@ -94,6 +97,13 @@ def check(
     subject = Subject(network, batch_size, replicas, steps, measurements)
     findings = tuple(finding for rule in rules for finding in rule.findings(subject))
     return Report(network, findings, measurements)
+
+
+def _refuse_counts(**given: tuple[int | None, int]) -> None:
+    """Refuse numbers below their least one, or no numbers at all."""
+    for name, (value, least) in given.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < least):
+            raise ArgumentError(f"{name} is a whole number, {least} or more; received {name}={value!r}")
 
 
 def _peeked(batches: Iterable[tuple[Any, Any]]) -> tuple[Any, Iterable[tuple[Any, Any]]]:

@@ -150,16 +150,23 @@ def few_values(subject: Subject) -> Iterator[Found]:
         values = _values(subject, step)
         if values is None or values >= FEW_VALUES or not step.trainable:
             continue
-        share = f" on each of {subject.replicas} replicas" if _is_split(subject, step) else ""
+        share = _share(subject, step)
         error = relative_error(values)
         noise = (
             "the output is beta whatever comes in" if error is None else f"each variance is off by about {percent(error)}"
         )
         remedy = "use larger batches, or group or layer normalization, which do not depend on the batch"
-        if share:
+        if _is_split(subject, step):
             remedy = f"synchronize the statistics of the replicas, or {remedy}"
         what = f"{values} value{'s' if values > 1 else ''} stand{'' if values > 1 else 's'} behind each mean{share}; {noise}"
         yield Found(step.layer, what, remedy, level="error" if values == 1 else "")
+
+
+def _share(subject: Subject, step: Step) -> str:
+    if subject.replicas == 1:
+        return ""
+    split = _is_split(subject, step)
+    return f" on each of {subject.replicas} replicas" if split else f" of all {subject.replicas} replicas together"
 
 
 def _is_split(subject: Subject, step: Step) -> bool:

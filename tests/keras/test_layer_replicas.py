@@ -50,7 +50,7 @@ for name, case in given.items():
                 loss = tf.reduce_sum(y * dy)
             # The gradient of the sum over replicas: of x as it is, of the variables summed as optimizers do it.
             d_x, *d_variables = tape.gradient(loss, [x, *variables])
-            summed = tf.distribute.get_replica_context().all_reduce("sum", d_variables)
+            summed = tf.distribute.get_replica_context().all_reduce("sum", d_variables) if variables else []
             return y, d_x, summed
         return strategy.run(one, (x, dy))
 

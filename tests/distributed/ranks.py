@@ -289,6 +289,11 @@ def different_inputs(channels: list[int], dtypes: list[str]) -> np.ndarray:
     return array(module(torch.randn(4, channels[rank], 3, dtype=DTYPES[dtypes[rank]])))
 
 
+def outside_of_its_group() -> np.ndarray:
+    group = dist.new_group([0])
+    return array(ours.SyncBatchNorm(3, process_group=group)(torch.randn(4, 3)))
+
+
 def evaluation_on_one(steps: int) -> bool:
     """The last process evaluates after some steps."""
     model = nn.Sequential(nn.Linear(3, 4), ours.SyncBatchNorm(4))

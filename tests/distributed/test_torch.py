@@ -286,6 +286,14 @@ def test_different_inputs_are_refused_everywhere(channels: list[int], dtypes: li
             assert "build the same model in every process" in first
 
 
+def test_a_group_without_this_process_is_refused(two: Processes) -> None:
+    inside, outside = two.answers("outside_of_its_group")
+    np.testing.assert_allclose(inside.mean(0), 0, atol=1e-6)
+    first = str(outside).splitlines()[0]
+    assert first.startswith("ArgumentError: process_group holds the processes that share statistics, this one among them;")
+    assert "received a group without rank 1" in first
+
+
 @pytest.mark.parametrize("steps", [0, 1])
 def test_evaluation_in_one_process_ends_within_the_timeout(steps: int) -> None:
     with processes(2, timeout=4) as two:

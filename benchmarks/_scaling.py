@@ -1,1 +1,284 @@
-def page(found): return "PAGE"
+"""Write docs/scaling.md from what `collectives.py` has measured, by the model of `evennorm.tools.bench.exchange_cost`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from statistics import median
+from typing import Any
+
+from _environment import sentence
+
+from evennorm.tools.bench.exchange_cost import (
+    RING,
+    TREE,
+    Cost,
+    Link,
+    added_bytes,
+    doubling_gather,
+    doubling_reduce,
+    doublings,
+    errors,
+    fitted,
+    gathered_bytes,
+    largest_group,
+    layers_cost,
+    ring_gather,
+    ring_reduce,
+    tree_reduce,
+)
+
+CHANNELS = (64, 256, 1024, 2048)
+"""Of the collectives that are measured alone."""
+WIDTHS = (32, 64, 128)
+"""Of the network that is trained."""
+DEVICES = (8, 64, 512, 4096, 10_000)
+ASSUMED = {
+    "datacentre (assumed)": Link(20e-6, 1 / 12.5e9),
+    "internet (assumed)": Link(30e-3, 1 / 12.5e6),
+}
+"""Round figures, measured nowhere: 20 us and 100 Gbit/s; 30 ms and 100 Mbit/s."""
+STEPS = (0.1, 1.0, 10.0)
+SHARE = 0.1
+
+PINGPONG = {512: 2.22, 1024: 2.33, 2048: 3.06, 4096: 3.78, 8192: 4.86, 16384: 6.75}
+ALL_REDUCE = {512: 13.83, 1024: 14.63, 2048: 16.15, 4096: 19.67, 8192: 32.13, 16384: 36.22}
+PROCESSES = 144
+"""Microseconds by bytes, of July 2023, with Open MPI 4.1.2a1, from Oracle's tutorial of the Intel MPI Benchmarks."""
+
+
+def page(found: dict[str, Any]) -> str:
+    """docs/scaling.md."""
+    return "\n".join([*_page(found), ""])
+
+
+def _page(found: dict[str, Any]) -> Iterator[str]:
+    where = found["environment"]
+    link = fitted(*_measured(found["runs"]))
+    links = {"loopback (fitted)": link, **ASSUMED}
+    yield from f"""# What synchronized statistics cost
+
+`evennorm.torch.SyncBatchNorm` exchanges numbers twice per layer and training step. This page tells how many, measures that
+with 2 to 5 processes on one machine, fits a model, and says what the model gives for up to {DEVICES[-1]:,} devices. Beyond
+{found["runs"][-1]["processes"]} processes nothing here was measured.
+
+This page is written by `python benchmarks/collectives.py`, from `benchmarks/results/collectives-torch.json`.
+
+{where["device"]}, one thread per process, load average before {where["load before"]}, commit {where["commit"]}. With more
+than {where["cores"]} processes, times contain waiting for a core.
+""".splitlines()
+    yield from ("", *_exchanged(found["network"]), "", *_model())
+    yield from ("", *_collectives(found), "", *_fit(found["runs"], link, where["cores"]), "", *_steps(found, link))
+    yield from ("", *_published(), "", *_predictions(found["network"], links), "", *_groups(found["network"], links))
+    yield from ("", sentence(where))
+
+
+def _exchanged(network: Sequence[int]) -> Iterator[str]:
+    total = sum(network)
+    yield from f"""## What is exchanged
+
+Forward, each device sends mean, the mean's low part and variance of C channels and a count: 3 C + 1 numbers of 4 bytes, and
+receives those of all others (all_gather). Backward, two sums per channel are added over devices (all_reduce): 2 C numbers.
+ResNet-50 has {len(network)} layers with {total:,} channels; bytes per device and step:
+
+| channels | layers | sent forward, per layer | added backward, per layer | received forward from n devices, per layer |
+| ---: | ---: | ---: | ---: | ---: |""".splitlines()
+    for channels, layers in sorted(Counter(network).items()):
+        forward = gathered_bytes(channels)
+        yield f"| {channels} | {layers} | {forward:,} | {added_bytes(channels):,} | {forward:,} (n - 1) |"
+    forward, backward = (sum(map(size, network)) for size in (gathered_bytes, added_bytes))
+    yield f"| all {total:,} | {len(network)} | {forward:,} | {backward:,} | {forward:,} (n - 1) |"
+
+
+def _model() -> Iterator[str]:
+    yield from """## The model
+
+A message takes alpha seconds, and each of its bytes beta more. For m bytes per device and n devices, after Thakur,
+Rabenseifner & Gropp 2005 (*Optimization of collective communication operations in MPICH*) and, for the ring that adds up,
+Patarasuk & Yuan 2009 (*Bandwidth optimal all-reduce algorithms for clusters of workstations*):
+
+| | messages, one after the other | bytes of these |
+| --- | ---: | ---: |
+| all_gather, ring | n - 1 | (n - 1) m |
+| all_gather, recursive doubling | log2 n | (n - 1) m |
+| all_reduce, ring | 2 (n - 1) | 2 (n - 1) / n m |
+| all_reduce, tree | 2 log2 n | 2 log2 n m |
+| all_reduce, recursive doubling | log2 n | log2 n m |
+
+Logarithms are rounded up. Adding up takes no time, links do not share capacity, and all devices come at once: in reality
+each of the three takes time. Layers wait for each other, so that a step's cost is the sum over its layers.""".splitlines()
+
+
+def _collectives(found: dict[str, Any]) -> Iterator[str]:
+    yield from f"""## Measured
+
+Medians of {found["rounds"]} in microseconds, with quartiles, in turns within the same processes (gloo, loopback):
+""".splitlines()
+    runs = found["runs"]
+    yield ""
+    yield "| collective | channels | " + " | ".join(f"{run['processes']} processes" for run in runs) + " |"
+    yield "| --- | ---: |" + " ---: |" * len(runs)
+    for rows in zip(*(run["collectives"] for run in runs), strict=True):
+        first = rows[0]
+        yield f"| {first['collective']} | {first['channels']} | " + " | ".join(_spread(row, 1e6) for row in rows) + " |"
+
+
+def _spread(row: dict[str, float], unit: float) -> str:
+    return f"{number(row['median'] * unit)} ({number(row['low'] * unit)} to {number(row['high'] * unit)})"
+
+
+def _measured(runs: Sequence[dict[str, Any]]) -> tuple[list[Cost], list[float]]:
+    """What the ring gives for each collective that was measured, and its median in seconds."""
+    costs, times = [], []
+    for run in runs:
+        for row in run["collectives"]:
+            gathers, channels = row["collective"] == "all_gather", row["channels"]
+            way, size = (ring_gather, gathered_bytes(channels)) if gathers else (ring_reduce, added_bytes(channels))
+            costs.append(way(run["processes"], size))
+            times.append(row["median"])
+    return costs, times
+
+
+def _fit(runs: Sequence[dict[str, Any]], link: Link, cores: int) -> Iterator[str]:
+    yield from """## Fitted
+
+Alpha and beta of rings by least squares of the relative errors of these medians. The error is that of the model's time, as a
+part of the measured one:
+
+| fitted to | tried on | alpha, us | beta, ns per byte | median error | largest error |
+| --- | --- | ---: | ---: | ---: | ---: |""".splitlines()
+    few, more = [run for run in runs if run["processes"] <= 3], [run for run in runs if run["processes"] > 3]
+    two = [run for run in runs if run["processes"] == 2]
+    for fit, tried in ((runs, runs), (two, two), (few, more)):
+        if not (fit and tried):
+            continue
+        found = link if fit is runs else fitted(*_measured(fit))
+        sizes = [abs(error) for error in errors(found, *_measured(tried))]
+        row = [_names(fit), _names(tried), number(found.alpha * 1e6), f"{found.beta * 1e9:.3g}"]
+        yield "| " + " | ".join([*row, f"{100 * median(sizes):.0f} %", f"{100 * max(sizes):.0f} %"]) + " |"
+    yield ""
+    yield from f"""The last row foretells process counts that its fit has not seen. That of 2 to 5 processes serves below as loopback. Beta
+is hardly determined: from {CHANNELS[0]} to {CHANNELS[-1]} channels times differ less than their quartiles. With more than {cores} processes, alpha
+holds the wait for a core, which rings on a core per device do not have.""".splitlines()
+
+
+def _names(runs: Sequence[dict[str, Any]]) -> str:
+    counts = [run["processes"] for run in runs]
+    return f"{counts[0]} to {counts[-1]} processes" if len(counts) > 1 else f"{counts[0]} processes"
+
+
+def _steps(found: dict[str, Any], link: Link) -> Iterator[str]:
+    widths = ", ".join(map(str, WIDTHS))
+    yield from f"""## Whole training steps
+
+Three convolutions of {widths} channels with normalization and ReLU, 8 images of 32 x 32 per process, gradients
+averaged by one all_reduce, SGD; evennorm's layers alone and synchronized, in turns, in milliseconds, medians of {found["steps"]}
+with quartiles. Within the exchange is the time that the layers' collectives take, waiting for slower processes included:
+
+| processes | alone | synchronized | difference | within the exchange | by the model |
+| ---: | ---: | ---: | ---: | ---: | ---: |""".splitlines()
+    for run in found["runs"]:
+        alone, together = run["step"]["alone"], run["step"]["synchronized"]
+        cells = [_spread(alone, 1e3), _spread(together, 1e3), number((together["median"] - alone["median"]) * 1e3)]
+        cells.append(_spread(run["step"]["exchange"], 1e3))
+        cells.append(number(link.time(layers_cost(WIDTHS, run["processes"])) * 1e3))
+        yield f"| {run['processes']} | " + " | ".join(cells) + " |"
+    yield ""
+    ratios = [run["step"]["exchange"]["median"] / link.time(layers_cost(WIDTHS, run["processes"])) for run in found["runs"]]
+    yield f"The exchange within a step takes {min(ratios):.2f} to {max(ratios):.2f} times what the model gives."
+
+
+def _published() -> Iterator[str]:
+    link = fitted([Cost(1, size) for size in PINGPONG], [time * 1e-6 for time in PINGPONG.values()])
+    alpha, beta = f"{link.alpha * 1e6:.2f} us", f"{link.beta * 1e9:.2f} ns per byte"
+    yield from f"""## Beside published measurements
+
+No published measurement of these exchanges at {DEVICES[0]} to {DEVICES[-1]:,} devices was found that could be cited with certainty. One of
+their parts was: Oracle's tutorial [Intel MPI Benchmark](https://oracle-japan.github.io/ocitutorials/hpc/benchmark/run-imb/)
+showed messages between two nodes (PingPong) and all_reduce by {PROCESSES} processes on 4 nodes, over RDMA, with Open MPI 4.1.2a1
+in July 2023; the page has been written anew with later versions since. Alpha and beta fitted to the messages alone,
+{alpha} and {beta}, foretell the all_reduce, in microseconds:
+
+| bytes | published | recursive doubling | tree | ring |
+| ---: | ---: | ---: | ---: | ---: |""".splitlines()
+    for size, time in ALL_REDUCE.items():
+        ways = (doubling_reduce, tree_reduce, ring_reduce)
+        cells = [number(link.time(way(PROCESSES, size)) * 1e6) for way in ways]
+        yield f"| {size:,} | {number(time)} | " + " | ".join(cells) + " |"
+    ratios = [link.time(doubling_reduce(PROCESSES, size)) * 1e6 / time for size, time in ALL_REDUCE.items()]
+    yield ""
+    yield from f"""Recursive doubling comes to {min(ratios):.2f} to {max(ratios):.2f} times what was published. The {PROCESSES} processes share 4 nodes, and a message
+within a node need not take what one between nodes takes; which algorithm the library chose is not told.""".splitlines()
+
+
+def _predictions(network: Sequence[int], links: dict[str, Link]) -> Iterator[str]:
+    yield from f"""## Predicted for ResNet-50
+
+Milliseconds that the {len(network)} layers add to a step, forward and backward, where each waits. Datacentre and internet are
+**assumptions**, round figures that were measured nowhere; put in those of your network:
+`evennorm.tools.bench.exchange_cost.layers_cost` gives messages and bytes.
+""".splitlines()
+    yield ""
+    yield "| network | alpha, us | MB/s | way | " + " | ".join(f"{n:,} devices" for n in DEVICES) + " |"
+    yield "| --- | ---: | ---: | --- |" + " ---: |" * len(DEVICES)
+    for name, link in links.items():
+        speed = number(1e-6 / link.beta) if link.beta else "-"
+        for way, ways in (("rings", RING), ("doubling, tree", TREE)):
+            times = [number(link.time(layers_cost(network, n, ways)) * 1e3) for n in DEVICES]
+            yield f"| {name} | {number(link.alpha * 1e6)} | {speed} | {way} | " + " | ".join(times) + " |"
+    forward = sum(map(gathered_bytes, network))
+    received = ", ".join(f"{(n - 1) * forward / 1e6:,.1f} MB with {n:,}" for n in DEVICES)
+    yield from f"""
+Each device receives forward, per step: {received}.
+It grows with n whatever the way, since the rows of all devices come to each, which merges them in a fixed order; only the
+messages become fewer by doubling.""".splitlines()
+
+
+def _groups(network: Sequence[int], links: dict[str, Link]) -> Iterator[str]:
+    forward, backward = (sum(map(size, network)) for size in (gathered_bytes, added_bytes))
+    yield from f"""## From where groups win
+
+Groups of g devices (`process_group=` from `torch.distributed.new_subgroups(g)`) make ghost batches of several devices: a
+step costs what it costs with g devices, however many train. With L layers that exchange F bytes forward and B backward, rings
+of g devices take
+
+    T(g) = 3 L (g - 1) alpha + ((g - 1) F + 2 (g - 1) / g B) beta
+
+here L = {len(network)}, F = {forward:,}, B = {backward:,}. If a step may spend T on it, statistics of all devices fit up to
+
+    n = 1 + T / (3 L alpha + F beta), or a little less for B
+
+and groups win from the next device on. By doubling, time goes to bytes more than to messages from about
+n / log2 n = L alpha / (F beta) on:""".splitlines()
+    yield ""
+    yield "| network | bytes outweigh messages from n |"
+    yield "| --- | ---: |"
+    for name, link in links.items():
+        yield f"| {name} | {_outweighed(network, link)} |"
+    yield ""
+    yield f"The largest group whose exchange takes {SHARE:.0%} of a step at most; with more devices groups win (1: no two fit):"
+    yield ""
+    yield "| network | way | " + " | ".join(f"step of {step:g} s" for step in STEPS) + " |"
+    yield "| --- | --- |" + " ---: |" * len(STEPS)
+    for name, link in links.items():
+        for way, ways in (("rings", RING), ("doubling, tree", TREE)):
+            groups = [largest_group(network, link, SHARE * step, DEVICES[-1], ways) for step in STEPS]
+            shown = [f"{n:,}" if n < DEVICES[-1] else f"{n:,} or more" for n in groups]
+            yield f"| {name} | {way} | " + " | ".join(shown) + " |"
+    yield from """
+What a larger group buys falls as its cost rises: with b independent values per channel and device, the mean of a group
+strays from that of the population by 1 / sqrt(g b) standard deviations, so that four times the devices halve it.""".splitlines()
+
+
+def _outweighed(network: Sequence[int], link: Link) -> str:
+    """From how many devices the gathered bytes take longer than the messages, in all layers."""
+    for n in range(2, 10 * DEVICES[-1]):
+        cost = sum(doubling_gather(n, gathered_bytes(channels)).bytes for channels in network)
+        if link.beta * cost > link.alpha * len(network) * doublings(n):
+            return f"{n:,}"
+    return f"more than {10 * DEVICES[-1]:,}"
+
+
+def number(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -1,7 +1,7 @@
 """Measure what synchronized statistics cost: the two collectives alone, and training steps, with 2 to 5 processes.
 
-Writes benchmarks/results/collectives-torch.json and, from it, docs/scaling.md. The processes are on this machine and speak by
-gloo over loopback; what they need on other networks is worked out by `evennorm.tools.bench.exchange_cost`.
+Writes benchmarks/results/collectives-torch.json and, from it, docs/scaling.md. The processes are on this machine and speak
+by gloo over loopback; what they need on other networks is worked out by `evennorm.tools.bench.exchange_cost`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _environment import ROOT, environment
+from _scaling import CHANNELS, WIDTHS, page
 
 from evennorm.tools.bench.machine import cores, load
 
@@ -28,8 +29,6 @@ RESULT = ROOT / "benchmarks" / "results" / "collectives-torch.json"
 PAGE = ROOT / "docs" / "scaling.md"
 
 SIZES = (2, 3, 4, 5)
-CHANNELS = (64, 256, 1024, 2048)
-WIDTHS = (32, 64, 128)
 BATCH, SIDE = 8, 32
 PATIENCE = 120
 """Seconds until processes that do not answer are given up."""
@@ -50,7 +49,8 @@ def _run(size: int, rounds: int, steps: int) -> dict[str, Any]:
     given = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
     command = [sys.executable, __file__, "--rounds", str(rounds), "--steps", str(steps), "--serve"]
     started = [
-        subprocess.Popen(command, env={**given, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True) for rank in range(size)
+        subprocess.Popen(command, env={**given, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(size)
     ]
     try:
         answers = [process.communicate(timeout=PATIENCE)[0] for process in started]
@@ -100,11 +100,29 @@ def _collectives(rounds: int) -> list[dict[str, Any]]:
 
 
 def _training_steps(steps: int) -> dict[str, Any]:
-    """Seconds of whole steps, in turns: forward pass, loss, backward pass, gradients averaged, SGD."""
-    from evennorm.torch import BatchNorm2d, SyncBatchNorm
+    """Seconds of whole steps, in turns: forward pass, loss, backward pass, gradients averaged, SGD.
 
+    Beside them the seconds of the synchronized step in which its layers were within a collective.
+    """
+    from evennorm.torch import BatchNorm2d, SyncBatchNorm, collectives
+
+    within: list[float] = []
+    collectives.gathered = _timed(collectives.gathered, within)
+    collectives.added = _timed(collectives.added, within)
     times = in_turns({"alone": _step(BatchNorm2d), "synchronized": _step(SyncBatchNorm)}, steps)
-    return {name: spread(values) for name, values in times.items()}
+    calls = 2 * len(WIDTHS)  # per step, one forward and one backward
+    exchange = [sum(within[i : i + calls]) for i in range(0, len(within), calls)][-steps:]
+    return {name: spread(values) for name, values in {**times, "exchange": exchange}.items()}
+
+
+def _timed(run: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
+    def timed(*given: Any) -> Any:
+        start = time.perf_counter()
+        result = run(*given)
+        times.append(time.perf_counter() - start)
+        return result
+
+    return timed
 
 
 def _step(norm: Callable[..., Any]) -> Callable[[], None]:
@@ -172,8 +190,6 @@ def main() -> None:
     if asked.serve:
         serve(asked.rounds, asked.steps)
         return
-    from _scaling import page
-
     if asked.quick:
         print(page(measure(20, 5, SIZES[:2])))
         return

@@ -1,0 +1,139 @@
+"""Estimate what synchronized statistics cost on a network: messages that take alpha, and bytes that take beta, in seconds.
+
+A message of m bytes takes alpha + m beta. Algorithms and their costs after Thakur, Rabenseifner & Gropp 2005, Optimization
+of collective communication operations in MPICH; the ring that adds up after Patarasuk & Yuan 2009.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+FLOAT = 4
+"""Bytes of a number that is exchanged."""
+
+
+class Link(NamedTuple):
+    """What a message takes, `alpha` seconds, and a byte, `beta` seconds."""
+
+    alpha: float
+    beta: float
+
+    def time(self, cost: Cost) -> float:
+        return self.alpha * cost.messages + self.beta * cost.bytes
+
+
+class Cost(NamedTuple):
+    """Messages that one device sends one after the other, and the bytes of these."""
+
+    messages: float
+    bytes: float
+
+    def plus(self, other: Cost) -> Cost:
+        return Cost(self.messages + other.messages, self.bytes + other.bytes)
+
+
+def doublings(n: int) -> int:
+    """Return the logarithm of n to the base 2, rounded up.
+
+    Example:
+        >>> [doublings(n) for n in (1, 2, 3, 8, 10000)]
+        [0, 1, 2, 3, 14]
+    """
+    return (n - 1).bit_length()
+
+
+def gathered_bytes(channels: int) -> int:
+    """What one device sends of a layer forward: mean, its low part and variance of each channel, and a count.
+
+    Example:
+        >>> gathered_bytes(64), added_bytes(64)
+        (772, 512)
+    """
+    return FLOAT * (3 * channels + 1)
+
+
+def added_bytes(channels: int) -> int:
+    """What is added over devices for a layer backward: two sums of each channel."""
+    return FLOAT * 2 * channels
+
+
+def ring_gather(n: int, size: int) -> Cost:
+    """Every device hands on what came last, n - 1 times."""
+    return Cost(n - 1, (n - 1) * size)
+
+
+def doubling_gather(n: int, size: int) -> Cost:
+    """Pairs exchange all that they have, which doubles each time; Bruck's variant serves where n is no power of two."""
+    return Cost(doublings(n), (n - 1) * size)
+
+
+def ring_reduce(n: int, size: int) -> Cost:
+    """Parts of 1/n of the numbers go round twice: added up, and handed on."""
+    return Cost(2 * (n - 1), 2 * (n - 1) / n * size)
+
+
+def tree_reduce(n: int, size: int) -> Cost:
+    """All numbers go up a binary tree, and down again."""
+    return Cost(2 * doublings(n), 2 * doublings(n) * size)
+
+
+def doubling_reduce(n: int, size: int) -> Cost:
+    """Pairs exchange and add up all numbers, log2(n) times."""
+    return Cost(doublings(n), doublings(n) * size)
+
+
+RING, TREE = (ring_gather, ring_reduce), (doubling_gather, tree_reduce)
+"""How the forward pass gathers, and how the backward pass adds."""
+
+
+def layers_cost(widths: Sequence[int], n: int, ways: tuple = RING) -> Cost:
+    """Return what one step costs with these channels of its layers, which wait one for the other.
+
+    Example:
+        >>> layers_cost([64], 2)
+        Cost(messages=3, bytes=1284.0)
+    """
+    gather, reduce = ways
+    total = Cost(0, 0)
+    for channels in widths:
+        total = total.plus(gather(n, gathered_bytes(channels))).plus(reduce(n, added_bytes(channels)))
+    return total
+
+
+def largest_group(widths: Sequence[int], link: Link, seconds: float, limit: int, ways: tuple = RING) -> int:
+    """Return with how many devices a step exchanges within so many seconds: 1 if not with two, `limit` at most.
+
+    Example:
+        >>> largest_group([64], Link(1e-3, 0.0), 3e-3, 100), largest_group([64], Link(1e-3, 0.0), 2e-3, 100)
+        (2, 1)
+    """
+    low, high = 1, limit
+    while low < high:  # costs grow with n
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if link.time(layers_cost(widths, middle, ways)) <= seconds else (low, middle - 1)
+    return low
+
+
+def fitted(costs: Sequence[Cost], times: Sequence[float]) -> Link:
+    """Return the link whose times have the least squared relative errors; what would be negative is 0.
+
+    Example:
+        >>> fitted([Cost(1, 100), Cost(2, 100), Cost(3, 500)], [3.0, 5.0, 11.0])
+        Link(alpha=2.0, beta=0.01)
+    """
+    rows = [(cost.messages / time, cost.bytes / time) for cost, time in zip(costs, times, strict=True)]
+    aa, ab, bb = (sum(row[i] * row[j] for row in rows) for i, j in ((0, 0), (0, 1), (1, 1)))
+    a, b = (sum(row[i] for row in rows) for i in (0, 1))
+    determinant = aa * bb - ab * ab
+    alpha, beta = (a * bb - b * ab) / determinant, (b * aa - a * ab) / determinant
+    if beta < 0:
+        return Link(a / aa, 0.0)
+    if alpha < 0:
+        return Link(0.0, b / bb)
+    return Link(round(alpha, 15), round(beta, 18))
+
+
+def errors(link: Link, costs: Sequence[Cost], times: Sequence[float]) -> list[float]:
+    """Relative ones: 0.1 where the link's time is a tenth above that measured."""
+    return [link.time(cost) / time - 1 for cost, time in zip(costs, times, strict=True)]

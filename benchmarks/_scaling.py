@@ -157,9 +157,20 @@ part of the measured one:
         row = [_names(fit), _names(tried), number(found.alpha * 1e6), f"{found.beta * 1e9:.3g}"]
         yield "| " + " | ".join([*row, f"{100 * median(sizes):.0f} %", f"{100 * max(sizes):.0f} %"]) + " |"
     yield ""
-    yield from f"""The last row foretells process counts that its fit has not seen. That of 2 to 5 processes serves below as loopback. Beta
-is hardly determined: from {CHANNELS[0]} to {CHANNELS[-1]} channels times differ less than their quartiles. With more than {cores} processes, alpha
-holds the wait for a core, which rings on a core per device do not have.""".splitlines()
+    growth = max(
+        max(last, first) / min(last, first) - 1
+        for run in runs
+        for name in ("all_gather", "all_reduce")
+        for first, last in [_ends([row["median"] for row in run["collectives"] if row["collective"] == name])]
+    )
+    times = CHANNELS[-1] // CHANNELS[0]
+    yield from f"""The last row foretells process counts that its fit has not seen. The first serves below as loopback. Beta
+is hardly determined by it: with {times} times the channels, medians change by {100 * growth:.0f} % at most.
+With more than {cores} processes, alpha holds the wait for a core.""".splitlines()
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    return values[0], values[-1]
 
 
 def _names(runs: Sequence[dict[str, Any]]) -> str:
@@ -172,8 +183,8 @@ def _steps(found: dict[str, Any], link: Link) -> Iterator[str]:
     yield from f"""## Whole training steps
 
 Three convolutions of {widths} channels with normalization and ReLU, 8 images of 32 x 32 per process, gradients
-averaged by one all_reduce, SGD; evennorm's layers alone and synchronized, in turns, in milliseconds, medians of {found["steps"]}
-with quartiles. Within the exchange is the time that the layers' collectives take, waiting for slower processes included:
+averaged by one all_reduce, SGD; evennorm's layers alone and synchronized, in turns, in milliseconds: medians of
+{found["steps"]} with quartiles. Within the exchange is the time of the layers' collectives, with waiting for others:
 
 | processes | alone | synchronized | difference | within the exchange | by the model |
 | ---: | ---: | ---: | ---: | ---: | ---: |""".splitlines()
@@ -193,11 +204,12 @@ def _published() -> Iterator[str]:
     alpha, beta = f"{link.alpha * 1e6:.2f} us", f"{link.beta * 1e9:.2f} ns per byte"
     yield from f"""## Beside published measurements
 
-No published measurement of these exchanges at {DEVICES[0]} to {DEVICES[-1]:,} devices was found that could be cited with certainty. One of
-their parts was: Oracle's tutorial [Intel MPI Benchmark](https://oracle-japan.github.io/ocitutorials/hpc/benchmark/run-imb/)
-showed messages between two nodes (PingPong) and all_reduce by {PROCESSES} processes on 4 nodes, over RDMA, with Open MPI 4.1.2a1
-in July 2023; the page has been written anew with later versions since. Alpha and beta fitted to the messages alone,
-{alpha} and {beta}, foretell the all_reduce, in microseconds:
+No published measurement of these exchanges at {DEVICES[0]} to {DEVICES[-1]:,} devices was found that
+could be cited with certainty. One of their parts was: Oracle's tutorial
+[Intel MPI Benchmark](https://oracle-japan.github.io/ocitutorials/hpc/benchmark/run-imb/) showed messages between two nodes
+(PingPong) and all_reduce by {PROCESSES} processes on 4 nodes, over RDMA, with Open MPI 4.1.2a1 in July 2023; the page
+has been written anew with later versions since. Alpha and beta fitted to the messages alone, {alpha} and
+{beta}, foretell the all_reduce, in microseconds:
 
 | bytes | published | recursive doubling | tree | ring |
 | ---: | ---: | ---: | ---: | ---: |""".splitlines()
@@ -207,15 +219,16 @@ in July 2023; the page has been written anew with later versions since. Alpha an
         yield f"| {size:,} | {number(time)} | " + " | ".join(cells) + " |"
     ratios = [link.time(doubling_reduce(PROCESSES, size)) * 1e6 / time for size, time in ALL_REDUCE.items()]
     yield ""
-    yield from f"""Recursive doubling comes to {min(ratios):.2f} to {max(ratios):.2f} times what was published. The {PROCESSES} processes share 4 nodes, and a message
-within a node need not take what one between nodes takes; which algorithm the library chose is not told.""".splitlines()
+    yield from f"""Recursive doubling comes to {min(ratios):.2f} to {max(ratios):.2f} times what was published.
+The {PROCESSES} processes share 4 nodes, and a message within a node need not take what one between nodes takes; which
+algorithm the library chose is not told.""".splitlines()
 
 
 def _predictions(network: Sequence[int], links: dict[str, Link]) -> Iterator[str]:
     yield from f"""## Predicted for ResNet-50
 
-Milliseconds that the {len(network)} layers add to a step, forward and backward, where each waits. Datacentre and internet are
-**assumptions**, round figures that were measured nowhere; put in those of your network:
+Milliseconds that the {len(network)} layers add to a step, forward and backward, where each waits. Datacentre and
+internet are **assumptions**, round figures that were measured nowhere; put in those of your network:
 `evennorm.tools.bench.exchange_cost.layers_cost` gives messages and bytes.
 """.splitlines()
     yield ""
@@ -239,8 +252,8 @@ def _groups(network: Sequence[int], links: dict[str, Link]) -> Iterator[str]:
     yield from f"""## From where groups win
 
 Groups of g devices (`process_group=` from `torch.distributed.new_subgroups(g)`) make ghost batches of several devices: a
-step costs what it costs with g devices, however many train. With L layers that exchange F bytes forward and B backward, rings
-of g devices take
+step costs what it costs with g devices, however many train. With L layers that exchange F bytes forward and B backward,
+rings of g devices take
 
     T(g) = 3 L (g - 1) alpha + ((g - 1) F + 2 (g - 1) / g B) beta
 
@@ -256,7 +269,7 @@ n / log2 n = L alpha / (F beta) on:""".splitlines()
     for name, link in links.items():
         yield f"| {name} | {_outweighed(network, link)} |"
     yield ""
-    yield f"The largest group whose exchange takes {SHARE:.0%} of a step at most; with more devices groups win (1: no two fit):"
+    yield f"The largest group whose exchange takes {SHARE:.0%} of a step at most; with more, groups win (1: no two fit):"
     yield ""
     yield "| network | way | " + " | ".join(f"step of {step:g} s" for step in STEPS) + " |"
     yield "| --- | --- |" + " ---: |" * len(STEPS)
@@ -267,7 +280,8 @@ n / log2 n = L alpha / (F beta) on:""".splitlines()
             yield f"| {name} | {way} | " + " | ".join(shown) + " |"
     yield from """
 What a larger group buys falls as its cost rises: with b independent values per channel and device, the mean of a group
-strays from that of the population by 1 / sqrt(g b) standard deviations, so that four times the devices halve it.""".splitlines()
+strays from that of the population by 1 / sqrt(g b) standard deviations, so that four times the devices halve
+it.""".splitlines()
 
 
 def _outweighed(network: Sequence[int], link: Link) -> str:

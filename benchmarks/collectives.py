@@ -191,10 +191,11 @@ def main() -> None:
         serve(asked.rounds, asked.steps)
         return
     if asked.quick:
-        print(page(measure(20, 5, SIZES[:2])))
+        print(page({**measure(20, 5, SIZES[:2]), "before": []}))
         return
     if not asked.page:
-        found = measure(asked.rounds, asked.steps)
+        before = json.loads(RESULT.read_text())["runs"] if RESULT.exists() else []
+        found = {**measure(asked.rounds, asked.steps), "before": before}
         RESULT.parent.mkdir(exist_ok=True)
         RESULT.write_text(json.dumps(found, indent=1) + "\n")
     PAGE.write_text(page(json.loads(RESULT.read_text())))

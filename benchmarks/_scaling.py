@@ -168,8 +168,8 @@ part of the measured one:
     times = CHANNELS[-1] // CHANNELS[0]
     cores = found["environment"]["cores"]
     yield from f"""The third row foretells process counts that its fit has not seen. The first serves below as loopback: an
-order of magnitude, as its errors show. With more than {cores} processes times contain the wait for a core, which the model does not
-know. So these processes cannot prove it for other networks. Beta is hardly determined: with {times} times the channels,
+order of magnitude, as its errors show. With more than {cores} processes times contain the wait for a core, which the model
+does not know. So these processes cannot prove it for other networks. Beta is hardly determined: with {times} times the channels,
 medians change by {100 * growth:.0f} % at most.""".splitlines()
 
 
@@ -200,8 +200,8 @@ averaged by one all_reduce, SGD; evennorm's layers alone and synchronized, in tu
         yield f"| {run['processes']} | " + " | ".join(cells) + " |"
     yield ""
     ratios = [run["step"]["exchange"]["median"] / link.time(layers_cost(WIDTHS, run["processes"])) for run in found["runs"]]
-    yield f"The exchange within a step takes {min(ratios):.2f} to {max(ratios):.2f} times what the model gives. It does not know"
-    yield "that processes come at different times where they compute in between, and share cores."
+    yield f"The exchange within a step takes {min(ratios):.2f} to {max(ratios):.2f} times what the model gives. It does"
+    yield "not know that processes come at different times where they compute in between, and share cores."
 
 
 def _published() -> Iterator[str]:

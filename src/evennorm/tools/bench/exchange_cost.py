@@ -119,8 +119,9 @@ def fitted(costs: Sequence[Cost], times: Sequence[float]) -> Link:
     """Return the link whose times have the least squared relative errors; what would be negative is 0.
 
     Example:
-        >>> fitted([Cost(1, 100), Cost(2, 100), Cost(3, 500)], [3.0, 5.0, 11.0])
-        Link(alpha=2.0, beta=0.01)
+        >>> link = fitted([Cost(1, 100), Cost(2, 100), Cost(3, 500)], [3.0, 5.0, 11.0])
+        >>> f"{link.alpha:.3f} {link.beta:.3f}"
+        '2.000 0.010'
     """
     rows = [(cost.messages / time, cost.bytes / time) for cost, time in zip(costs, times, strict=True)]
     aa, ab, bb = (sum(row[i] * row[j] for row in rows) for i, j in ((0, 0), (0, 1), (1, 1)))
@@ -131,7 +132,7 @@ def fitted(costs: Sequence[Cost], times: Sequence[float]) -> Link:
         return Link(a / aa, 0.0)
     if alpha < 0:
         return Link(0.0, b / bb)
-    return Link(round(alpha, 15), round(beta, 18))
+    return Link(alpha, beta)
 
 
 def errors(link: Link, costs: Sequence[Cost], times: Sequence[float]) -> list[float]:

@@ -169,8 +169,8 @@ part of the measured one:
     cores = found["environment"]["cores"]
     yield from f"""The third row foretells process counts that its fit has not seen. The first serves below as loopback: an
 order of magnitude, as its errors show. With more than {cores} processes times contain the wait for a core, which the model
-does not know. So these processes cannot prove it for other networks. Beta is hardly determined: with {times} times the channels,
-medians change by {100 * growth:.0f} % at most.""".splitlines()
+does not know. So these processes cannot prove it for other networks. Beta is hardly determined: with {times} times the
+channels, medians change by {100 * growth:.0f} % at most.""".splitlines()
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:

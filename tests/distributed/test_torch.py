@@ -153,6 +153,23 @@ def test_masks(two: Processes, hidden: str) -> None:
     check(whole(two.run("step", x, dy, [4, 4], "float32", None, mask)), textbook(x, dy, mask=mask), 1e-5)
 
 
+def test_a_mask_in_one_process_alone(two: Processes) -> None:
+    x, dy, _ = data((8, CHANNELS, 6))
+    mask = np.random.default_rng(3).random((8, 6)) < 0.5
+    mask[4:] = True
+    check(whole(two.run("step_masked_on_first", x, dy, mask)), textbook(x, dy, mask=mask), 1e-5)
+
+
+def test_masks_that_tell_channels_apart(two: Processes) -> None:
+    """Against one process: each channel has a count of its own."""
+    x, dy, _ = data((8, CHANNELS, 6))
+    mask = np.random.default_rng(3).random((8, CHANNELS, 6)) < 0.5
+    found = whole(two.run("step", x, dy, [4, 4], "float32", None, mask))
+    expected = np.where(mask, x, np.nan)
+    np.testing.assert_allclose(found["running_mean"], 0.1 * np.nanmean(expected, (0, 2)), rtol=1e-5)
+    np.testing.assert_allclose(found["running_var"], 0.9 + 0.1 * np.nanvar(expected, (0, 2), ddof=1), rtol=1e-5)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_in_one_process_is_refused_in_all(two: Processes, bad: float) -> None:
     x, dy, _ = data((8, CHANNELS))

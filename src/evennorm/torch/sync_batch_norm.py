@@ -21,6 +21,11 @@ _CONVERTED = (
 )
 
 
+def _tells_channels_apart(mask: Tensor, input: Tensor) -> bool:
+    """Whether a mask may hide different values of different channels, so that each has a count."""
+    return mask.dim() == input.dim() and mask.shape[1] > 1
+
+
 ALONE = "alone"
 """In place of a process group: every process holds the whole batch."""
 
@@ -130,8 +135,9 @@ class SyncBatchNorm(_BatchNorm):
         """Ask the other processes, once for each kind of input; compilers take it as it is."""
         if torch.compiler.is_compiling():
             return
-        with_mask = " and a mask" if mask is not None else ""
-        facts = f"{input.shape[1]} channels of {input.dtype}{with_mask}"
+        channels = input.shape[1]
+        counts = " with counts of their own" if mask is not None and _tells_channels_apart(mask, input) else ""
+        facts = f"{channels} channels of {input.dtype}{counts}"
         agreed = self.__dict__.setdefault("_agreed", set())
         if facts not in agreed:
             collectives.check_backend(input, self.process_group)

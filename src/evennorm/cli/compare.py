@@ -132,8 +132,7 @@ def _bar() -> Iterator[tuple[Callable[[float, int], None], Callable[[str], None]
             bar.update(task, description=f"{int(done)} of {total} runs", completed=done, total=total)
 
         def note(text: str) -> None:
-            if console.is_interactive:
-                console.print(text, style="yellow", highlight=False, markup=False)
+            console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
         yield move, note
 

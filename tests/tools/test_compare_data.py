@@ -114,6 +114,21 @@ def test_labels_in_other_forms_mean_the_same(tmp_path, labels):
     assert np.array_equal(data.y_test, plain.y_test)
 
 
+@pytest.mark.parametrize("names", [("x", "y"), ("x_train", "y_train")])
+def test_samples_to_test_on_are_cut_from_a_file_without_them(tmp_path, names):
+    """As `check` and `recalibrate` read it; every sample is in one part."""
+    x, y = np.arange(60 * 20.0).reshape(60, 4, 5), np.arange(60) % 3
+    path = tmp_path / "own.npz"
+    np.savez(path, **dict(zip(names, (x, y), strict=True)))
+    data = load_data(str(path))
+    parts = data.x_train, data.x_validation, data.x_test
+    assert [len(part) for part in parts] == [39, 9, 12]
+    assert np.array_equal(np.sort(np.concatenate(parts)[:, 0, 0, 0]), x[:, 0, 0])
+    assert all(
+        np.bincount(labels).tolist() == [len(labels) // 3] * 3 for labels in (data.y_train, data.y_validation, data.y_test)
+    )
+
+
 def test_binarized_cuts_in_the_middle_of_the_training_range(tmp_path):
     x = np.tile(np.linspace(-1, 3, 20).reshape(4, 5), (40, 1, 1))
     data = load_data(npz(tmp_path, x_train=x, x_test=x[:20])).binarized()

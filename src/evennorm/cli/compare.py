@@ -32,8 +32,8 @@ diverged  the loss stopped being finite, or training ended no better than guessi
     default="digits",
     show_default=True,
     metavar="DATA",
-    help="digits, fashion-mnist, an .npz file with x_train, y_train, x_test, y_test, a folder of IDX files, or a folder "
-    "with one folder of images per class.",
+    help="digits, fashion-mnist, an .npz file with x and y, or x_train, y_train, x_test, y_test, a folder of IDX files, or "
+    "a folder with one folder of images per class.",
 )
 @click.option(
     "--model",

@@ -70,8 +70,8 @@ def load_data(source: str) -> Data:
     """The data set of that name, or at that path.
 
     Args:
-        source: `digits`, `fashion-mnist`, a `.npz` file with x_train, y_train, x_test, y_test, a folder of IDX files, or a
-            folder with one folder of images per class (or `train` and `test` folders with those).
+        source: `digits`, `fashion-mnist`, a `.npz` file with x and y, or with x_train, y_train, x_test, y_test, a folder of
+            IDX files, or a folder with one folder of images per class (or `train` and `test` folders with those).
 
     Raises:
         InputError: nothing of that kind is there, or what is there cannot be trained on.

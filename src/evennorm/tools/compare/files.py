@@ -88,11 +88,15 @@ class Labelled:
 
 
 def read_npz(path: Path) -> Labelled:
-    """The arrays x_train, y_train, x_test, y_test of an `.npz` file; nothing in it is executed.
+    """The arrays x_train, y_train, x_test, y_test of an `.npz` file, or x and y alone; nothing in it is executed.
 
     Raises:
         InputError: a damaged file, a missing array, or one of Python objects.
     """
+    held = arrays.npz_arrays(path, mapped=False).keys()
+    for pair in (("x", "y"), NPZ_KEYS[:2]):
+        if held >= set(pair) and not held & set(NPZ_KEYS[2:]):
+            return Labelled(str(path), *arrays.read_npz(path, pair))
     return Labelled(str(path), *arrays.read_npz(path, NPZ_KEYS, "training and test apart"))
 
 

@@ -23,6 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("nets/small.py").write_text("def build(): pass\n")
     x = np.zeros((4, 3), "float32")
     np.savez("data.npz", x=x, y=np.arange(4) % 2)
+    np.savez("other.npz", a=np.zeros(3))
     np.savez("half.npz", x_train=x, y_train=np.arange(4) % 2, x_test=x)
     keras.Sequential([keras.Input((4,)), L.ReLU()], name="plain").save("plain.keras")
     recurrent = [L.LSTM(2, name=f"layer{i}", return_sequences=True) for i in range(5)]
@@ -47,8 +48,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("compare --model evennorm_net", FUNCTION.format("evennorm_net.py", "evennorm_net")),
         ("migrate data.npz -o a.keras", "'data.npz' is an archive of NumPy arrays (.npz) and no model: it holds x, y; give"),
         ("migrate plain.keras -o a.keras", "is a zip archive, as Keras 3 writes .keras files; it needs no migration"),
-        ("compare --data data.npz", "x_train, y_train, x_test, y_test are missing; it holds x, y"),
-        ("compare --data half.npz", "training and test apart; y_test is missing; it holds x_train, y_train, x_test"),
+        ("compare --data other.npz", "or x and y alone; x_train, y_train, x_test, y_test are missing; it holds a"),
+        ("compare --data half.npz", "or x and y alone; y_test is missing; it holds x_train, y_train, x_test"),
         ("explain --shape 32x3x28", f"--shape {COMMAS.format('32x3x28', '32,3,28')}"),
         ("check evennorm_net:build --shape 32x3x28", f"--shape {COMMAS.format('32x3x28', '32,3,28')}"),
         ("fold evennorm_net:build -o a.pt --input-shape 3X28X28", f"--input-shape {COMMAS.format('3X28X28', '3,28,28')}"),

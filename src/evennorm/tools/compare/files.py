@@ -97,7 +97,7 @@ def read_npz(path: Path) -> Labelled:
     for pair in (("x", "y"), NPZ_KEYS[:2]):
         if held >= set(pair) and not held & set(NPZ_KEYS[2:]):
             return Labelled(str(path), *arrays.read_npz(path, pair))
-    return Labelled(str(path), *arrays.read_npz(path, NPZ_KEYS, "training and test apart"))
+    return Labelled(str(path), *arrays.read_npz(path, NPZ_KEYS, "training and test apart, or x and y alone"))
 
 
 def is_idx_folder(folder: Path) -> bool:

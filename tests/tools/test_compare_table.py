@@ -5,7 +5,7 @@ import pytest
 
 from evennorm.tools.compare.settings import Run
 from evennorm.tools.compare.statistics import differences
-from evennorm.tools.compare.table import epochs_to_reach, rows, verdict
+from evennorm.tools.compare.table import epochs_to_reach, rows, unlearned, verdict
 from tests.tools.comparing import record, settings
 
 
@@ -71,3 +71,27 @@ def test_the_verdict_where_nothing_can_be_claimed(tmp_path):
     )
     alone = settings(tmp_path, placements=("none",))
     assert verdict(alone, []) == "Only none was trained, so there is nothing to compare it with."
+
+
+def test_the_verdict_where_nothing_was_learned(tmp_path):
+    """No repeats are forecast: more of the same would show as little."""
+    given = settings(tmp_path, placements=("none", "before", "after"), repeats=2)
+    records = {run: record(diverged=run.placement != "after") for run in given.runs}
+    assert unlearned(given, records) == {"none", "before"}
+    scores = {"none": np.array([0.1, 0.12]), "before": np.array([0.1, 0.13]), "after": np.array([0.5, 0.52])}
+    pairs = differences(scores, 0.01)
+    found = verdict(given, pairs, unlearned(given, records))
+    assert found.endswith("; no run with none and before learned anything, so that these cannot be compared.")
+    assert "between before and none" not in found
+    assert verdict(given, pairs, frozenset(given.placements)) == (
+        "No run learned: all ended no better than guessing, so that placements cannot be compared; train longer (--epochs) "
+        "or at other rates (--learning-rates)."
+    )
+    assert [row.epochs_to_reference for row in rows(given, records)] == [None] * 3
+
+
+def test_the_way_to_a_reference_that_learned_in_one_run(tmp_path):
+    given = settings(tmp_path, repeats=2)
+    records = {run: record(diverged=run.repeat == 0) for run in given.runs}
+    assert unlearned(given, records) == frozenset()
+    assert [row.epochs_to_reference for row in rows(given, records)] == [2, 2]

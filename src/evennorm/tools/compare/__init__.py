@@ -108,7 +108,7 @@ def compare(
         records,
         table.rows(settings, records),
         pairs,
-        table.verdict(settings, pairs),
+        table.verdict(settings, pairs, table.unlearned(settings, records)),
     )
     comparison.write()
     return comparison

@@ -24,7 +24,9 @@ class Row:
     """95 % interval of the mean over repeats; None for one repeat."""
 
     epochs_to_reference: int | None
-    """The first epoch whose mean test accuracy reaches what `none` ends at, at this rate; None where it never does."""
+    """The first epoch whose mean test accuracy reaches what `none` ends at, at this rate; None where it never does, or where
+    no run of `none` learned anything at this rate.
+    """
 
     seconds_per_epoch: float | None
     """Median over all epochs but the first of each run, which may include compilation; None where there is no other."""
@@ -50,7 +52,7 @@ def rows(settings: Settings, records: Mapping[Run, Record]) -> list[Row]:
     chosen = {
         placement: choose_rates(_grid(settings, records, placement, "validation")) for placement in settings.placements
     }
-    references = _grid(settings, records, "none", "test").mean(axis=1) if "none" in settings.placements else None
+    references = _references(settings, records)
     table = []
     for placement in settings.placements:
         for index, rate in enumerate(settings.learning_rates):
@@ -65,7 +67,7 @@ def rows(settings: Settings, records: Mapping[Run, Record]) -> list[Row]:
                 test_accuracy=float(last.mean()),
                 low=low,
                 high=high,
-                epochs_to_reference=None if references is None else epochs_to_reach(mean_curve, references[index]),
+                epochs_to_reference=epochs_to_reach(mean_curve, references[index]),
                 seconds_per_epoch=float(np.median(later)) if later else None,
                 gap=float(np.mean([record.train_accuracy[-1] - record.test_accuracy[-1] for record in runs])),
                 diverged=sum(record.diverged for record in runs),
@@ -85,14 +87,29 @@ def paired_differences(settings: Settings, records: Mapping[Run, Record], test_s
     return differences(scores, 1 / test_samples)
 
 
-def verdict(settings: Settings, pairs: Sequence[Difference]) -> str:
-    """One sentence that claims what the intervals show, and nothing else."""
+def unlearned(settings: Settings, records: Mapping[Run, Record]) -> frozenset[str]:
+    """The placements of which no run, at any rate, ended better than guessing."""
+    return frozenset(
+        placement
+        for placement in settings.placements
+        if all(record.diverged for run, record in records.items() if run.placement == placement)
+    )
+
+
+def verdict(settings: Settings, pairs: Sequence[Difference], unlearned: frozenset[str] = frozenset()) -> str:
+    """One sentence that claims what the intervals show, and nothing else; of placements that did not learn, that alone."""
+    if unlearned.issuperset(settings.placements):
+        return (
+            "No run learned: all ended no better than guessing, so that placements cannot be compared; train longer "
+            "(--epochs) or at other rates (--learning-rates)."
+        )
     if not pairs:
         return f"Only {settings.placements[0]} was trained, so there is nothing to compare it with."
     if settings.repeats == 1:
         return "One repeat tells nothing about chance, so no difference can be claimed: use --repeats 5 or more."
-    shown = [pair for pair in pairs if pair.shown]
-    rest = [pair for pair in pairs if not pair.shown]
+    shown = [pair for pair in pairs if pair.shown and not {pair.better, pair.worse} <= unlearned]
+    mute = [pair for pair in pairs if {pair.better, pair.worse} <= unlearned]
+    rest = [pair for pair in pairs if not pair.shown and pair not in mute]
     parts = []
     if shown:
         claims = [
@@ -104,6 +121,9 @@ def verdict(settings: Settings, pairs: Sequence[Difference]) -> str:
         between = _listed([f"{p.better} and {p.worse}" for p in rest], "or between")
         needed = _listed([str(p.repeats_needed or f"more than {MOST_REPEATS}") for p in rest])
         parts.append(f"no difference could be shown between {between}, which would probably need {needed} repeats")
+    if mute:
+        names = [placement for placement in settings.placements if placement in unlearned]
+        parts.append(f"no run with {_listed(names)} learned anything, so that these cannot be compared")
     return f"In {settings.repeats} paired repeats, each placement at the rate that validation chose, {'; '.join(parts)}."
 
 
@@ -125,12 +145,22 @@ def _grid(settings: Settings, records: Mapping[Run, Record], placement: str, par
     )
 
 
-def epochs_to_reach(mean_curve: np.ndarray, reference: float) -> int | None:
+def _references(settings: Settings, records: Mapping[Run, Record]) -> list[float | None]:
+    """The accuracy that `none` ends at, at each rate; None where it is not trained or no run of it learned."""
+    if "none" not in settings.placements:
+        return [None] * len(settings.learning_rates)
+    runs = [[records[Run("none", rate, i)] for i in range(settings.repeats)] for rate in settings.learning_rates]
+    return [None if all(r.diverged for r in line) else float(np.mean([r.test_accuracy[-1] for r in line])) for line in runs]
+
+
+def epochs_to_reach(mean_curve: np.ndarray, reference: float | None) -> int | None:
     """The first epoch, from 1, whose accuracy is the reference or more; None where there is none.
 
     Example:
         >>> epochs_to_reach(np.array([0.1, 0.5, 0.4, 0.6]), 0.5)
         2
     """
+    if reference is None:
+        return None
     reached = mean_curve >= reference - 1e-9  # the same mean of the same numbers, added in another order
     return int(reached.argmax()) + 1 if reached.any() else None

@@ -98,7 +98,7 @@ REFUSED = {
     "one value, at inference": (lambda m: m.BatchNorm1d(3, track_running_stats=False).eval()(R(1, 3)), "more than 1 value"),
     "integers": (lambda m: m.BatchNorm1d(3)(torch.ones(4, 3).long()), r"received torch.int64; call input.float\(\) first"),
     "booleans": (lambda m: m.BatchNorm1d(3).eval()(torch.ones(4, 3).bool()), "received torch.bool"),
-    "complex": (lambda m: m.BatchNorm1d(3)(torch.ones(4, 3) * 1j), "received torch.complex64"),
+    "complex": (lambda m: m.BatchNorm1d(3)(torch.ones(4, 3) * 1j), "is of real numbers.*input is of dtype torch.complex64"),
     "dtypes": (
         lambda m: m.BatchNorm1d(3)(R(4, 3).double()),
         "received an input of torch.float64 and parameters of torch.float32; convert one",

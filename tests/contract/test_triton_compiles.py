@@ -61,7 +61,10 @@ def test_registers_do_not_spill(facts: list[dict]) -> None:
 
 
 def test_aligned_lines_are_loaded_16_bytes_at_a_time(facts: list[dict]) -> None:
+    by_channel = ("store_moments", "store_gradient_sums", "load_gradient_sums")  # which read no lines
     for found in facts:
+        if found["kernel"] in by_channel:
+            continue
         if found["case"].startswith(("rows,", "rows of", "planes,")) and "loads" in found:
             assert found["wide loads"] >= 16, found  # of one array at least 8 in the loop, and 8 for its end
 

@@ -349,6 +349,15 @@ def test_dtypes_that_are_not_served(dtype: str) -> None:
         batch_norm(np.ones((4, 3)), residual=x)
 
 
+def test_complex_arrays_are_not_served() -> None:
+    x = np.ones((4, 3), "complex64")
+    for call in (lambda: batch_norm(x), lambda: normalize(x, [0.0] * 3, [1.0] * 3), lambda: moments(x)):
+        with pytest.raises(ArgumentError, match=r"of real numbers.*; x is of dtype complex64; pass real"):
+            call()
+    with pytest.raises(ArgumentError, match="residual is of dtype complex64"):
+        batch_norm(np.ones((4, 3)), residual=x)
+
+
 def test_masked_arrays_are_not_read_without_their_mask() -> None:
     x = np.ma.masked_invalid([[1.0], [np.nan], [3.0]])
     with pytest.raises(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+from tests.loopback import free_ports
 
 PATIENCE = 120
 """Seconds until a test gives up on a process."""
@@ -28,7 +29,7 @@ class Processes:
 
     def __init__(self, size: int, timeout: float = 60.0):
         context = mp.get_context("spawn")
-        port = free_port()
+        port = free_ports(1)[0]
         self.pipes, self.processes = [], []
         for rank in range(size):
             here, there = context.Pipe()
@@ -74,12 +75,6 @@ def processes(size: int, timeout: float = 60.0) -> Iterator[Processes]:
         yield found
     finally:
         found.close()
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def _serve(rank: int, size: int, port: int, timeout: float, pipe: Any) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.processes import free_port
+from tests.loopback import free_ports
 
 PROGRAM = Path(__file__).with_name("elastic.py")
 
@@ -18,7 +18,7 @@ PROGRAM = Path(__file__).with_name("elastic.py")
 def trained(folder: Path, fault: str) -> tuple[dict[str, torch.Tensor], int]:
     folder.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=3", "--max-restarts=1"]
-    command += [f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-backend=c10d", "--monitor-interval=0.2"]
+    command += [f"--rdzv-endpoint=127.0.0.1:{free_ports(1)[0]}", "--rdzv-backend=c10d", "--monitor-interval=0.2"]
     # The store that torch shares between attempts holds the addresses of processes that are gone.
     environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     run = subprocess.run([*command, PROGRAM, folder, fault], capture_output=True, text=True, timeout=180, env=environment)

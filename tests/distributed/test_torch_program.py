@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.distributed.processes import free_port
+from tests.loopback import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROGRAM = "examples/distributed/on_torch.py"
@@ -25,7 +25,7 @@ def printed(*launcher: str) -> dict[str, np.ndarray]:
 
 
 def test_two_processes_train_as_one() -> None:
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_ports(1)[0]}"]
     alone, two = printed(), printed(*torchrun)
     assert alone.keys() == two.keys() == {"loss", "weight", "running_mean", "running_var"}
     for name, value in alone.items():

@@ -12,6 +12,7 @@ from evennorm.kernels.triton import backward, exchange, forward
 from evennorm.kernels.triton.choices import Option
 from evennorm.kernels.triton.launch import Launch
 from evennorm.kernels.triton.names import BACKWARD, FORWARD
+from evennorm.kernels.triton.scalars import numbers_of
 from evennorm.kernels.triton.tiling import COUNTER_BYTES, power_of_two
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def moments(kernel: TritonKernel, call: Call, x: Array) -> Array:
     arrays = tuple(given.get(name) for name in FORWARD)
 
     def launched() -> list[Launch]:
-        numbers = kernel._numbers(call, tiling)
+        numbers = numbers_of(call, tiling)
         sums = kernel._streamed(forward.moment_sums, FORWARD, numbers, tiling, arrays)
         return [sums, _after(exchange.store_moments, FORWARD, numbers, sums.option.grid[1], groups, arrays)]
 
@@ -67,7 +68,7 @@ def gradient_sums(
     arrays = tuple(given.get(name) for name in SUMS)
 
     def launched() -> list[Launch]:
-        numbers = kernel._numbers(call, tiling)
+        numbers = numbers_of(call, tiling)
         partial = kernel._streamed(backward.gradient_sums, SUMS, numbers, tiling, arrays)
         return [partial, _after(exchange.store_gradient_sums, SUMS, numbers, partial.option.grid[1], 1, arrays)]
 
@@ -105,7 +106,7 @@ def input_gradient(
     arrays = tuple(given.get(name) for name in SUMS)
 
     def launched() -> list[Launch]:
-        numbers = {**kernel._numbers(call, tiling), "fixed_stats": _TOGETHER, "splits": 1, "MERGE": 1}
+        numbers = {**numbers_of(call, tiling), "fixed_stats": _TOGETHER, "splits": 1, "MERGE": 1}
         before = _after(exchange.load_gradient_sums, SUMS, numbers, 1, 1, arrays)
         return [before, kernel._streamed(backward.input_gradient, SUMS, numbers, tiling, arrays)]
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import lru_cache
-from struct import pack, unpack
 from typing import Any, NamedTuple
 
 from evennorm.core.call import Call
@@ -23,6 +21,7 @@ from evennorm.kernels.triton.choices import Option
 from evennorm.kernels.triton.launch import Launch
 from evennorm.kernels.triton.names import BACKWARD, FORWARD, READ, UPDATE, UPDATED
 from evennorm.kernels.triton.running import update_running_stats
+from evennorm.kernels.triton.scalars import decay_of, numbers_of
 from evennorm.kernels.triton.tiling import (
     COUNTER_BYTES,
     DEPTH,
@@ -147,7 +146,7 @@ class TritonKernel:
         else:
             mean, mean_low, variance, weight, unbiased, batches, skipped = running
             given = x, residual, gamma, beta, None, None, mean, mean_low, variance, batches, skipped
-            decay = _decay(weight, batches)
+            decay = decay_of(weight, batches)
         row = gpu.row
         rows = [None if array is None else row(array) for array in given[2:]]
         addresses, alignment = self._addresses(given)
@@ -262,7 +261,7 @@ class TritonKernel:
         accepted = gpu.empty_flag(mean)
         given = *statistics, mean, mean_low, variance, batches, skipped, accepted
         addresses, alignment = self._addresses(given)
-        numbers = *_decay(weight, batches), groups, channels, int(count)
+        numbers = *decay_of(weight, batches), groups, channels, int(count)
         key = device, gpu.dtype(mean), batches is None, skipped is None, unbiased, alignment, count >= 1 << 31
         launch = _updates.get(key)
         if launch is None:
@@ -273,31 +272,9 @@ class TritonKernel:
             launch(gpu.stream(device), (*addresses, *numbers), (*given, *numbers))
         return accepted
 
-    def moments(self, call: Call, x: Array) -> Array:
-        """Return mean, mean_low and variance of `x`, as `Saved` has the statistics."""
-        return in_halves.moments(self, call, x)
-
-    def gradient_sums(
-        self, call: Call, dy: Array, x: Array, gamma: Array | None, beta: Array | None, saved: Saved
-    ) -> tuple[Array, Array | None, Array | None]:
-        """Compute the first half of `backward`, as `Kernel.gradient_sums` has it."""
-        return in_halves.gradient_sums(self, call, dy, x, gamma, beta, saved)
-
-    def input_gradient(
-        self,
-        call: Call,
-        dy: Array,
-        x: Array,
-        gamma: Array | None,
-        beta: Array | None,
-        saved: Saved,
-        sums: Array,
-        count: Any,
-        d_mean: Array | None = None,
-        d_variance: Array | None = None,
-    ) -> tuple[Array, Array]:
-        """Compute the second half of `backward`, as `Kernel.input_gradient` has it."""
-        return in_halves.input_gradient(self, call, dy, x, gamma, beta, saved, sums, count, d_mean, d_variance)
+    moments = in_halves.moments
+    gradient_sums = in_halves.gradient_sums
+    input_gradient = in_halves.input_gradient
 
     def open_elements(self, call: Call, x: Array, gamma: Array | None, beta: Array | None, saved: Saved) -> Array:
         """Return which elements the activation let through, of x's shape, by operations of the library of arrays."""
@@ -335,8 +312,6 @@ class TritonKernel:
 
     def _like(self, array: Array, x: Array) -> Array:
         return array if self._lie_alike(array, x) else self.access.copy_like(array, x)
-
-    _numbers = staticmethod(lambda call, tiling: _numbers(call, tiling))
 
     def _dense(self, x: Array, copied: _Copied) -> Array:
         access = self.access
@@ -421,7 +396,7 @@ class TritonKernel:
     def _launch_forward(self, call: Call, plan: _Plan, arrays: tuple[Any, ...], unbiased: bool) -> list[Launch]:
         """Launch for the first time, when it becomes known which options a device has room for."""
         tiling = plan.tiling
-        numbers = {**_numbers(call, tiling), "unbiased": int(unbiased)}
+        numbers = {**numbers_of(call, tiling), "unbiased": int(unbiased)}
         if plan.statistics is not None and tiling.slots:
             return [self._on_chip(forward.forward_on_chip, FORWARD, numbers, tiling, arrays)]
         launches, splits = [], 1
@@ -433,7 +408,7 @@ class TritonKernel:
 
     def _launch_backward(self, call: Call, plan: _Plan, arrays: tuple[Any, ...]) -> list[Launch]:
         tiling = plan.tiling
-        numbers = {**_numbers(call, tiling), "fixed_stats": int(call.fixed_stats)}
+        numbers = {**numbers_of(call, tiling), "fixed_stats": int(call.fixed_stats)}
         if not tiling.slots:
             sums = self._streamed(backward.gradient_sums, BACKWARD, numbers, tiling, arrays)
             splits = sums.option.grid[1]
@@ -491,47 +466,3 @@ _FLOATS = "float32", "float64", "bfloat16", "float16"
 
 PAIR = 16
 """Bytes of two sums."""
-
-
-def _numbers(call: Call, tiling: Tiling) -> dict[str, Any]:
-    """Return what kernels are told beside arrays and tiles."""
-    view = tiling.view
-    epsilon, slope = halves(call.epsilon), halves(call.negative_slope)
-    return {
-        "groups": view.groups,
-        "outer": view.outer,
-        "channels": view.channel,
-        "inner": view.inner,
-        "segments": tiling.segments,
-        "lines": tiling.lines,
-        "epsilon": epsilon[0],
-        "epsilon_low": epsilon[1],
-        "slope": slope[0],
-        "slope_low": slope[1],
-        "PLANES": tiling.planes,
-        "SEGMENTED": tiling.segments > 1,
-        "UNIT": tiling.unit,
-        "INT64": tiling.int64,
-        "UNEVEN": (view.inner if tiling.planes else view.channel) % tiling.lanes != 0,
-        "ACTIVATION": call.activation,
-    }
-
-
-def _decay(decay: float | None, batches: Array | None) -> tuple[float, float]:
-    """Return the weight of the old statistics, below 0 for the cumulative average. Without a count nothing moves."""
-    if decay is None:
-        return (1.0, 0.0) if batches is None else (-1.0, 0.0)
-    return halves(decay)
-
-
-@lru_cache(maxsize=256)
-def halves(value: float) -> tuple[float, float]:
-    """Return `value` as the sum of two float32, which is what a kernel is given of a float.
-
-    Example:
-        >>> high, low = halves(0.1)
-        >>> high + low == 0.1, abs(low) < 1e-8
-        (True, True)
-    """
-    (high,) = unpack("f", pack("f", value))
-    return high, value - high

@@ -10,7 +10,7 @@ from tests.contract.on_triton import DEVICE, on_gpu_kernels  # isort: skip, may 
 
 import torch
 
-from evennorm.kernels.triton import choices, kernel, launch, tiling
+from evennorm.kernels.triton import choices, launch, scalars, tiling
 from evennorm.torch import batch_norm
 
 __all__ = ["on_gpu_kernels"]
@@ -23,7 +23,7 @@ def _as_shipped(monkeypatch: pytest.MonkeyPatch):
     choices.forget()
 
 
-@pytest.mark.parametrize("module", [choices, kernel])
+@pytest.mark.parametrize("module", [choices, scalars, tiling])
 def test_docstring_examples(module) -> None:
     failed, attempted = doctest.testmod(module)
     assert (failed, attempted > 0) == (0, True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import xml.dom.minidom
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,11 +17,17 @@ from click.testing import CliRunner, Result
 from keras import layers
 from torch import nn
 
+import evennorm
 from evennorm.cli import main
 from evennorm.errors import ArgumentError, InputError
 from evennorm.keras import BatchNormalization
-from evennorm.tools.check import check
+from evennorm.tools.check import Finding, Report, check
+from evennorm.tools.check.github import workflow_commands
+from evennorm.tools.check.manual import manual
 from evennorm.tools.check.page import page
+from evennorm.tools.check.picture import Panel, Scale
+from evennorm.tools.check.rule import Rule
+from evennorm.tools.check.rules import RULES
 from evennorm.tools.check.sarif import sarif
 
 MEAN, SCALE = 3.0, 2.0
@@ -193,7 +200,7 @@ def test_text(files: Path) -> None:
     result = run(files / "net.keras")
     assert result.exit_code == 1
     assert result.output.startswith("net: 1 batch normalization\n")
-    assert "BN201 A bias straight before batch normalization (bias-before-norm)" in result.output
+    assert "BN201 note: A bias straight before batch normalization (bias-before-norm)" in result.output
     assert "    dense: it adds a bias that bn subtracts again\n" in result.output
     assert "1 warning, 1 note; --fix takes care of 1" in result.output
     assert all(len(line) <= 80 for line in result.output.splitlines() if not line.startswith("BN"))
@@ -260,18 +267,79 @@ def test_the_page_asks_for_nothing_else_and_escapes_names(files: Path, tmp_path:
     text = page(check(model, [(data()[0], None)]))
     assert "<b>net" not in text
     assert "<script" not in text
-    assert not re.search(r"""(src|href)\s*=|url\(|@import|https?://""", text)
+    assert not re.search(r"""src\s*=|href="[^#]|url\(|@import|https?://""", text)
     HTMLParser().feed(text)
-    (figure,) = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
-    drawn = xml.dom.minidom.parseString(figure)
-    titles = [node.firstChild.data for node in drawn.getElementsByTagName("text")][::2]
+    figures = [xml.dom.minidom.parseString(figure) for figure in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+    titles = [figure.getElementsByTagName("text")[0].firstChild.data for figure in figures]
     assert titles == ["gamma", "beta", "moving mean", "moving variance", "drift"]
-    assert len([p for p in drawn.getElementsByTagName("path") if p.getAttribute("class") == "curve"]) == 5
+    for figure in figures:
+        assert [p.getAttribute("class") for p in figure.getElementsByTagName("path")].count("curve") == 1
 
     written = tmp_path / "report.html"
     result = run(files / "net.keras", "--html", written)
     assert f"Page: {written}" in result.output
     assert written.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_the_page_begins_with_what_was_found_and_links_to_it(files: Path) -> None:
+    text = page(check(files / "net.keras"), "models/net.keras")
+    assert "<p><b>1 warning, 1 note</b></p>" in text
+    assert "<th>model</th><td>models/net.keras</td>" in text
+    for code, level in (("BN201", "note"), ("BN303", "warning")):
+        assert text.count(f'href="#{code}-{level}"') >= 1
+        assert f'<h3 id="{code}-{level}"><span class="level {level}">{level}</span> {code} ' in text
+    assert f"evennorm {evennorm.__version__}, {datetime.now(UTC):%Y-%m-%d}" in text
+    assert text.count("as in a new layer") == 4  # it has never been trained
+    assert "`" not in text
+
+
+def test_panels_of_one_kind_have_one_scale() -> None:
+    small, large = (Panel("gamma", np.array(values), 1.0) for values in ([0.5, 1.5], [1.0, 3.0, np.inf]))
+    scale = Scale.over([small, large])
+    assert scale == Scale(0.5, 3.0)
+    assert [scale.at(value) for value in (0.5, 1.75, 3.0)] == [0, 0.5, 1]
+    decades = Scale.over([Panel("variance", np.array([1e-2, 1e4]), 1.0)])
+    assert decades == Scale(1e-2, 1e4, logarithmic=True)
+    assert [decades.at(value) for value in (1e-2, 10, 1e4)] == pytest.approx([0, 0.5, 1])
+    flat = Scale.over([Panel("gamma", np.ones(3), 1.0)])
+    assert flat.at(1.0) == 0.5
+    assert Scale.over([Panel("gamma", np.array([np.nan]), None)]) is None
+
+
+def test_annotations_for_github(files: Path) -> None:
+    result = run(files / "net.keras", "--format", "github")
+    first, second = result.output.splitlines()
+    place = str(files / "net.keras").replace(":", "%3A").replace(",", "%2C")
+    assert result.exit_code == 1
+    assert first == (
+        f"::notice file={place},title=BN201 bias-before-norm::dense: it adds a bias that bn subtracts again. "
+        "What to do: build it with use_bias=False, or let --fix drop it."
+    )
+    assert second.startswith(f"::warning file={place},title=BN303 momentum-convention::bn: ")
+    hostile = Finding("BN404", "dead-gamma", "note", "a\n::error::b", "50 % off", "why", "nothing")
+    (line,) = workflow_commands(Report(check(files / "net.keras").network, (hostile,)))
+    assert line == "::notice title=BN404 dead-gamma::a\\n:\\x3aerror:\\x3ab: 50 %25 off. What to do: nothing."
+
+
+def test_exit_zero(files: Path) -> None:
+    found = run(files / "net.keras", "--exit-zero")
+    assert (found.exit_code, found.output) == (0, run(files / "net.keras").output)
+    assert run("nowhere.keras", "--exit-zero").exit_code == 2
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
+def test_explain_shows_the_page_of_a_finding(rule: Rule) -> None:
+    for word in (rule.code, rule.code.lower(), rule.name):
+        result = run("--explain", word)
+        assert result.exit_code == 0
+        assert result.output.startswith(f"# {rule.code} {rule.name}\n\n**{rule.title}.**")
+        assert "## When it is reported" in result.output
+        assert "](../" not in result.output
+
+
+def test_sarif_carries_the_page_of_a_finding() -> None:
+    rules = sarif(check(keras_model()))["runs"][0]["tool"]["driver"]["rules"]
+    assert {rule["id"]: rule["help"]["markdown"] for rule in rules} == {rule.code: manual(rule.code) for rule in RULES}
 
 
 @pytest.mark.parametrize(
@@ -281,11 +349,12 @@ def test_the_page_asks_for_nothing_else_and_escapes_names(files: Path, tmp_path:
         (["{files}/data.npz"], "no .keras file"),
         (["{files}/net.keras", "--data", "nowhere.npz"], "there is no nowhere.npz"),
         (["{files}/net.keras", "--select", "BN7"], "--select takes codes"),
-        (["{files}/net.keras", "--json", "--sarif"], "give one of them"),
+        (["{files}/net.keras", "--json", "--sarif"], "printed in one form; received options for json and sarif"),
         (["{files}/net.keras", "--fix"], "-o says where"),
         (["{files}/net.keras", "-o", "x.keras"], "-o says where"),
         (["{files}/net.keras", "--fix", "-o", "x.txt"], "received 'x.txt'"),
         (["{files}/net.keras", "--html", "/nowhere/x.html"], "cannot write '/nowhere/x.html'"),
+        (["--explain", "BN2"], "there is no finding 'BN2'; there are BN101, "),
         (["{files}/net.keras", "--shape", "32,?"], "--shape needs all sizes"),
     ],
 )

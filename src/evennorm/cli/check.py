@@ -30,6 +30,26 @@ _WIDTHS = (60, 80, 110)
 """Columns: the fewest, those where the output is no terminal, the most."""
 
 
+FORMATS = ("text", "json", "sarif", "github")
+
+
+def _explained(ctx: click.Context, parameter: click.Parameter, code: str | None) -> None:
+    """Prints the page of a finding and ends the command."""
+    if code is None or ctx.resilient_parsing:
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from evennorm.tools.check.manual import manual
+
+    text, console = manual(code), Console()
+    if console.is_terminal:
+        console.print(Markdown(text), width=min(console.width, _WIDTHS[2]))
+    else:
+        click.echo(text, nl=False)
+    ctx.exit()
+
+
 @click.command()
 @click.argument("model")
 @click.option("--data", metavar="DATA", help="Training data: .npz with x (and y), .npy, a folder, or module:function.")
@@ -43,8 +63,13 @@ _WIDTHS = (60, 80, 110)
 @click.option("--steps", type=click.IntRange(0), metavar="N", help="Of training so far. [default: as counted]")
 @click.option("--select", metavar="CODES", default="", help="Only these findings: BN201, or BN2 for all that begin so.")
 @click.option("--ignore", metavar="CODES", default="", help="All but these findings.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--sarif", "as_sarif", is_flag=True, help="Print a SARIF 2.1.0 log.")
+@click.option("--format", "form", type=click.Choice(FORMATS), help="Of what is printed. [default: text]")
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json: one object.")
+@click.option("--sarif", "as_sarif", is_flag=True, help="The same as --format sarif: a SARIF 2.1.0 log.")
+@click.option("--exit-zero", is_flag=True, help="Exit with 0 where there are findings, too.")
+@click.option(
+    "--explain", metavar="CODE", is_eager=True, expose_value=False, callback=_explained, help="Show the page of a finding."
+)
 @click.option("--html", metavar="FILE", help="Write a page with a picture of each layer.")
 @click.option("--fix", is_flag=True, help="Write a model without what can safely be fixed, to -o.")
 @click.option("-o", "--output", metavar="OUT", help="Where --fix writes: .keras or .h5; .pt or .safetensors for torch.")
@@ -57,17 +82,16 @@ def check(ctx: click.Context, model: str, **options: Any) -> None:
     evennorm check model.keras
     evennorm check model.keras --data train.npz --html report.html
     evennorm check model.keras --fix -o fixed.keras --data train.npz
-    evennorm check package.models:build --select BN2,BN3 --sarif
+    evennorm check package.models:build --select BN2,BN3 --format sarif
+    evennorm check --explain BN201
 
     module:function is your own code; it is imported and called. Nothing of a file is run.
 
     Exit code 0: nothing looks wrong; 1: there are findings; 2: the question could not be answered;
-    130: interrupted.
+    130: interrupted. `[tool.evennorm.check]` in pyproject.toml sets options, as in select = ["BN2"].
     """
-    as_json, as_sarif, html = options["as_json"], options["as_sarif"], options["html"]
-    fix, output = options["fix"], options["output"]
-    if as_json and as_sarif:
-        raise InputError("--json and --sarif are two forms of one answer; give one of them")
+    form = _form(options["form"], options["as_json"], options["as_sarif"])
+    html, fix, output = options["html"], options["fix"], options["output"]
     if fix != (output is not None):
         raise InputError("--fix writes a new model and -o says where; give both or none")
     inputs = {"MODEL": model, "--data": options["data"], "--weights": options["weights"]}
@@ -98,18 +122,23 @@ def check(ctx: click.Context, model: str, **options: Any) -> None:
         from evennorm.tools.atomic import write_text
         from evennorm.tools.check.page import page
 
-        write_text(html, page(report))
+        write_text(html, page(report, model))
     fixed = None
     if fix:
         from evennorm.tools.check.fix import fix as fixed_by
 
         with between_batches():
             fixed = fixed_by(opened, report, data, output, batch_size=options["batch_size"] or 128)
-    if as_sarif:
+    if form == "sarif":
         from evennorm.tools.check.sarif import sarif
 
         click.echo(printable_json(sarif(report, opened.path)))
-    elif as_json:
+    elif form == "github":
+        from evennorm.tools.check.github import workflow_commands
+
+        for line in workflow_commands(report, opened.path):
+            click.echo(line)
+    elif form == "json":
         extra = {"notes": list(opened.notes), "html": html, "fixed": None if fixed is None else fixed.as_dict()}
         click.echo(printable_json(report.as_dict() | extra))
     else:
@@ -118,7 +147,19 @@ def check(ctx: click.Context, model: str, **options: Any) -> None:
             click.echo(printable(line))
         if html is not None:
             click.echo(f"\nPage: {printable(html)}")
-    ctx.exit(1 if report.findings else 0)
+    ctx.exit(1 if report.findings and not options["exit_zero"] else 0)
+
+
+def _form(form: str | None, as_json: bool, as_sarif: bool) -> str:
+    """What is printed.
+
+    Raises:
+        InputError: options that ask for more than one form.
+    """
+    asked = {form} - {None} | ({"json"} if as_json else set()) | ({"sarif"} if as_sarif else set())
+    if len(asked) > 1:
+        raise InputError(f"an answer is printed in one form; received options for {' and '.join(sorted(map(str, asked)))}")
+    return str(asked.pop()) if asked else "text"
 
 
 def _sizes(text: str) -> list[int]:

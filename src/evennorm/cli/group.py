@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import traceback
+from pathlib import Path
 from typing import Any
 
 import click
 
+from evennorm.cli.configuration import configured
 from evennorm.errors import EvennormError, first_line, printable
 from evennorm.tools.extras import missing
 from evennorm.tools.interrupts import INTERRUPTED, LINE, interrupted, remembered
@@ -55,6 +57,7 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         with remembered():
             try:
+                ctx.default_map = configured(self, Path.cwd())
                 value = super().invoke(ctx)
             except click.exceptions.Exit as ending:
                 if interrupted() and ending.exit_code != INTERRUPTED:

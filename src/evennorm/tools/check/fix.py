@@ -103,6 +103,7 @@ def fix(
         recalibrated = _recalibrate(opened, model, data, batch_size, batches)
     elif broken:
         left.append(f"moving statistics ({', '.join(sorted(broken))}), which need --data")
+    left += _training_s(report)
     new = None if samples is None else _outputs(opened, model, samples)
     save_model(opened, model, path)
     return Fixed(
@@ -115,6 +116,15 @@ def fix(
         on,
         tuple(left),
     )
+
+
+def _training_s(report: Report) -> list[str]:
+    """What no change of a finished model settles, a line per code."""
+    layers: dict[str, list[str]] = {}
+    for finding in report.findings:
+        if not finding.fixable:
+            layers.setdefault(f"{finding.code} {finding.level} ({finding.name})", []).append(finding.layer or "the model")
+    return [f"{title} of {_some(tuple(names))}, which --fix does not settle" for title, names in layers.items()]
 
 
 def is_fixable(finding: Finding, report: Report) -> bool:

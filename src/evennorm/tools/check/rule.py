@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from evennorm.core.network import Network, Step
 
 if TYPE_CHECKING:
     from evennorm.tools.check.measure import Measurements
+
+
+LEVELS = ("error", "warning", "note")
+"""From the worst on."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,19 @@ Search = Callable[[Subject], Iterator[Found]]
 def rule(code: str, name: str, level: str, title: str, why: str, fixable: bool = False) -> Callable[[Search], Rule]:
     """Makes a rule of the function that searches for it."""
     return lambda search: Rule(code, name, level, title, why, search, fixable)
+
+
+def grouped(findings: Iterable[Finding]) -> Iterator[list[Finding]]:
+    """Findings of one code and one level together, in the order of codes, errors first."""
+    key = lambda finding: (finding.code, LEVELS.index(finding.level))  # noqa: E731
+    for _, group in groupby(sorted(findings, key=key), key=key):
+        yield list(group)
+
+
+def counted(findings: Iterable[Finding]) -> dict[str, int]:
+    """How many findings there are of each level that occurs, errors first."""
+    levels = [finding.level for finding in findings]
+    return {level: levels.count(level) for level in LEVELS if level in levels}
 
 
 def each_layer(network: Network) -> Iterator[Step]:

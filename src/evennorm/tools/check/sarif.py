@@ -8,6 +8,7 @@ from typing import Any
 from evennorm import __version__
 from evennorm.errors import printable
 from evennorm.tools.check import Report
+from evennorm.tools.check.manual import manual
 from evennorm.tools.check.rule import Finding
 from evennorm.tools.check.rules import RULES
 
@@ -29,6 +30,7 @@ def sarif(report: Report, path: Path | None = None) -> dict[str, Any]:
             "name": "".join(word.capitalize() for word in rule.name.split("-")),
             "shortDescription": {"text": f"{rule.title}."},
             "fullDescription": {"text": rule.why},
+            "help": {"text": f"evennorm check --explain {rule.code}", "markdown": manual(rule.code)},
             "defaultConfiguration": {"level": rule.level},
         }
         for rule in RULES

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
-from itertools import groupby
 from typing import NamedTuple
 
 from evennorm.errors import printable
 from evennorm.tools.check import Report
 from evennorm.tools.check.fix import is_fixable
+from evennorm.tools.check.rule import counted, grouped
 from evennorm.tools.check.rules import RULES
 
 _MOST = 8
@@ -53,10 +53,10 @@ def _measured(report: Report) -> Iterator[Line]:
 
 def _findings(report: Report, width: int) -> Iterator[Line]:
     titles = {rule.code: rule.title for rule in RULES}
-    for code, group in groupby(report.findings, key=lambda finding: finding.code):
-        found = list(group)
+    for found in grouped(report.findings):
+        code, level = found[0].code, found[0].level
         yield Line("", "")
-        yield Line(found[0].level, f"{code} {titles[code]} ({found[0].name})")
+        yield Line(level, f"{code} {level}: {titles[code]} ({found[0].name})")
         yield from _wrapped("soft", found[0].why, width, rest="  ")
         for finding in found[:_MOST]:
             yield from _wrapped("layer", f"{finding.layer or 'the model'}: {finding.what}", width, "    ")
@@ -79,8 +79,7 @@ def _tail(report: Report) -> Iterator[Line]:
     if not report.findings:
         yield Line("clean", "Nothing looks wrong.")
         return
-    levels = [(level, sum(finding.level == level for finding in report.findings)) for level in ("error", "warning", "note")]
-    counts = ", ".join(_count(number, level) for level, number in levels if number)
+    counts = ", ".join(_count(number, level) for level, number in counted(report.findings).items())
     fixable = sum(is_fixable(finding, report) for finding in report.findings)
     yield Line("title", counts + (f"; --fix takes care of {fixable:,}" if fixable else ""))
 

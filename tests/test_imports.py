@@ -1,5 +1,6 @@
 """Nobody pays for a framework that they did not ask for, and a missing one is named."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -7,7 +8,21 @@ import sys
 
 import pytest
 
-HEAVY = ("numpy", "jax", "torch", "triton", "tensorflow", "keras", "optuna", "click", "rich", "matplotlib", "sklearn", "PIL")
+HEAVY = (
+    "numpy",
+    "jax",
+    "flax",
+    "torch",
+    "triton",
+    "tensorflow",
+    "keras",
+    "optuna",
+    "click",
+    "rich",
+    "matplotlib",
+    "sklearn",
+    "PIL",
+)
 
 
 def loaded_by(statement: str, *, without: tuple[str, ...] = ()) -> list[str]:
@@ -44,7 +59,7 @@ def test_the_package_itself_costs_next_to_nothing() -> None:
     assert len(loaded) < 100
 
 
-FRAMEWORKS = ("jax", "keras", "numpy", "tensorflow", "torch")
+FRAMEWORKS = ("flax", "jax", "keras", "numpy", "tensorflow", "torch")
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
@@ -63,6 +78,12 @@ def test_what_dir_shows() -> None:
     assert loaded_by("import evennorm; assert 'torch' in dir(evennorm)") == []
     statement = "import evennorm; assert 'torch' not in dir(evennorm) and 'jax' in dir(evennorm)"
     assert loaded_by(statement, without=("torch",)) == []
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_what_dir_shows_of_a_framework(name: str) -> None:
+    module = importlib.import_module(f"evennorm.{name}")
+    assert dir(module) == sorted(module.__all__)
 
 
 def test_a_name_that_is_not_there() -> None:

@@ -1,7 +1,7 @@
 """Batch normalization you can see, trust and afford: one layer with one meaning on every engine.
 
-`evennorm.jax`, `evennorm.keras`, `evennorm.numpy`, `evennorm.tensorflow` and `evennorm.torch` are loaded, each with its
-framework, when they are first asked for.
+`evennorm.flax`, `evennorm.jax`, `evennorm.keras`, `evennorm.numpy`, `evennorm.tensorflow` and `evennorm.torch` load their
+frameworks, and do so when they are first asked for.
 
 Example:
     >>> import evennorm
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from evennorm.core.geometry import Geometry
 from evennorm.core.state import BatchNormState
-from evennorm.errors import ArgumentError, EvennormError, InputError, MissingExtra, ShapeError
+from evennorm.errors import ArgumentError, EvennormError, InputError, MissingExtra, ShapeError, SynchronizationError
 from evennorm.kernels.buffers import set_buffer_limit
 from evennorm.kernels.threads import num_threads, set_num_threads
 
@@ -27,6 +27,7 @@ __all__ = [
     "InputError",
     "MissingExtra",
     "ShapeError",
+    "SynchronizationError",
     "__version__",
     "num_threads",
     "set_buffer_limit",
@@ -36,13 +37,14 @@ __all__ = [
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from evennorm import flax as flax
     from evennorm import jax as jax
     from evennorm import keras as keras
     from evennorm import numpy as numpy
     from evennorm import tensorflow as tensorflow
     from evennorm import torch as torch
 else:
-    _FRAMEWORKS = ("jax", "keras", "numpy", "tensorflow", "torch")
+    _FRAMEWORKS = ("flax", "jax", "keras", "numpy", "tensorflow", "torch")
 
     def __getattr__(name: str) -> "ModuleType":
         if name not in _FRAMEWORKS:

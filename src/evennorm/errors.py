@@ -27,6 +27,10 @@ class InputError(EvennormError, ValueError):
     """Data, a model or a file handed to a tool that cannot be used as it is."""
 
 
+class SynchronizationError(EvennormError, RuntimeError):
+    """Processes that share statistics do not fit each other, or one of them did not come."""
+
+
 class MissingExtra(EvennormError, ImportError):
     """A part of evennorm was asked for whose framework, or another package that it needs, is not installed."""
 

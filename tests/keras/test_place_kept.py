@@ -148,8 +148,8 @@ def test_an_activation_inside_a_normalization_is_left_of_it():
         layers.Dense(3, name="d"), BatchNormalization(activation="relu", name="act"), layers.Dense(1, name="out")
     )
     placed = place(model, "before")
-    assert names(placed) == ["hidden", "hidden_bn", "hidden_relu", "d", "d_bn", "act", "out"]
-    assert placed.get_layer("act").activation is keras.activations.relu
+    assert names(placed) == ["hidden", "hidden_bn", "hidden_relu", "d", "d_bn", "d_relu", "out"]
+    assert placed.get_layer("d_relu").activation is keras.activations.relu
 
 
 # What is kept

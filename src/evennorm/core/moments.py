@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, prod
 from typing import Any, NamedTuple
 
 from evennorm.core.namespace import Array, Namespace
@@ -22,6 +22,29 @@ class Moments(NamedTuple):
     mean: Array
     mean_low: Array
     variance: Array
+
+    def __repr__(self) -> str:
+        """Few values as they are, of many the shape and dtype: one line whatever the number of channels.
+
+        Example:
+            >>> import evennorm
+            >>> evennorm.numpy.moments([[1.0, 2.0], [3.0, 4.0]])
+            Moments(count=2, mean=[2. 3.], mean_low=[0. 0.], variance=[1. 1.])
+        """
+        return f"Moments({', '.join(f'{name}={_shortly(value)}' for name, value in zip(self._fields, self, strict=True))})"
+
+
+_SHOWN = 4
+"""Values of an array that is shown as it is."""
+
+
+def _shortly(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    if shape is None or shape == ():
+        return str(value)
+    known = all(isinstance(size, int) for size in shape) and prod(shape) <= _SHOWN
+    text = str(value) if known else ""
+    return text if text and "\n" not in text else f"<{value.dtype} of shape {tuple(shape)}>"
 
 
 def moments(xp: Namespace, x: Array, mask: Array | None = None) -> Moments:

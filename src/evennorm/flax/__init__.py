@@ -18,3 +18,8 @@ from evennorm.flax.modules import BatchNorm
 from evennorm.jax.nnx import read_states, write_states
 
 __all__ = ["BatchNorm", "convert", "linen", "read_states", "revert", "write_states"]
+
+
+def __dir__() -> list[str]:
+    """Names of the public API."""
+    return sorted(__all__)

@@ -29,6 +29,12 @@ from evennorm.jax.varying import all_varying
 
 __all__ = ["Moments", "batch_norm", "engine", "normalize"]
 
+
+def __dir__() -> list[str]:
+    """Names of the public API."""
+    return sorted(__all__)
+
+
 lowering.register()
 
 

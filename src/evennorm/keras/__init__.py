@@ -21,3 +21,8 @@ from evennorm.keras.place import place
 from evennorm.keras.states import read_states, write_states
 
 __all__ = ["BatchNormalization", "convert", "legacy", "place", "read_states", "revert", "write_states"]
+
+
+def __dir__() -> list[str]:
+    """Names of the public API."""
+    return sorted(__all__)

@@ -117,6 +117,8 @@ class _Plan:
         self._answers: dict[Operation, str | None] = {}
         self._changes: dict[Operation, dict[str, Any]] = {}
         self._activations: dict[Operation, keras.Layer] = {}
+        self._left: dict[Operation, str] = {}
+        """Names of the activations that stay where a normalization that applied one is taken out."""
         self._normalized: set[int] = set()
         self._names: dict[int, set[str]] = {}
 
@@ -126,6 +128,8 @@ class _Plan:
         """Decides for every hidden layer of one model."""
         for node in sites.calls:
             operation = node.operation
+            if isinstance(operation, BatchNormalization) and not is_normalization(operation):
+                self._name_activation(sites, node)
             if node.is_input or operation in output_part or is_model(operation) or is_normalization(operation):
                 continue
             if operation not in self._answers:
@@ -208,6 +212,14 @@ class _Plan:
             self._changes[operation] = {"activation": "linear", "activity_regularizer": None}
         return self._activations[operation]
 
+    def _name_activation(self, sites: Sites, node: Node) -> None:
+        """Names the activation of a normalization after the layer in front of both, as if that had split it off."""
+        operation = node.operation
+        if operation not in self._left:
+            origin, _ = sites.origin(data_inputs(node)[0])
+            base = operation if origin is None else origin
+            self._left[operation] = self._new_name(sites, f"{base.name}_{activation_name(operation.activation)}")
+
     def _new_name(self, sites: Sites, name: str) -> str:
         """`name`, or `name_2` where the model keeps a layer of that name."""
         kept = {node.operation.name for node in sites.calls if not is_normalization(node.operation)}
@@ -252,7 +264,7 @@ class _Plan:
         if is_normalization(operation):
             return None
         if isinstance(operation, BatchNormalization):  # its activation is what is left of it
-            return layers.Activation(operation.activation, name=operation.name, dtype=operation.dtype_policy)
+            return layers.Activation(operation.activation, name=self._left[operation], dtype=operation.dtype_policy)
         return copy_layer(operation, **self._changes.get(operation, {}))
 
 

@@ -8,3 +8,8 @@ from evennorm.numpy.namespace import xp
 from evennorm.numpy.streaming import merge, moments
 
 __all__ = ["Gradients", "Moments", "batch_norm", "batch_norm_gradient", "engine", "merge", "moments", "normalize", "xp"]
+
+
+def __dir__() -> list[str]:
+    """Names of the public API."""
+    return sorted(__all__)

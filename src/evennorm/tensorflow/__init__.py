@@ -22,6 +22,11 @@ from evennorm.tensorflow.namespace import Tensor, xp
 __all__ = ["Moments", "batch_norm", "engine", "normalize", "synchronized"]
 
 
+def __dir__() -> list[str]:
+    """Names of the public API."""
+    return sorted(__all__)
+
+
 def _device() -> str:
     """cpu where TensorFlow sees nothing else. Which of several devices will serve is not known when a graph is traced."""
     others = [device.device_type for device in tf.config.get_visible_devices() if device.device_type != "CPU"]

@@ -37,3 +37,8 @@ __all__ = [
     "tune",
     "write_states",
 ]
+
+
+def __dir__() -> list[str]:
+    """Names of the public API."""
+    return sorted(__all__)

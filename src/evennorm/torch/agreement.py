@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from evennorm.errors import SynchronizationError
 from evennorm.torch.collectives import Group
-from evennorm.torch.errors import SynchronizationError
 
 _agreed: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 """How often the processes of a group have agreed, which numbers the keys."""

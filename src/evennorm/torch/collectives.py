@@ -14,8 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from evennorm.errors import ArgumentError, reason_of
-from evennorm.torch.errors import SynchronizationError
+from evennorm.errors import ArgumentError, SynchronizationError, reason_of
 
 Group = Any
 """A torch.distributed.ProcessGroup; None for that of all processes."""

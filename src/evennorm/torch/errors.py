@@ -1,6 +1,6 @@
 """Errors of evennorm that torch code catches: each is also of the type that torch's own operation raises."""
 
-from evennorm.errors import ArgumentError, EvennormError, ShapeError
+from evennorm.errors import ArgumentError, ShapeError
 
 
 class TensorError(ShapeError, RuntimeError):
@@ -17,7 +17,3 @@ class UnknownArgumentError(ArgumentError, TypeError):
 
 class NoTensorError(ArgumentError, TypeError, AttributeError):
     """Something else than a tensor, whose attributes torch's modules would miss."""
-
-
-class SynchronizationError(EvennormError, RuntimeError):
-    """Processes that share statistics do not fit each other, or one of them did not come."""

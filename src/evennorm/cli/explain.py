@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,7 @@ from evennorm.tools.outputs import Output, check_outputs
 
 if TYPE_CHECKING:
     from evennorm.tools.explain import Explanation
+    from evennorm.tools.explain_model import ExplainedModel
 
 _STYLES = {"title": "bold", "heading": "bold", "clean": "green", "warning": "bold yellow", "remedy": "yellow"}
 _WIDTHS = (60, 80, 100)
@@ -20,28 +21,60 @@ _WIDTHS = (60, 80, 100)
 
 
 @click.command()
-@click.option("--shape", required=True, metavar="SIZES", help="Sizes of the array, batch first, ? where unknown: 32,28,28,3")
-@click.option("--axis", default="-1", metavar="AXES", show_default=True, help="The channel axis, or several: 1,3")
+@click.argument("model", required=False)
+@click.option("--shape", metavar="SIZES", help="Sizes of the array, batch first, ? where unknown: 32,28,28,3")
+@click.option("--axis", metavar="AXES", help="The channel axis, or several: 1,3  [default: -1]")
+@click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Of MODEL's training, where it leaves that open.")
 @click.option("--svg", metavar="FILE", help="Draw the array, the cells that are normalized together in one colour.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @force_option
 @click.pass_context
-def explain(ctx: click.Context, shape: str, axis: str, svg: str | None, as_json: bool, force: bool) -> None:
-    """Show what batch normalization averages over an array, and what looks wrong.
+def explain(ctx: click.Context, model: str | None, **options: Any) -> None:
+    """Show what batch normalization averages over an array, or in each layer of MODEL, and what looks wrong.
 
     \b
     evennorm explain --shape 32,28,28,3 --axis -1
     evennorm explain --shape '?,8,8,64' --axis 1,3 --svg figure.svg
+    evennorm explain model.keras --batch-size 32
+    evennorm explain package.models:build --shape 32,3,224,224
+
+    MODEL is a .keras or .h5 file, or module:function, your own code. --shape is that of the array, and with a MODEL of
+    torch that of its inputs.
 
     Exit code 0: nothing looks wrong; 1: there are warnings; 2: the question could not be answered;
     130: interrupted.
     """
-    sizes = parsed_shape(shape)
-    axes = parsed_axes(axis)
+    shape = None if options["shape"] is None else parsed_shape(options["shape"])
+    if model is not None:
+        _refuse(
+            options, ("axis", "svg"), "without MODEL: each layer of a model has an axis of its own, and a figure shows one"
+        )
+        ctx.exit(_explain_model(model, shape, options["batch_size"], options["as_json"]))
+    if shape is None:
+        raise InputError("explain takes MODEL, or --shape of an array, as in --shape 32,28,28,3; received neither")
+    _refuse(options, ("batch_size",), "with MODEL: the batch of an array is the first size of --shape")
+    ctx.exit(
+        _explain_array(
+            shape,
+            parsed_axes("-1" if options["axis"] is None else options["axis"]),
+            options["svg"],
+            options["as_json"],
+            options["force"],
+        )
+    )
+
+
+def _refuse(options: dict[str, Any], names: tuple[str, ...], rule: str) -> None:
+    for name in names:
+        if options[name] is not None:
+            raise InputError(f"--{name.replace('_', '-')} is given {rule}; received {options[name]!r}")
+
+
+def _explain_array(shape: list[int | None], axes: list[int], svg: str | None, as_json: bool, force: bool) -> int:
     check_outputs([Output("--svg", svg, (".svg",))], {}, force)
     from evennorm.tools.explain import explain as explained
 
-    explanation = explained(sizes, axes)
+    explanation = explained(shape, axes)
     if svg is not None:
         from evennorm.tools.atomic import write_text
         from evennorm.tools.drawing import draw
@@ -51,7 +84,20 @@ def explain(ctx: click.Context, shape: str, axis: str, svg: str | None, as_json:
         click.echo(printable_json(explanation.as_dict() | {"svg": svg}))
     else:
         _print(explanation, svg)
-    ctx.exit(1 if explanation.findings else 0)
+    return 1 if explanation.findings else 0
+
+
+def _explain_model(model: str, shape: list[int | None] | None, batch_size: int | None, as_json: bool) -> int:
+    from evennorm.tools.explain_model import explain_model
+
+    if shape is not None and None in shape:
+        raise InputError(f"--shape of a model's inputs needs all sizes, since a batch of it is run; received {shape}")
+    explained = explain_model(model, batch_size, None if shape is None else [size or 0 for size in shape])
+    if as_json:
+        click.echo(printable_json(explained.as_dict()))
+    else:
+        _print_model(explained)
+    return 1 if explained.findings else 0
 
 
 def parsed_shape(text: str) -> list[int | None]:
@@ -118,3 +164,27 @@ def _print(explanation: Explanation, svg: str | None) -> None:
         console.print(Text(line.text, style=_STYLES.get(line.kind, "")), soft_wrap=True)
     if svg is not None:
         console.print(Text(f"\nFigure: {printable(svg)}"), soft_wrap=True)
+
+
+def _print_model(explained: ExplainedModel) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from evennorm.tools.explain_model import HEADER
+
+    console = Console(highlight=False)
+    number = len(explained.layers)
+    console.print(Text(f"{printable(explained.name)}: {number:,} batch normalization{'' if number == 1 else 's'}", "bold"))
+    rows = [HEADER, *explained.rows()] if explained.layers else []
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))] if rows else []
+    for i, row in enumerate(rows):
+        cells = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        console.print(Text(("\n" if i == 0 else "") + cells, style="bold" if i == 0 else ""), soft_wrap=True)
+    if any(layer.explanation is None for layer in explained.layers):
+        console.print(Text("\nA shape is unknown where nothing tells it; --shape tells that of a torch model's inputs."))
+    for finding in explained.findings:
+        where = printable(finding.layer or "the model")
+        text = f"{finding.code} {finding.level}: {where}: {printable(finding.what)}\n  -> {printable(finding.remedy)}"
+        console.print(Text(f"\n{text}", style=_STYLES["warning"]), soft_wrap=True)
+    if not explained.findings:
+        console.print(Text("\nNothing looks wrong.", style=_STYLES["clean"]))

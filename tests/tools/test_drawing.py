@@ -86,7 +86,7 @@ def test_channels_first_and_channels_last_look_alike():
 def test_labels():
     seen = words(figure((32, 28, 28, 3), -1))
     assert seen[-4:] == [
-        "Dots stand for the cells left out.",
+        "Numbers are indices; dots stand for the cells left out.",
         "shape (32, 28, 28, 3), axis 3",
         "One colour: one mean and one variance. Values per mean: 32 x 28 x 28 = 25,088",
         "3 groups, averaged over batch (32), height (28), width (28)",
@@ -103,8 +103,8 @@ def test_unknown_sizes():
 
 
 def test_a_short_axis_is_drawn_whole():
-    assert "Dots stand for the cells left out." not in words(figure((3, 4, 4, 4), -1))
-    assert "Dots stand for the cells left out." in words(figure((3, 4, 4, 5), -1))
+    assert "Numbers are indices." in words(figure((3, 4, 4, 4), -1))
+    assert "Numbers are indices; dots stand for the cells left out." in words(figure((3, 4, 4, 5), -1))
 
 
 def test_many_axes_are_merged_or_cut():
@@ -149,3 +149,12 @@ def test_an_empty_array_has_no_figure():
     with pytest.raises(ShapeError) as error:
         draw(explain((32, 0, 28, 3)))
     assert str(error.value) == "a figure needs cells to draw; axis 1 has size 0; give the size of a batch that holds values"
+
+
+def test_a_wrong_axis_is_marked_as_wrong():
+    wrong = words(figure((32, 3, 28, 28), -1))
+    at = wrong.index("shape (32, 3, 28, 28), axis 3")
+    assert " ".join(wrong[at + 1 : at + 3]).startswith(
+        "Looks wrong: axis 3 (-1) looks like the width of channels-first images"
+    )
+    assert not [text for text in words(figure((32, 3, 28, 28), 1)) if "wrong" in text]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
+
 from evennorm.core.explanation import Explanation
 from evennorm.errors import ShapeError
 from evennorm.tools.drawn_axes import DrawnAxis, GroupColours, drawn_axes, named_axes
@@ -12,6 +14,8 @@ _MOST_CELLS = {1: (7,), 2: (5, 7), 3: (4, 4, 4), 4: (3, 3, 3, 2), 5: (3, 3, 3, 2
 """Cells drawn before an axis is shortened, by how many axes there are: those of a block first, then its repetitions."""
 _SWATCH = 14.0
 _LEGEND_STEP = 20.0
+_LINE = 90
+"""Characters of a line above the figure."""
 
 
 def draw(explanation: Explanation) -> str:
@@ -49,12 +53,14 @@ def draw(explanation: Explanation) -> str:
     else:
         draw_blocks(canvas, block, repeated, colours)
     _draw_legend(canvas, colours)
-    if any(axis.gap is not None for axis in block + repeated):
-        left, _, _, bottom = canvas.bounds
-        canvas.text((left, bottom + 26), "Dots stand for the cells left out.", "soft")
+    left, _, _, bottom = canvas.bounds
+    left_out = any(axis.gap is not None for axis in block + repeated)
+    note = "Numbers are indices" + ("; dots stand for the cells left out." if left_out else ".")
+    canvas.text((left, bottom + 26), note, "soft")
     title, *lines = _header(explanation, axes)
-    _draw_header(canvas, title, lines)
-    return canvas.document(title, ". ".join(lines))
+    wrong = [line for finding in explanation.findings for line in wrap(f"Looks wrong: {finding.message}", _LINE)]
+    _draw_header(canvas, title, lines, wrong)
+    return canvas.document(title, ". ".join([*lines, *(finding.message for finding in explanation.findings)]))
 
 
 def _arranged(axes: list[DrawnAxis], channel_axis: int) -> tuple[list[DrawnAxis], list[DrawnAxis]]:
@@ -86,12 +92,13 @@ def _header(explanation: Explanation, axes: list[DrawnAxis]) -> list[str]:
     return lines
 
 
-def _draw_header(canvas: Canvas, title: str, lines: list[str]) -> None:
+def _draw_header(canvas: Canvas, title: str, lines: list[str], wrong: list[str]) -> None:
     left, top, _, _ = canvas.bounds
-    y = top - 26 - 18 * len(lines)
+    y = top - 26 - 18 * (len(lines) + len(wrong))
     canvas.text((left, y), title, "title")
-    for number, line in enumerate(lines, start=1):
-        canvas.text((left, y + 5 + 18 * number), line, "" if number == 1 else "soft")
+    styles = [*("warning" for _ in wrong), "", *("soft" for _ in lines[1:])]
+    for number, (line, style) in enumerate(zip([*wrong, *lines], styles, strict=True), start=1):
+        canvas.text((left, y + 5 + 18 * number), line, style)
 
 
 def _draw_legend(canvas: Canvas, colours: GroupColours) -> None:

@@ -17,12 +17,14 @@ _STYLE = f"""
 .evennorm .soft {{ fill: #5c6b7a }}
 .evennorm .tick {{ fill: #5c6b7a; font-size: 10px }}
 .evennorm .strong {{ font-weight: 600 }}
+.evennorm .warning {{ font-weight: 600; fill: #8a5a00 }}
 .evennorm .paper {{ fill: #ffffff }}
 .evennorm .dot {{ fill: #5c6b7a }}
 .evennorm .cell {{ stroke: #ffffff; stroke-width: 1.2; stroke-linejoin: round }}
 @media (prefers-color-scheme: dark) {{
 .evennorm text {{ fill: #e6edf3 }}
 .evennorm .soft, .evennorm .tick, .evennorm .dot {{ fill: #9aa7b4 }}
+.evennorm .warning {{ fill: #f2c14e }}
 .evennorm .paper {{ fill: #14191f }}
 .evennorm .cell {{ stroke: #14191f }}
 }}

@@ -271,15 +271,16 @@ def test_an_epoch_is_whole_batches(monkeypatch):
 def test_a_run_whose_loss_explodes_stops_and_is_counted():
     samples = data()
     record = Trainer(settings(), samples, load_model("paper-mlp", samples)).train(Run("none", 1e38, 0))
-    assert record.diverged
+    assert (record.learned, record.diverged) == (False, True)
     assert len(record.test_accuracy) == 1
     assert record.train_loss == [None]
 
 
-def test_a_run_no_better_than_guessing_counts_as_diverged():
+def test_a_run_no_better_than_guessing_has_not_learned():
     samples = data()
     trainer = Trainer(settings(), samples, load_model("paper-mlp", samples))
-    assert trainer.train(Run("none", 1e-9, 0)).diverged
+    record = trainer.train(Run("none", 1e-9, 0))
+    assert (record.learned, record.diverged) == (False, False)
     # 50 of 100 guessed right, with a standard error of 5.
     assert chance(np.array([0, 1] * 50)) == pytest.approx(0.6)
 

@@ -11,18 +11,22 @@ import click
 
 from evennorm.cli.group import force_option
 from evennorm.errors import InputError, printable, printable_json
-from evennorm.tools.compare.settings import DEFAULT_EPOCHS, DEFAULT_PLACEMENTS, DEFAULT_REPEATS, PLACEMENTS
+from evennorm.tools.compare.confidence import DEFAULT_MAX_REPEATS
+from evennorm.tools.compare.flat import BUDGET
+from evennorm.tools.compare.settings import DEFAULT_EPOCHS, DEFAULT_EQUIVALENT, DEFAULT_PLACEMENTS, PLACEMENTS
 from evennorm.tools.interrupts import INTERRUPTED, remembered, stop_if_interrupted
 from evennorm.tools.outputs import Output, check_outputs, refuse_inputs
 
 if TYPE_CHECKING:
     from evennorm.tools.compare.report import Comparison
+    from evennorm.tools.compare.settings import Settings
 
 _NOTES = """\
-±         95 % interval of the mean over repeats
-*         the learning rate that validation samples chose for most repeats
-gap       training minus test accuracy, both measured after training, in inference mode
-diverged  the loss stopped being finite, or training ended no better than guessing
+( - )       95 % interval of the mean over the runs
+*           the learning rate that validation samples chose
+gap         training minus test accuracy, both measured after training, in inference mode
+at chance   runs that ended no better than guessing
+not finite  runs whose loss stopped being finite
 """
 
 
@@ -50,10 +54,28 @@ diverged  the loss stopped being finite, or training ended no better than guessi
     help=f"Some of {', '.join(PLACEMENTS)}.",
 )
 @click.option(
-    "--repeats", default=DEFAULT_REPEATS, show_default=True, metavar="N", help="Trainings of each, with paired seeds."
+    "--repeats",
+    type=int,
+    metavar="N",
+    help="Trainings of each, with paired seeds. [default: as many as each pair takes to be told apart]",
+)
+@click.option(
+    "--max-repeats", default=DEFAULT_MAX_REPEATS, show_default=True, metavar="N", help="Without --repeats: no more than N."
+)
+@click.option(
+    "--equivalent",
+    default=100 * DEFAULT_EQUIVALENT,
+    show_default=True,
+    metavar="POINTS",
+    help="A difference in accuracy below counts as none.",
 )
 @click.option("--learning-rates", metavar="LIST", help="[default: 0.02,0.1; for paper-mlp 0.1,0.5]")
-@click.option("--epochs", default=DEFAULT_EPOCHS, show_default=True, metavar="N", help="Of each training.")
+@click.option(
+    "--epochs",
+    metavar="N",
+    help=f"Of each training; auto ends each where its validation loss is flat, auto:N after N at most. "
+    f"[default: {DEFAULT_EPOCHS} for digits, else auto:{BUDGET}]",
+)
 @click.option("--batch-size", type=int, metavar="N", help="[default: 32; for paper-mlp 60]")
 @click.option(
     "--engine", metavar="ENGINE", help="jax, torch or tensorflow. [default: KERAS_BACKEND, else the first that is installed]"
@@ -161,6 +183,12 @@ def _number(text: str) -> float:
         raise InputError(f"--learning-rates takes numbers, as in 0.02,0.1; received {text!r}") from None
 
 
+def _plan(settings: Settings) -> str:
+    repeats = f"{settings.repeats} at most, as pairs need" if settings.sequential else settings.repeats
+    epochs = f"until flat, {settings.epochs} at most" if settings.until_flat else settings.epochs
+    return f"repeats: {repeats}; epochs: {epochs}; batches of {settings.batch_size}"
+
+
 def _print(comparison: Comparison) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -169,32 +197,27 @@ def _print(comparison: Comparison) -> None:
     console = Console(highlight=False)
     settings = comparison.settings
     console.print(Text(printable(f"{settings.model} on {comparison.data}")), soft_wrap=True)
-    plan = f"repeats: {settings.repeats}, epochs: {settings.epochs}, batches of {settings.batch_size}"
-    console.print(Text(f"{printable(f'{plan}; {comparison.device}')}\n"), soft_wrap=True)
+    console.print(Text(f"{printable(f'{_plan(settings)}; {comparison.device}')}\n"), soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("placement", no_wrap=True)
-    for header in (
-        "learning\nrate",
-        "test\naccuracy %",
-        "epochs to\nreach none",
-        "seconds\nper epoch",
-        "gap in\npoints",
-        "diverged\nruns",
-    ):
+    for header in ("rate", "test accuracy %", "epochs\nto none", "s per\nepoch", "gap", "runs", "at\nchance", "not\nfinite"):
         table.add_column(header, justify="right", no_wrap=True)
     for row in comparison.table:
-        spread = "" if row.low is None or row.high is None else f" ± {50 * (row.high - row.low):4.1f}"
+        interval = "" if row.low is None or row.high is None else f" ({100 * row.low:.1f}-{100 * row.high:.1f})"
         table.add_row(
             row.placement,
-            f"{row.learning_rate:g}{'*' if row.chosen * 2 > settings.repeats else ' '}",
-            f"{100 * row.test_accuracy:.1f}{spread}",
+            f"{row.learning_rate:g}{'*' if row.chosen else ' '}",
+            f"{100 * row.test_accuracy:.1f}{interval}",
             "-" if row.epochs_to_reference is None else str(row.epochs_to_reference),
             "-" if row.seconds_per_epoch is None else f"{row.seconds_per_epoch:.2f}",
             f"{100 * row.gap:.1f}",
-            f"{row.diverged} of {settings.repeats}",
+            str(row.repeats),
+            str(row.at_chance or ""),
+            str(row.diverged or ""),
         )
     console.print(table)
     console.print()
     console.print(Text(_NOTES), soft_wrap=True)
-    console.print(Text(printable(comparison.verdict), style="bold"), soft_wrap=not console.is_terminal)
+    for line in comparison.verdict.splitlines():
+        console.print(Text(printable(line), style="bold"), soft_wrap=not console.is_terminal)
     console.print(Text(f"\nruns.csv, summary.json and curves.png are in {printable(settings.out)}"), soft_wrap=True)

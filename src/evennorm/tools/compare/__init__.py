@@ -10,7 +10,16 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from evennorm.errors import ArgumentError, InputError, MissingExtra
-from evennorm.tools.compare.settings import DEFAULT_EPOCHS, DEFAULT_PLACEMENTS, DEFAULT_REPEATS, PLACEMENTS, Run, Settings
+from evennorm.tools.compare.confidence import DEFAULT_MAX_REPEATS
+from evennorm.tools.compare.flat import parsed
+from evennorm.tools.compare.settings import (
+    DEFAULT_EPOCHS,
+    DEFAULT_EQUIVALENT,
+    DEFAULT_PLACEMENTS,
+    PLACEMENTS,
+    Run,
+    Settings,
+)
 
 if TYPE_CHECKING:
     from evennorm.tools.compare.report import Comparison
@@ -25,36 +34,44 @@ def compare(
     data: str = "digits",
     model: str = "article-cnn",
     placements: Iterable[str] = DEFAULT_PLACEMENTS,
-    repeats: int = DEFAULT_REPEATS,
+    repeats: int | None = None,
     learning_rates: Iterable[float] | None = None,
-    epochs: int = DEFAULT_EPOCHS,
+    epochs: int | str | None = None,
     batch_size: int | None = None,
     engine: str | None = None,
     jobs: int = 1,
     out: str | None = None,
     storage: str | None = None,
     seed: int = 0,
+    max_repeats: int = DEFAULT_MAX_REPEATS,
+    equivalent: float = 100 * DEFAULT_EQUIVALENT,
     progress: Report | None = None,
     notice: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Trains each placement of batch normalization x learning rate x repeat, and tells which differences that shows.
 
-    What is trained already, by an interrupted call or with fewer repeats, is not trained again. The same call gives the
-    same numbers on the same machine and engine.
+    Repeats are added only to pairs of placements that are not told apart yet, by intervals that hold however often one
+    looks. What is trained already, by an interrupted call or with fewer repeats, is not trained again. The same call gives
+    the same numbers on the same machine and engine.
 
     Args:
         data: `digits`, `fashion-mnist`, an `.npz` file, a folder of IDX files or of class folders of images.
         model: `article-cnn`, `paper-mlp`, a `.keras` file or `module:function`.
         placements: some of `none`, `before`, `after`, `input`, `as-is`.
-        repeats: trainings of each placement at each rate; repeat i has the same seed in all of them.
+        repeats: trainings of each placement at each rate; repeat i has the same seed in all of them. None trains as many as
+            each pair takes to be told apart.
         learning_rates: None is 0.02 and 0.1; for `paper-mlp` 0.1 and 0.5.
-        epochs, batch_size: of each training; a batch size of None is 32, for `paper-mlp` 60.
+        epochs: of each training; `auto` or `auto:BUDGET` ends each one where its validation loss is flat. None is 10 for
+            the digits, else `auto`.
+        batch_size: None is 32, for `paper-mlp` 60.
         engine: Keras backend; None is that of KERAS_BACKEND, else the lightest that is installed.
         jobs: how many processes train.
         out: folder for study, runs.csv, summary.json and curves.png; None is `evennorm-runs/DATA-MODEL-ENGINE`.
         storage: URL of an Optuna storage that several machines share; None is a SQLite file in `out`.
         seed: another one gives other initial weights, orders and dropout in every repeat.
-        progress: called with the number of runs done, in parts, and of all.
+        max_repeats: where `repeats` is None: the last look comes after so many at most.
+        equivalent: percentage points; a difference below counts as none.
+        progress: called with the number of runs done, in parts, and of all as far as is known.
         notice: called with what to know meanwhile, such as that a database does not answer and is waited for.
 
     Raises:
@@ -71,44 +88,47 @@ def compare(
         >>> [(row.placement, row.learning_rate, row.chosen) for row in comparison.table]
         [('none', 0.5, 2), ('before', 0.5, 2)]
         >>> comparison.verdict
-        'In 2 paired repeats, each placement at the rate that validation chose, ...'
+        '...'
     """
     for package, extra in NEEDED.items():
         if importlib.util.find_spec(package) is None:
             raise MissingExtra("evennorm compare", extra, package)
-    settings = settings_for(data, model, placements, repeats, learning_rates, epochs, batch_size, engine, out, storage, seed)
+    settings = settings_for(
+        data,
+        model,
+        placements,
+        repeats,
+        learning_rates,
+        epochs,
+        batch_size,
+        engine,
+        out,
+        storage,
+        seed,
+        max_repeats,
+        equivalent,
+    )
     if jobs < 1:
         raise ArgumentError(f"the number of jobs must be at least 1; received {jobs}")
 
-    from evennorm.tools.compare import table
     from evennorm.tools.compare.engine import device
     from evennorm.tools.compare.report import Comparison
-    from evennorm.tools.compare.study import Study
     from evennorm.tools.compare.train import Trainer
-    from evennorm.tools.compare.work import Progress, prepare, work, work_in_processes
+    from evennorm.tools.compare.work import Progress, join_study, prepare, work, work_in_processes
 
     samples, architecture, fingerprint = prepare(settings)
     trainer = Trainer(settings, samples, architecture)
     for placement in settings.placements:
         architecture.place(placement)  # an impossible one is told before anything is trained
     _check_writable(Path(settings.out))
-    study = Study(settings, fingerprint, notice)
+    study = join_study(settings, samples, fingerprint, notice)
     told = Progress(settings, len(study.records()), progress or (lambda done, total: None), notice)
     if jobs == 1 or not study.enqueue_missing():
         work(study, trainer, told)
     else:
         work_in_processes(settings, jobs, told)
-    records = study.records()
-    pairs = table.paired_differences(settings, records, len(samples.x_test))
-    comparison = Comparison(
-        settings,
-        str(samples),
-        fingerprint,
-        device(settings.engine),
-        records,
-        table.rows(settings, records),
-        pairs,
-        table.verdict(settings, pairs, table.unlearned(settings, records)),
+    comparison = Comparison.of(
+        settings, str(samples), fingerprint, device(settings.engine), study.records(), 1 / len(samples.x_test)
     )
     comparison.write()
     return comparison
@@ -118,14 +138,16 @@ def settings_for(
     data: str,
     model: str,
     placements: Iterable[str],
-    repeats: int,
+    repeats: int | None,
     learning_rates: Iterable[float] | None,
-    epochs: int,
+    epochs: int | str | None,
     batch_size: int | None,
     engine: str | None,
     out: str | None,
     storage: str | None,
     seed: int,
+    max_repeats: int = DEFAULT_MAX_REPEATS,
+    equivalent: float = 100 * DEFAULT_EQUIVALENT,
 ) -> Settings:
     """The arguments of `compare` with everything that was left open filled in."""
     from evennorm.tools.compare.engine import choose_engine
@@ -133,18 +155,25 @@ def settings_for(
 
     defaults = DEFAULTS.get(model, Defaults())
     chosen = choose_engine(engine)
+    try:
+        most, until_flat = parsed((DEFAULT_EPOCHS if data == "digits" else "auto") if epochs is None else epochs)
+    except ValueError:
+        raise ArgumentError(f"epochs are a number, auto or auto:BUDGET, as in auto:50; received {epochs!r}") from None
     return Settings(
         data,
         model,
         tuple(placements),
-        repeats,
+        max_repeats if repeats is None else repeats,
         tuple(defaults.learning_rates if learning_rates is None else learning_rates),
-        epochs,
+        most,
         defaults.batch_size if batch_size is None else batch_size,
         chosen,
         seed,
         out or str(Path("evennorm-runs", "-".join([_word(data), _word(model), chosen]))),
         storage,
+        sequential=repeats is None,
+        until_flat=until_flat,
+        equivalent=equivalent / 100,
     )
 
 

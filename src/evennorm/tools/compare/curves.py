@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from evennorm.errors import printable
+from evennorm.tools.compare.racing import cell
 from evennorm.tools.compare.settings import Run, Settings
 from evennorm.tools.compare.statistics import interval
-from evennorm.tools.compare.table import curve
+from evennorm.tools.compare.table import curve, longest
 from evennorm.tools.compare.train import Record
 
 STYLES = {
@@ -38,7 +39,7 @@ def draw_curves(settings: Settings, records: Mapping[Run, Record], title: str, p
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for panel, rate in zip(axes, rates, strict=False):
         for placement in settings.placements:
-            _draw_placement(panel, settings, records, placement, rate)
+            _draw_placement(panel, records, placement, rate)
         panel.set_title(f"learning rate {rate:g}", fontsize=11)
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
@@ -50,7 +51,9 @@ def draw_curves(settings: Settings, records: Mapping[Run, Record], title: str, p
         panel.remove()
     for panel in axes[::columns]:
         panel.set_ylabel("test accuracy")
-    shown = "one repeat" if settings.repeats == 1 else f"mean and 95 % interval over {settings.repeats} repeats"
+    counts = sorted({len(cell(records, name, rate)) for name in settings.placements for rate in rates})
+    over = f"{counts[0]} repeats" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]} repeats"
+    shown = "one repeat" if counts == [1] else f"mean and 95 % interval over {over}"
     plain = printable(title).replace("$", r"\$")  # which begins a formula otherwise
     figure.suptitle(f"{plain}\n{shown}", fontsize=11)
     handles, labels = axes[0].get_legend_handles_labels()
@@ -58,15 +61,15 @@ def draw_curves(settings: Settings, records: Mapping[Run, Record], title: str, p
     figure.savefig(path, format="png")
 
 
-def _draw_placement(panel: Axes, settings: Settings, records: Mapping[Run, Record], placement: str, rate: float) -> None:
+def _draw_placement(panel: Axes, records: Mapping[Run, Record], placement: str, rate: float) -> None:
     colour, marker, dash = STYLES[placement]
-    runs = [records[Run(placement, rate, repeat)] for repeat in range(settings.repeats)]
-    curves = np.array([curve(record, settings.epochs) for record in runs])
-    epochs = np.arange(1, settings.epochs + 1)
-    every = max(1, settings.epochs // 10)
+    runs, most = cell(records, placement, rate), longest(records.values())
+    curves = np.array([curve(record, most) for record in runs])
+    epochs = np.arange(1, most + 1)
+    every = max(1, most // 10)
     panel.plot(
         epochs, curves.mean(axis=0), dash, color=colour, marker=marker, markevery=every, ms=4.5, lw=1.8, label=placement
     )
-    if settings.repeats > 1:
+    if len(runs) > 1:
         low, high = np.clip(np.array([interval(column) for column in curves.T]).T, 0, 1)
         panel.fill_between(epochs, low, high, color=colour, alpha=0.13, lw=0)

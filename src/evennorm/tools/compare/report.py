@@ -14,10 +14,12 @@ from typing import Any
 
 from evennorm.errors import InputError
 from evennorm.tools.atomic import write_text
+from evennorm.tools.compare.racing import Race, race
 from evennorm.tools.compare.settings import Run, Settings
 from evennorm.tools.compare.statistics import Difference
-from evennorm.tools.compare.table import Row
+from evennorm.tools.compare.table import Row, rows
 from evennorm.tools.compare.train import Record, seed_of
+from evennorm.tools.compare.verdict import verdict
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,25 @@ class Comparison:
     table: list[Row]
     differences: list[Difference]
     verdict: str
+    race: Race
+
+    @classmethod
+    def of(
+        cls,
+        settings: Settings,
+        data: str,
+        fingerprint: dict[str, Any],
+        device: str,
+        records: Mapping[Run, Record],
+        step: float,
+    ) -> Comparison:
+        """What a finished study shows; `step` is the accuracy that one test sample is worth."""
+        found = race(settings, records, step)
+        records = {run: records[run] for run in found.runs}
+        table = rows(settings, records, found, step)
+        return cls(
+            settings, data, fingerprint, device, records, table, found.differences, verdict(settings, records, found), found
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The summary as JSON takes it; numbers that are not known are None."""
@@ -82,10 +103,10 @@ class Comparison:
             [
                 *Run._fields,
                 *("seed", "test_accuracy", "validation_accuracy", "train_accuracy", "test_loss", "train_loss", "epochs"),
-                *("diverged", "seconds_per_epoch"),
+                *("diverged", "learned", "seconds_per_epoch"),
             ]
         )
-        for run in sorted(self.settings.runs, key=self._order):
+        for run in sorted(self.records, key=self._order):
             record = self.records[run]
             later = record.seconds[1:]
             writer.writerow(
@@ -94,6 +115,7 @@ class Comparison:
                     seed_of(self.settings.seed, run.repeat),
                     *(record.test_accuracy[-1], record.validation_accuracy, record.train_accuracy[-1]),
                     *(record.test_loss[-1], record.train_loss[-1], len(record.seconds), int(record.diverged)),
+                    int(record.learned),
                     f"{math.fsum(later) / len(later):.4f}" if later else "",
                 ]
             )

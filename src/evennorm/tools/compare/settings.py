@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from evennorm.errors import ArgumentError
+from evennorm.tools.compare.confidence import LOOKS
 
 PLACEMENTS = ("none", "before", "after", "input", "as-is")
 """Without batch normalization, between each layer and its activation, behind each activation, as first layer, as given."""
@@ -18,6 +19,8 @@ PLACEMENTS = ("none", "before", "after", "input", "as-is")
 DEFAULT_PLACEMENTS = ("none", "before", "after", "input")
 DEFAULT_REPEATS = 5
 DEFAULT_EPOCHS = 10
+DEFAULT_EQUIVALENT = 0.01
+"""Of accuracy: one percentage point."""
 
 
 class Run(NamedTuple):
@@ -40,6 +43,9 @@ class Settings:
         engine: the Keras backend.
         out: the folder of the results.
         storage: URL of an Optuna storage; None is a SQLite file in `out`.
+        sequential: whether `repeats` is a limit, and a pair is trained only until it is told apart (`racing`).
+        until_flat: whether `epochs` is a limit, and a run ends where its validation loss is flat (`flat`).
+        equivalent: a difference in accuracy below counts as none.
 
     Raises:
         ArgumentError: a value outside its range, named.
@@ -56,6 +62,9 @@ class Settings:
     seed: int
     out: str
     storage: str | None = None
+    sequential: bool = False
+    until_flat: bool = False
+    equivalent: float = DEFAULT_EQUIVALENT
 
     def __post_init__(self) -> None:
         for placement in self.placements:
@@ -69,17 +78,21 @@ class Settings:
                 raise ArgumentError(f"{name} are one or more, each named once; received {_listed(values) or 'none'}")
         # A batch of one has no variance to normalize by.
         for name, value, least in (
-            ("number of repeats", self.repeats, 1),
+            ("number of repeats", self.repeats, LOOKS[0] if self.sequential else 1),
             ("number of epochs", self.epochs, 1),
             ("batch size", self.batch_size, 2),
             ("seed", self.seed, 0),
         ):
             if value < least:
                 raise ArgumentError(f"the {name} must be at least {least}; received {value}")
+        if not 0 < self.equivalent < 1:
+            raise ArgumentError(
+                f"a difference that counts as none lies between 0 and 100 points; received {100 * self.equivalent:g}"
+            )
 
     @property
     def runs(self) -> list[Run]:
-        """All runs, in the order they are trained in: placements take turns, so that their timings share the weather."""
+        """All runs that may be trained, in this order: placements take turns, so that their timings share the weather."""
         return [
             Run(placement, rate, repeat)
             for repeat in range(self.repeats)

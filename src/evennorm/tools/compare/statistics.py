@@ -1,14 +1,16 @@
-"""Accuracies of paired repeats go in; means, intervals, and the differences that they do or do not show come out."""
+"""Take accuracies of paired repeats, and tell means, intervals, and the differences that they do or do not show."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
-from scipy import stats
 
-CONFIDENCE = 0.95
+from evennorm.tools.compare.confidence import CONFIDENCE, LOOKS, quantile, share
+
 POWER = 0.8
 """Chance of showing a difference, if it is what it seems to be, that a number of repeats is proposed for."""
 
@@ -21,7 +23,8 @@ class Difference:
 
     `low` and `high` belong to intervals that hold for all pairs of a comparison together with 95 % confidence; None for a
     single repeat. `shown`: the interval excludes 0. `repeats_needed`: with so many the difference would probably be
-    shown, were it as large as it seems; None where it is shown, or where more than 1000 were needed.
+    shown, were it as large as it seems; None where it is shown, or where more than 1000 were needed. `repeats`: so many
+    were compared. `equivalent`: the whole interval is within the margin that counts as no difference.
     """
 
     better: str
@@ -31,10 +34,17 @@ class Difference:
     high: float | None
     shown: bool
     repeats_needed: int | None
+    repeats: int = 0
+    equivalent: bool = False
 
 
-def interval(values: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float] | None:
+def interval(values: np.ndarray, confidence: float = CONFIDENCE, floor: float = 0.0) -> tuple[float, float] | None:
     """Student's interval for the mean of independent values; None for fewer than two.
+
+    Args:
+        values: one per repeat.
+        confidence: chance of holding the mean.
+        floor: the least standard deviation to assume. Values that agree do not prove that others would.
 
     Example:
         >>> low, high = interval(np.array([0.8, 0.9, 1.0]))
@@ -43,29 +53,51 @@ def interval(values: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float,
     """
     if len(values) < 2:
         return None
-    half = _half_width(float(np.std(values, ddof=1)), len(values), confidence)
+    half = half_width(max(float(np.std(values, ddof=1)), floor), len(values), confidence)
     return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
-def choose_rates(validation: np.ndarray) -> np.ndarray:
-    """Index of the learning rate (repeats,) that each repeat is judged at, from validation accuracies (rates, repeats).
+def share_interval(values: np.ndarray, step: float, confidence: float = CONFIDENCE) -> tuple[float, float] | None:
+    """The interval of a mean accuracy: within 0 and 1, and never of no width.
 
-    The best of several rates looks better than it is when the runs that chose it are those that judge it. So each repeat is
-    judged at the rate that is best in the mean of the *other* repeats, on samples that are neither trained nor tested on.
+    Args:
+        values: accuracies, one per repeat.
+        step: accuracy that one test sample is worth, which the spread between repeats is never taken for less than.
+        confidence: chance of holding the mean.
 
     Example:
-        >>> choose_rates(np.array([[0.8, 0.8, 0.8], [0.95, 0.7, 0.7]])).tolist()
-        [0, 1, 1]
+        >>> [round(end, 2) for end in share_interval(np.array([0.99, 0.99, 0.99]), 0.01)]
+        [0.97, 1.0]
     """
-    repeats = validation.shape[1]
-    if repeats == 1:
-        return validation.argmax(axis=0)
-    others = (validation.sum(axis=1, keepdims=True) - validation) / (repeats - 1)
-    # Sums of equal accuracies in other orders differ in their last bits; ties go to the first rate.
-    return others.round(9).argmax(axis=0)
+    found = interval(values, confidence, step)
+    return None if found is None else (max(found[0], 0.0), min(found[1], 1.0))
 
 
-def differences(scores: dict[str, np.ndarray], step: float) -> list[Difference]:
+def choose_rate(validation: np.ndarray) -> int:
+    """Index of the learning rate that a placement is judged at: best in the mean of validation accuracies (rates, repeats).
+
+    Samples that are neither trained nor tested on choose one rate for all repeats. To choose for each repeat by the others
+    alone looks fairer and is not: a repeat that did well makes its rate the choice of all others but not its own, so that
+    accuracies which share a choice depend on each other, and differences are claimed where there are none (docs/compare.md).
+
+    Example:
+        >>> choose_rate(np.array([[0.8, 0.8, 0.8], [0.95, 0.7, 0.7]]))
+        0
+    """
+    return int(validation.mean(axis=1).round(9).argmax())  # sums in other orders differ in their last bits; ties: the first
+
+
+def pair_confidence(pairs: int, look: int | None = None) -> float:
+    """Confidence that each of so many intervals needs for all to hold with 95 % (Bonferroni), at one look of a study.
+
+    Example:
+        >>> round(pair_confidence(6), 4), round(pair_confidence(6, look=20), 4)
+        (0.9917, 0.9975)
+    """
+    return 1 - (1 - CONFIDENCE) * (1.0 if look is None else share(look)) / max(1, pairs)
+
+
+def differences(scores: dict[str, np.ndarray], step: float, margin: float = 0.0) -> list[Difference]:
     """Every pair of placements, each with the difference of its mean scores and its interval; the largest first.
 
     Bonferroni's correction: with m pairs each interval has confidence 1 - 0.05 / m, so that all hold together with 95 %.
@@ -74,6 +106,7 @@ def differences(scores: dict[str, np.ndarray], step: float) -> list[Difference]:
         scores: accuracies (repeats,) of each placement; equal positions share their seed.
         step: accuracy that one test sample is worth. The spread between repeats is never taken for less: repeats that
             happen to agree in the count of a small test set do not prove that others would.
+        margin: a difference below counts as none.
 
     Example:
         >>> [found] = differences({"none": np.array([0.80, 0.82, 0.81]), "before": np.array([0.90, 0.91, 0.92])}, 0.001)
@@ -81,22 +114,50 @@ def differences(scores: dict[str, np.ndarray], step: float) -> list[Difference]:
         ('before', 0.1, 0.075, 0.125, True)
     """
     pairs = list(combinations(scores, 2))
-    confidence = 1 - (1 - CONFIDENCE) / max(1, len(pairs))
-    found = [_difference(*pair, scores[pair[0]] - scores[pair[1]], step, confidence) for pair in pairs]
+    found = [compared(*pair, scores, step, pair_confidence(len(pairs)), margin) for pair in pairs]
     return sorted(found, key=lambda pair: -pair.difference)
 
 
-def _difference(first: str, second: str, values: np.ndarray, step: float, confidence: float) -> Difference:
-    mean = float(np.mean(values))
+def compared(
+    first: str,
+    second: str,
+    scores: dict[str, np.ndarray],
+    step: float,
+    confidence: float,
+    margin: float = 0.0,
+    pairs: int | None = None,
+) -> Difference:
+    """One pair of placements, with an interval of the given confidence.
+
+    Args:
+        first, second: names in `scores`.
+        scores, step, margin: as of `differences`.
+        confidence: of the interval.
+        pairs: of a study that looks several times: how many pairs it has. Repeats are forecast for its next looks.
+
+    Example:
+        >>> scores = {"none": np.array([0.80, 0.82, 0.81]), "before": np.array([0.80, 0.82, 0.81])}
+        >>> compared("none", "before", scores, 0.001, 0.95, margin=0.01).equivalent
+        True
+    """
+    values = scores[first] - scores[second]
+    mean, count = float(np.mean(values)), len(values)
     better, worse = (first, second) if mean >= 0 else (second, first)
     mean = abs(mean)
-    if len(values) < 2:
-        return Difference(better, worse, mean, None, None, False, None)
+    if count < 2:
+        return Difference(better, worse, mean, None, None, False, None, count)
     spread = max(float(np.std(values, ddof=1)), step)
-    half = _half_width(spread, len(values), confidence)
-    shown = mean > half
-    needed = None if shown else repeats_needed(mean, spread, confidence, at_least=len(values) + 1)
-    return Difference(better, worse, mean, mean - half, mean + half, shown, needed)
+    half = half_width(spread, count, confidence)
+    low, high, shown = max(mean - half, -1.0), min(mean + half, 1.0), mean > half
+    needed = None if shown else _forecast(mean, spread, count, confidence, pairs)
+    return Difference(better, worse, mean, low, high, shown, needed, count, max(high, -low) < margin)
+
+
+def _forecast(mean: float, spread: float, count: int, confidence: float, pairs: int | None) -> int | None:
+    if pairs is None:
+        return repeats_needed(mean, spread, confidence, at_least=count + 1)
+    looks = [look for look in LOOKS if look > count]
+    return _enough(mean, spread, looks, [pair_confidence(pairs, look) for look in looks])
 
 
 def repeats_needed(difference: float, spread: float, confidence: float = CONFIDENCE, at_least: int = 2) -> int | None:
@@ -111,11 +172,30 @@ def repeats_needed(difference: float, spread: float, confidence: float = CONFIDE
         >>> repeats_needed(1.0, 1.0)
         10
     """
-    repeats = np.arange(max(2, at_least), MOST_REPEATS + 1)
-    quantiles = stats.t.ppf((1 + confidence) / 2, repeats - 1) + stats.t.ppf(POWER, repeats - 1)
-    enough = difference * np.sqrt(repeats) >= quantiles * spread
-    return int(repeats[enough.argmax()]) if enough.any() else None
+    repeats = range(max(2, at_least), MOST_REPEATS + 1)
+    return _enough(difference, spread, repeats, [confidence] * len(repeats))
 
 
-def _half_width(spread: float, count: int, confidence: float) -> float:
-    return float(stats.t.ppf((1 + confidence) / 2, count - 1)) * spread / count**0.5
+def _enough(difference: float, spread: float, repeats: Sequence[int], confidences: Sequence[float]) -> int | None:
+    if not len(repeats):
+        return None
+    enough = difference * np.sqrt(np.array(repeats)) >= _quantiles(tuple(repeats), tuple(confidences)) * spread
+    return int(repeats[int(enough.argmax())]) if enough.any() else None
+
+
+@lru_cache(maxsize=100)
+def _quantiles(repeats: tuple[int, ...], confidences: tuple[float, ...]) -> np.ndarray:
+    from scipy import stats
+
+    degrees = np.array(repeats) - 1
+    return np.asarray(stats.t.ppf((1 + np.array(confidences)) / 2, degrees) + stats.t.ppf(POWER, degrees))
+
+
+def half_width(spread: float, count: int, confidence: float) -> float:
+    """How far Student's interval of a mean reaches to each side.
+
+    Example:
+        >>> round(half_width(0.1, 3, 0.95), 4)
+        0.2484
+    """
+    return quantile(confidence, count - 1) * spread / count**0.5

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -44,6 +44,8 @@ RECORD = "record"
 PROCESS = "process"
 """Of a trial that is being trained: the token of the process."""
 
+Plan = Callable[[Mapping[Run, Record]], list[Run]]
+
 T = TypeVar("T")
 
 
@@ -58,15 +60,25 @@ class Study:
         settings: name the storage and the study.
         fingerprint: whatever must be the same for runs to be comparable, in words a reader can compare.
         notice: is told, once, that a database is being waited for.
+        plan: the runs that are worth training, by the records of those that finished; None is all of the settings.
 
     Raises:
         InputError: the storage cannot be used, or the study in it was made by other settings.
     """
 
-    def __init__(self, settings: Settings, fingerprint: dict[str, Any], notice: Callable[[str], None] = lambda text: None):
+    def __init__(
+        self,
+        settings: Settings,
+        fingerprint: dict[str, Any],
+        notice: Callable[[str], None] = lambda text: None,
+        plan: Plan | None = None,
+    ):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # it logs a trace where Ctrl-C meets a statement
         self.settings = settings
+        self.planned = 0
+        """Runs that are worth training, finished ones included, as far as was known at the last `enqueue_missing`."""
+        self._plan = plan or (lambda records: settings.runs)
         self._tell = notice
         self._lost_at: float | None = None
         self._unnamed: dict[int, float] = {}
@@ -78,27 +90,32 @@ class Study:
 
     def records(self) -> dict[Run, Record]:
         """The records of all finished runs that the settings ask for; of one that was trained twice, the first."""
+        with self._storage_errors():
+            return self._records(self._call(lambda: self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))))
+
+    def _records(self, trials: Sequence[FrozenTrial]) -> dict[Run, Record]:
         asked = set(self.settings.runs)
         found: dict[Run, Record] = {}
-        with self._storage_errors():
-            trials = self._call(lambda: self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
         for trial in trials:
             run = _run_of(trial)
-            if run in asked and run not in found:
-                found[run] = Record(**trial.user_attrs[RECORD])
+            if trial.state is TrialState.COMPLETE and run in asked and run not in found:
+                found[run] = Record.kept(trial.user_attrs[RECORD])
         return found
 
     def enqueue_missing(self) -> int:
-        """Fails the runs of dead processes, enqueues every run that nobody has trained or is training; how many are left."""
+        """Fails the runs of dead processes, enqueues every planned run that nobody trains; how many are left to finish."""
         with self._storage_errors():
             return self._call(self._enqueue_missing)
 
     def _enqueue_missing(self) -> int:
         self._fail_dead()
         states: dict[Run | None, set[TrialState]] = {}
-        for trial in self._study.get_trials(deepcopy=False):
+        trials = self._study.get_trials(deepcopy=False)
+        for trial in trials:
             states.setdefault(_run_of(trial), set()).add(trial.state)
-        left = [run for run in self.settings.runs if TrialState.COMPLETE not in states.get(run, ())]
+        planned = self._plan(self._records(trials))
+        self.planned = len(planned)
+        left = [run for run in planned if TrialState.COMPLETE not in states.get(run, ())]
         for run in left:
             if not states.get(run, set()) & {TrialState.WAITING, TrialState.RUNNING}:
                 self._study.enqueue_trial(run._asdict(), user_attrs={OURS: list(run)})

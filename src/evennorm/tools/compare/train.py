@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from evennorm.errors import ArgumentError
 from evennorm.tools.compare.data import Data
+from evennorm.tools.compare.flat import is_flat
 from evennorm.tools.compare.models import Architecture, ends_in_logits
 from evennorm.tools.compare.settings import Run, Settings
 
@@ -38,7 +39,21 @@ class Record:
     """After the last epoch."""
 
     diverged: bool
-    """The loss stopped being finite, or training ended no better than by always naming the commonest class."""
+    """The loss stopped being finite."""
+
+    learned: bool = True
+    """Training ended better than by always naming the commonest class."""
+
+    validation_loss: list[float | None] = field(default_factory=list)
+    """Where it decides when training ends: of the validation samples."""
+
+    @classmethod
+    def kept(cls, values: dict[str, Any]) -> Record:
+        """The record that a study keeps as `values`; studies of before called runs at chance diverged too."""
+        if "learned" not in values:
+            finite = values["train_loss"][-1] is not None
+            values = values | {"learned": not values["diverged"], "diverged": values["diverged"] and not finite}
+        return cls(**values)
 
 
 class Trainer:
@@ -75,9 +90,10 @@ class Trainer:
             "test_accuracy": [],
             "test_loss": [],
             "seconds": [],
+            "validation_loss": [],
         }
-        finite = True
-        while finite and len(epochs["seconds"]) < self.settings.epochs:
+        finite, learned, flat = True, False, False
+        while finite and not flat and len(epochs["seconds"]) < self.settings.epochs:
             loss, seconds = self._train_epoch(model, random)
             epochs["seconds"].append(seconds)
             for part, samples in (("train", self.data.training_sample), ("test", (self.data.x_test, self.data.y_test))):
@@ -85,10 +101,14 @@ class Trainer:
                 epochs[f"{part}_accuracy"].append(accuracy)
                 epochs[f"{part}_loss"].append(measured if math.isfinite(measured) else None)
             finite = math.isfinite(loss) and epochs["train_loss"][-1] is not None
+            learned = finite and epochs["train_accuracy"][-1] > chance(self.data.training_sample[1])
+            if self.settings.until_flat:
+                _, measured = _evaluate(model, self.data.x_validation, self.data.y_validation)
+                epochs["validation_loss"].append(measured if math.isfinite(measured) else None)
+                flat = is_flat(epochs["validation_loss"], learned, self.settings.epochs)
             after_epoch()
         validation, _ = _evaluate(model, self.data.x_validation, self.data.y_validation)
-        diverged = not finite or epochs["train_accuracy"][-1] <= chance(self.data.training_sample[1])
-        return Record(**epochs, validation_accuracy=validation, diverged=diverged)
+        return Record(**epochs, validation_accuracy=validation, diverged=not finite, learned=learned)
 
     def _train_epoch(self, model: keras.Model, random: np.random.Generator) -> tuple[float, float]:
         """Loss and seconds of one epoch of whole batches.

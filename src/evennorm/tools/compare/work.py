@@ -16,6 +16,7 @@ from evennorm.errors import InputError
 from evennorm.tools.compare.data import Data, load_data
 from evennorm.tools.compare.engine import select_engine, share_of_cores, versions
 from evennorm.tools.compare.models import Architecture, load_model
+from evennorm.tools.compare.racing import race
 from evennorm.tools.compare.settings import Run, Settings
 from evennorm.tools.compare.study import Study
 from evennorm.tools.compare.train import Record, Trainer
@@ -33,7 +34,7 @@ class Progress:
 
     def __init__(self, settings: Settings, finished: int, report: Report, notice: Callable[[str], None] = lambda text: None):
         self._epochs = settings.epochs
-        self._total = len(settings.runs)
+        self._total = 1 if settings.sequential else len(settings.runs)
         self._finished = finished
         self._partial: dict[int, float] = {}
         self._report = report
@@ -41,6 +42,13 @@ class Progress:
         self.notice = notice
         """Is told what the user should know meanwhile."""
         report(finished, self._total)
+
+    def expect(self, total: int) -> None:
+        """So many runs are worth training, as far as is known."""
+        with self._lock:
+            if total != self._total:
+                self._total = total
+                self._tell()
 
     def epoch(self, worker: int = 0) -> None:
         """One epoch more."""
@@ -75,13 +83,21 @@ def prepare(settings: Settings) -> tuple[Data, Architecture, dict[str, Any]]:
         "optimizer": json.dumps(architecture.optimizer["config"], sort_keys=True, default=str)
         if settings.model not in ("article-cnn", "paper-mlp")
         else "SGD, momentum 0.9",
-        "epochs": settings.epochs,
+        "epochs": f"auto, {settings.epochs} at most" if settings.until_flat else settings.epochs,
         "batch size": settings.batch_size,
         "seed": settings.seed,
         "engine": settings.engine,
         "versions": ", ".join(f"{name} {version}" for name, version in versions(settings.engine).items()),
     }
     return data, architecture, fingerprint
+
+
+def join_study(
+    settings: Settings, data: Data, fingerprint: dict[str, Any], notice: Callable[[str], None] = lambda text: None
+) -> Study:
+    """The study of these settings, which hands out the runs that are worth training."""
+    step = 1 / len(data.x_test)
+    return Study(settings, fingerprint, notice, lambda records: race(settings, records, step).runs)
 
 
 def work(study: Study, trainer: Trainer, progress: Progress) -> None:
@@ -93,6 +109,7 @@ def work(study: Study, trainer: Trainer, progress: Progress) -> None:
         return record
 
     while study.enqueue_missing():
+        progress.expect(study.planned)
         if not study.work_once(train):
             time.sleep(WAIT_SECONDS)
 
@@ -150,6 +167,8 @@ def _read(index: int, worker: subprocess.Popen[str], progress: Progress, problem
             progress.epoch(index)
         elif event == "run":
             progress.run(index)
+        elif event == "total":
+            progress.expect(detail)
         elif event == "notice":
             progress.notice(detail)
         else:

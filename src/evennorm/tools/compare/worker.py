@@ -32,9 +32,8 @@ def main() -> int:
 
 
 def _work(settings: Settings, tell: Any) -> None:
-    from evennorm.tools.compare.study import Study
     from evennorm.tools.compare.train import Trainer
-    from evennorm.tools.compare.work import Progress, prepare, work
+    from evennorm.tools.compare.work import Progress, join_study, prepare, work
 
     class Told(Progress):
         """Passes each step on instead of adding it up."""
@@ -45,8 +44,11 @@ def _work(settings: Settings, tell: Any) -> None:
         def run(self, worker: int = 0) -> None:
             tell("run")
 
+        def expect(self, total: int) -> None:
+            tell("total", total)
+
     data, architecture, fingerprint = prepare(settings)
-    study = Study(settings, fingerprint, lambda text: tell("notice", text))
+    study = join_study(settings, data, fingerprint, lambda text: tell("notice", text))
     work(study, Trainer(settings, data, architecture), Told(settings, 0, lambda done, total: None))
 
 

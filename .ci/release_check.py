@@ -26,7 +26,15 @@ ENVIRONMENTS = {
     "tensorflow": "[keras,tensorflow,tools]",
     "all": "[keras,jax,flax,torch,tensorflow,tools]",
 }
-PARTS = ("kernels/_cpu.", "kernels/_xla.", "kernels/_tensorflow.", "py.typed", "kernels/_cpu.pyi", "kernels/_xla.pyi")
+PARTS = (
+    "tools/check/findings/BN101.md",
+    "kernels/_cpu.",
+    "kernels/_xla.",
+    "kernels/_tensorflow.",
+    "py.typed",
+    "kernels/_cpu.pyi",
+    "kernels/_xla.pyi",
+)
 LICENSES = ("licenses/LICENSE", "licenses/native/third_party/xla/LICENSE")
 
 SMOKE = """
@@ -81,6 +89,16 @@ def look(wheel: Path) -> None:
     print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB, {len(names)} files")
 
 
+def audit(wheel: Path) -> None:
+    """The oldest Linux that the wheel runs on, as auditwheel reads it from the symbols of its libraries."""
+    if sys.platform != "linux":
+        return
+    home = HOME / "audit"
+    run(sys.executable, "-m", "venv", home)
+    run(home / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "auditwheel")
+    run(home / "bin" / "auditwheel", "show", wheel)
+
+
 def attempt(wheel: Path, name: str) -> None:
     """Install the wheel into an environment of its own, and let the doctor look at that."""
     home = HOME / name
@@ -94,6 +112,7 @@ def attempt(wheel: Path, name: str) -> None:
     if "tools" in ENVIRONMENTS[name]:
         must(command.returncode == 0, f"evennorm --version failed: {command.stderr}")
         run(home / "bin" / "evennorm", "explain", "--shape", "32,3")
+        run(home / "bin" / "evennorm", "check", "--explain", "BN101")
     else:
         must("pip install 'evennorm[tools]'" in command.stderr, f"evennorm without click said {command.stderr!r}")
 
@@ -105,6 +124,7 @@ def main() -> None:
     HOME.mkdir(parents=True)
     wheel = build()
     look(wheel)
+    audit(wheel)
     for name in names:
         attempt(wheel, name)
     print(f"release-check: {wheel.name} serves in {', '.join(names)}")

@@ -69,6 +69,7 @@ def test_public_names_have_an_example() -> None:
         flax.convert,
         flax.revert,
         torch.SyncBatchNorm,
+        torch.place,
         *(getattr(torch, f"{lazy}BatchNorm{d}d") for lazy in ("", "Lazy") for d in (1, 2, 3)),
     ):
         assert ">>> " in (public.__doc__ or ""), public

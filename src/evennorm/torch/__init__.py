@@ -12,6 +12,7 @@ from evennorm.torch.backend import batch_norm, engine, normalize
 from evennorm.torch.conversion import convert, report, revert
 from evennorm.torch.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from evennorm.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from evennorm.torch.placement import place
 from evennorm.torch.recompute import recompute_outputs
 from evennorm.torch.states import read_states, write_states
 from evennorm.torch.sync_batch_norm import SyncBatchNorm
@@ -30,6 +31,7 @@ __all__ = [
     "convert",
     "engine",
     "normalize",
+    "place",
     "read_states",
     "recompute_outputs",
     "report",

@@ -126,7 +126,7 @@ class _View:
         node = self.reading.nodes.get(step.name)
         if node is None and len(step.inputs) > 1:
             return "it adds a residual in code that cannot be followed"
-        if node is not None and len(_operands(node)) != len(set(_operands(node))):
+        if node is not None and len(operands(node)) != len(set(operands(node))):
             return "its residual is its own input"
         return ""
 
@@ -254,7 +254,7 @@ class _Rewriting:
     def _replace(self, found: Folded) -> None:
         step = self._steps[found.layer]
         calls = self._reading.network.calls(step)
-        activation = _activation(step.handle)
+        activation = activation_in(step.handle)
         ranks = tuple(sorted(self._ranks[found.layer])) if _takes_several_ranks(step.handle) else ()
         scaled = None if found.into else self._scaled(step, ranks)
         first = scaled or (_OfRanks(ranks) if ranks else None)
@@ -279,7 +279,7 @@ class _Rewriting:
 
     def _rewrite(self, node: fx.Node, path: str, scaled: bool, activated: bool, ranks: Sequence[int]) -> None:
         graph = node.graph
-        y, *residual = _operands(node)
+        y, *residual = operands(node)
         with graph.inserting_before(node):
             if ranks:
                 rank = graph.call_method("dim", (y,))
@@ -309,14 +309,14 @@ class _Rewriting:
         return _Scaled(scale, shift, ranks)
 
 
-def _operands(node: fx.Node) -> list[fx.Node]:
+def operands(node: fx.Node) -> list[fx.Node]:
     """The input, and the residual if there is one."""
     residual = node.kwargs.get("residual", node.args[1] if len(node.args) > 1 else None)
     input = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("x"))
     return [each for each in (input, residual) if isinstance(each, fx.Node)]
 
 
-def _activation(norm: Any) -> nn.Module | None:
+def activation_in(norm: Any) -> nn.Module | None:
     """What a batch normalization applies last, as a module."""
     match getattr(norm, "activation", None):
         case "relu":

@@ -73,7 +73,7 @@ def read(model: nn.Module, inputs: Sequence[Any] = ()) -> Reading:
     outputs: tuple[str, ...] = ()
     if found.graph is not None:
         if inputs:
-            _propagate(model, found.graph, inputs)
+            propagate(model, found.graph, inputs)
         outputs = steps.of_graph(model, found.graph)
     for path, why in found.opaque.items():
         steps.inside(model.get_submodule(path), path, why)
@@ -81,7 +81,7 @@ def read(model: nn.Module, inputs: Sequence[Any] = ()) -> Reading:
     return Reading(result, found.graph, steps.nodes)
 
 
-def _propagate(model: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> None:
+def propagate(model: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> None:
     """Notes shapes at the nodes; in evaluation, so that no statistic moves."""
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -174,10 +174,10 @@ def _step(node: fx.Node, root: nn.Module, prefix: str, names: dict[fx.Node, str]
             return replace(step, **_of_module(module, layer, step.shape))
         case "get_attr":
             is_data = any(_takes_as_data(reader, node) for reader in node.users)
-            return replace(step, layer=_joined(prefix, node), kind="Parameter") if is_data else None
+            return replace(step, layer=joined(prefix, node), kind="Parameter") if is_data else None
     if asks_for_size(node.target, node.args) or not inputs:
         return None
-    return replace(step, layer=_joined(prefix, node), **_of_function(node, root, len(inputs)))
+    return replace(step, layer=joined(prefix, node), **_of_function(node, root, len(inputs)))
 
 
 def _of_module(module: nn.Module, layer: str, shape: tuple[int | None, ...] | None) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def _of_function(node: fx.Node, root: nn.Module, operands: int) -> dict[str, Any
     return {"kind": name, "role": role, "activation": activation}
 
 
-def _joined(prefix: str, node: fx.Node) -> str:
+def joined(prefix: str, node: fx.Node) -> str:
     """ "layer1.0:add" for an addition in the code of layer1.0; the attribute's path for a parameter."""
     if node.op == "get_attr":
         return ".".join(part for part in (prefix, str(node.target)) if part)

@@ -35,15 +35,15 @@ class Whole:
     """Why modules are single nodes although they hold others, by their path; "" is the module itself."""
 
 
-def whole(module: nn.Module) -> Whole:
-    """The graph of a module in evaluation; the module is left as it was."""
+def whole(module: nn.Module, training: bool = False) -> Whole:
+    """The graph of a module in evaluation, or in training; the module is left as it was."""
     tracer = _Tracer()
     if is_leaf(module):
         graph = fx.Graph(tracer_cls=_Tracer)
         graph.output(graph.call_module("", (graph.placeholder("input"),)))
         return Whole(graph, {})
     try:
-        with _evaluation(module), warnings.catch_warnings():
+        with _mode(module, training), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph = tracer.trace(module)
     except Exception as error:  # whatever the code makes of symbols instead of tensors
@@ -138,12 +138,12 @@ def _reason(module: nn.Module, error: Exception) -> str:
 
 
 @contextmanager
-def _evaluation(module: nn.Module) -> Iterator[None]:
-    """The module in evaluation; what its code sets on itself is forgotten."""
+def _mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """The module in evaluation or in training; what its code sets on itself is forgotten."""
     before = [(each, dict(vars(each))) for each in module.modules()]
     try:
         for each, _ in before:
-            vars(each)["training"] = False
+            vars(each)["training"] = training
         yield
     finally:
         for each, content in before:

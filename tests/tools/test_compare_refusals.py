@@ -73,7 +73,9 @@ def test_a_study_of_another_program(data, tmp_path):
     optuna.create_study(storage=url, study_name=tmp_path.name).optimize(
         lambda trial: trial.suggest_float("x", 0, 1), n_trials=1
     )
-    assert f"holds a study {tmp_path.name!r} of another program; choose another --out" in refused(command(data, tmp_path))
+    assert f"holds a study {tmp_path.name!r} of another program; choose another --out" in refused(
+        command(data, tmp_path, study=tmp_path.name)
+    )
 
 
 def test_a_full_disk(data, tmp_path):

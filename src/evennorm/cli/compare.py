@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evennorm.cli.group import force_option
+from evennorm.cli.sharing import pass_on, take_part
 from evennorm.errors import InputError, printable, printable_json
 from evennorm.tools.compare.confidence import DEFAULT_MAX_REPEATS
 from evennorm.tools.compare.flat import BUDGET
@@ -85,7 +86,17 @@ not finite  runs whose loss stopped being finite
 @click.option(
     "--storage",
     metavar="URL",
-    help="Database that several machines share; waited for, where it goes away. [default: SQLite, in --out]",
+    help="Database that several machines share, postgresql://USER@HOST/NAME or grpc://HOST:PORT of a proxy; waited for, "
+    "where it goes away. [default: SQLite, in --out]",
+)
+@click.option("--study", metavar="NAME", help="Name of the study in that database. [default: DATA-MODEL-ENGINE]")
+@click.option(
+    "--worker",
+    metavar="URL",
+    help="Take part in the study in that database, whose settings are taken; --data and --model say where they lie here.",
+)
+@click.option(
+    "--serve", metavar="grpc://HOST:PORT", help="Pass on to --storage what workers ask by gRPC, until it is interrupted."
 )
 @click.option(
     "--seed", default=0, show_default=True, metavar="N", help="Another one gives other weights, orders and dropout."
@@ -94,7 +105,14 @@ not finite  runs whose loss stopped being finite
 @force_option
 @click.pass_context
 def compare(
-    ctx: click.Context, placements: str, learning_rates: str | None, as_json: bool, force: bool, **options: Any
+    ctx: click.Context,
+    placements: str,
+    learning_rates: str | None,
+    as_json: bool,
+    force: bool,
+    worker: str | None,
+    serve: str | None,
+    **options: Any,
 ) -> None:
     """Train a network with batch normalization in each placement, and tell which differences that shows.
 
@@ -102,11 +120,15 @@ def compare(
     evennorm compare
     evennorm compare --data images/ --placements none,before --repeats 10
     evennorm compare --data fashion-mnist --engine torch --jobs 4 --out results
+    evennorm compare --worker postgresql://me@host/database
 
     Repeating a command trains only what is missing, so it may be interrupted at any time.
 
     Exit code 0: all runs are trained; 2: the question could not be answered; 130: interrupted.
     """
+    if worker is not None or serve is not None:
+        take_part(ctx, worker, options, _bar) if worker is not None else pass_on(ctx, str(serve), options["storage"])
+        return
     options["placements"] = _parts(placements)
     options["learning_rates"] = None if learning_rates is None else [_number(part) for part in _parts(learning_rates)]
     if options["out"] is not None:

@@ -10,7 +10,7 @@ import click
 
 from evennorm.errors import InputError
 
-_NEVER = ("force", "help", "debug", "version", "explain")
+_NEVER = ("force", "help", "debug", "version", "explain", "worker", "serve")
 """Options that are said on the command line or not at all."""
 
 

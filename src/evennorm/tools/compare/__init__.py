@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -19,6 +18,7 @@ from evennorm.tools.compare.settings import (
     PLACEMENTS,
     Run,
     Settings,
+    word,
 )
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def compare(
     jobs: int = 1,
     out: str | None = None,
     storage: str | None = None,
+    study: str | None = None,
     seed: int = 0,
     max_repeats: int = DEFAULT_MAX_REPEATS,
     equivalent: float = 100 * DEFAULT_EQUIVALENT,
@@ -68,6 +69,7 @@ def compare(
         jobs: how many processes train.
         out: folder for study, runs.csv, summary.json and curves.png; None is `evennorm-runs/DATA-MODEL-ENGINE`.
         storage: URL of an Optuna storage that several machines share; None is a SQLite file in `out`.
+        study: its name in that storage; None is DATA-MODEL-ENGINE.
         seed: another one gives other initial weights, orders and dropout in every repeat.
         max_repeats: where `repeats` is None: the last look comes after so many at most.
         equivalent: percentage points; a difference below counts as none.
@@ -107,6 +109,7 @@ def compare(
         seed,
         max_repeats,
         equivalent,
+        study,
     )
     if jobs < 1:
         raise ArgumentError(f"the number of jobs must be at least 1; received {jobs}")
@@ -121,14 +124,14 @@ def compare(
     for placement in settings.placements:
         architecture.place(placement)  # an impossible one is told before anything is trained
     _check_writable(Path(settings.out))
-    study = join_study(settings, samples, fingerprint, notice)
-    told = Progress(settings, len(study.records()), progress or (lambda done, total: None), notice)
-    if jobs == 1 or not study.enqueue_missing():
-        work(study, trainer, told)
+    runs = join_study(settings, samples, fingerprint, notice)
+    told = Progress(settings, len(runs.records()), progress or (lambda done, total: None), notice)
+    if jobs == 1 or not runs.enqueue_missing():
+        work(runs, trainer, told)
     else:
         work_in_processes(settings, jobs, told)
     comparison = Comparison.of(
-        settings, str(samples), fingerprint, device(settings.engine), study.records(), 1 / len(samples.x_test)
+        settings, str(samples), fingerprint, device(settings.engine), runs.records(), 1 / len(samples.x_test)
     )
     comparison.write()
     return comparison
@@ -148,6 +151,7 @@ def settings_for(
     seed: int,
     max_repeats: int = DEFAULT_MAX_REPEATS,
     equivalent: float = 100 * DEFAULT_EQUIVALENT,
+    study: str | None = None,
 ) -> Settings:
     """The arguments of `compare` with everything that was left open filled in."""
     from evennorm.tools.compare.engine import choose_engine
@@ -169,17 +173,13 @@ def settings_for(
         defaults.batch_size if batch_size is None else batch_size,
         chosen,
         seed,
-        out or str(Path("evennorm-runs", "-".join([_word(data), _word(model), chosen]))),
+        out or str(Path("evennorm-runs", "-".join([word(data), word(model), chosen]))),
         storage,
         sequential=repeats is None,
         until_flat=until_flat,
         equivalent=equivalent / 100,
+        study=study,
     )
-
-
-def _word(source: str) -> str:
-    """A data set or model as part of a folder's name."""
-    return re.sub(r"[^\w.]+", "-", Path(source).resolve().stem if Path(source).exists() else source).strip("-.") or "data"
 
 
 def _check_writable(out: Path) -> None:

@@ -54,19 +54,12 @@ def patiently(
 
 def is_of_storage(error: BaseException) -> bool:
     """Whether a database failed: also where Optuna, in handling that, raises something else (AssertionError)."""
-    return any(isinstance(each, STORAGE_ERRORS) for each in chain(error)) or _is_raised_by_optuna(error)
+    return any(isinstance(each, STORAGE_ERRORS) or _code(each) for each in chain(error)) or _is_raised_by_optuna(error)
 
 
 def is_lost(error: BaseException) -> bool:
     """Whether the connection to a server of databases was lost, or cannot be made."""
-    return any(
-        isinstance(each, sqlalchemy.exc.DBAPIError)
-        and (
-            each.connection_invalidated or isinstance(each, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError)
-        )
-        and not _is_of_sqlite(each)
-        for each in chain(error)
-    )
+    return any(_is_lost_connection(each) or _is_lost_proxy(each) for each in chain(error))
 
 
 def is_race(error: BaseException) -> bool:
@@ -102,8 +95,28 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         found = found.__cause__ or found.__context__
 
 
+def _is_lost_connection(error: BaseException) -> bool:
+    if not isinstance(error, sqlalchemy.exc.DBAPIError) or _is_of_sqlite(error):
+        return False
+    kinds = sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError
+    return error.connection_invalidated or isinstance(error, kinds)
+
+
 def _is_of_sqlite(error: sqlalchemy.exc.DBAPIError) -> bool:
     return type(error.orig).__module__ == "sqlite3"
+
+
+def _code(error: BaseException) -> str:
+    """The status of a call to a gRPC proxy that failed, such as UNAVAILABLE; empty for any other error."""
+    return str(error.code().name) if type(error).__module__.startswith("grpc") and hasattr(error, "code") else ""
+
+
+def _is_lost_proxy(error: BaseException) -> bool:
+    """Whether a proxy is away, or the database behind it, of which it tells in words alone."""
+    code = _code(error)
+    if code == "UNKNOWN":
+        return any(words in str(error) for words in ("OperationalError", "InterfaceError", "raised during the commit"))
+    return code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
 def _is_raised_by_optuna(error: BaseException) -> bool:

@@ -46,6 +46,7 @@ class Settings:
         sequential: whether `repeats` is a limit, and a pair is trained only until it is told apart (`racing`).
         until_flat: whether `epochs` is a limit, and a run ends where its validation loss is flat (`flat`).
         equivalent: a difference in accuracy below counts as none.
+        study: name of the study; None is `default_study`, or the only one that a file holds.
 
     Raises:
         ArgumentError: a value outside its range, named.
@@ -65,6 +66,7 @@ class Settings:
     sequential: bool = False
     until_flat: bool = False
     equivalent: float = DEFAULT_EQUIVALENT
+    study: str | None = None
 
     def __post_init__(self) -> None:
         for placement in self.placements:
@@ -89,6 +91,8 @@ class Settings:
             raise ArgumentError(
                 f"a difference that counts as none lies between 0 and 100 points; received {100 * self.equivalent:g}"
             )
+        if self.study is not None and not (self.study.strip() and self.study.isprintable() and len(self.study) <= 200):
+            raise ArgumentError(f"a study's name is 1 to 200 printable characters; received {self.study[:40]!r}")
 
     @property
     def runs(self) -> list[Run]:
@@ -101,16 +105,14 @@ class Settings:
         ]
 
     @property
-    def study_name(self) -> str:
-        """Name of the Optuna study: that of the folder."""
-        return Path(self.out).resolve().name or "evennorm"
+    def default_study(self) -> str:
+        """The name of a study that was given none: wherever its files lie."""
+        return f"{word(self.data)}-{word(self.model)}-{self.engine}"
 
     @property
     def place(self) -> str:
         """Where the study is kept, without the password of a database."""
-        if self.storage is None:
-            return str(Path(self.out, "study.sqlite3"))
-        return re.sub(r"(?<=://)([^:/@]*):.*@", r"\1:***@", self.storage)
+        return str(Path(self.out, "study.sqlite3")) if self.storage is None else without_password(self.storage)
 
     def to_json(self) -> str:
         """One line that `from_json` reads back."""
@@ -121,6 +123,26 @@ class Settings:
         """The settings that `to_json` wrote."""
         values = json.loads(text)
         return cls(**values | {name: tuple(values[name]) for name in ("placements", "learning_rates")})
+
+
+def word(source: str) -> str:
+    """A data set or model as part of a name.
+
+    Example:
+        >>> word("digits"), word("networks:small")
+        ('digits', 'networks-small')
+    """
+    return re.sub(r"[^\w.]+", "-", Path(source).resolve().stem if Path(source).exists() else source).strip("-.") or "data"
+
+
+def without_password(url: str) -> str:
+    """A URL that may be shown.
+
+    Example:
+        >>> without_password("postgresql://me:secret@host/x")
+        'postgresql://me:***@host/x'
+    """
+    return re.sub(r"(?<=://)([^:/@]*):.*@", r"\1:***@", url)
 
 
 def _listed(values: Sequence[object]) -> str:

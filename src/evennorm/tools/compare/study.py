@@ -7,42 +7,30 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
-from pathlib import Path
+from itertools import count
 from typing import Any, TypeVar
 
 import optuna
-import sqlalchemy
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from evennorm.errors import EvennormError, InputError
-from evennorm.tools.compare.patience import (
-    PATIENCE_SECONDS,
-    RACE_SECONDS,
-    chain,
-    is_lost,
-    is_of_storage,
-    is_race,
-    patiently,
-)
+from evennorm.errors import InputError
+from evennorm.tools.compare.named import COMPARISON, SETTINGS, description, name_of
+from evennorm.tools.compare.patience import PATIENCE_SECONDS, RACE_SECONDS, is_lost, is_race, patiently
 from evennorm.tools.compare.process import is_gone, token
 from evennorm.tools.compare.settings import PLACEMENTS, Run, Settings
+from evennorm.tools.compare.storage import HEARTBEAT_SECONDS, STALE_SECONDS, connected, storage_errors, url_of
 from evennorm.tools.compare.train import Record
 
-HEARTBEAT_SECONDS = 2
-STALE_SECONDS = 20
-"""A run whose process gave no sign of life for so long is given to another one."""
-
-LOCK_SECONDS = 60
-"""How long a process waits for another one to finish writing to a SQLite file."""
-
 OURS = "evennorm run"
-SETTINGS = "evennorm settings"
 RECORD = "record"
 PROCESS = "process"
 """Of a trial that is being trained: the token of the process."""
+BEAT = "beat"
+"""Of a trial that is trained through a proxy, which passes no heartbeats of Optuna's on: a number that grows."""
 
 Plan = Callable[[Mapping[Run, Record]], list[Run]]
 
@@ -81,11 +69,12 @@ class Study:
         self._plan = plan or (lambda records: settings.runs)
         self._tell = notice
         self._lost_at: float | None = None
-        self._unnamed: dict[int, float] = {}
-        """When running trials were first seen that say nothing of their process."""
+        self._seen: dict[int, tuple[Any, float]] = {}
+        """The last beats of running trials, and when they were first seen: no clock of another machine is asked."""
         with self._storage_errors():
             # Two processes may be the first ones at the same moment.
-            self._storage, self._study = patiently(lambda: _opened(settings), is_race, RACE_SECONDS)
+            self._storage, self._study = patiently(lambda: _opened(settings, fingerprint), is_race, RACE_SECONDS)
+            self.name = self._study.study_name
             self._call(lambda: self._check_settings(fingerprint))
 
     def records(self) -> dict[Run, Record]:
@@ -180,9 +169,12 @@ class Study:
         done = threading.Event()
 
         def beat() -> None:
-            while True:
+            for number in count():
                 with suppress(Exception):
-                    self._storage.record_heartbeat(trial._trial_id)
+                    if isinstance(self._storage, RDBStorage):
+                        self._storage.record_heartbeat(trial._trial_id)
+                    else:
+                        self._storage.set_trial_user_attr(trial._trial_id, BEAT, number)
                 if done.wait(HEARTBEAT_SECONDS):
                     return
 
@@ -206,8 +198,8 @@ class Study:
         """Fails running trials whose process is gone.
 
         Optuna's heartbeat knows most, unless the database was away, when nobody's heart could beat. On this machine there is
-        no need to wait for silence, since a process that ended left its lock. One that died before it said who it was is
-        known by what is seen here: that it says nothing for as long.
+        no need to wait for silence, since a process that ended left its lock. One that died before it said who it was, or
+        that is behind a proxy, is known by what is seen here: that it says nothing new for as long.
         """
         if self._lost_at is None or time.monotonic() - self._lost_at > STALE_SECONDS:
             with warnings.catch_warnings():
@@ -215,13 +207,18 @@ class Study:
                 optuna.storages.fail_stale_trials(self._study)
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             process = trial.user_attrs.get(PROCESS)
-            if process is None:
-                first = self._unnamed.setdefault(trial.number, time.monotonic())
-                dead = time.monotonic() - first > STALE_SECONDS
-            else:
-                dead = is_gone(str(process.get("token", "")))
+            dead = self._is_silent(trial) if process is None or BEAT in trial.user_attrs else False
+            dead = dead or (process is not None and is_gone(str(process.get("token", ""))))
             if dead:
                 self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+
+    def _is_silent(self, trial: FrozenTrial) -> bool:
+        """Whether a running trial has shown no new beat here for long, while the database was there to show it."""
+        beat, now = trial.user_attrs.get(BEAT), time.monotonic()
+        if trial.number not in self._seen or self._seen[trial.number][0] != beat:
+            self._seen[trial.number] = beat, now
+        since = self._seen[trial.number][1]
+        return now - (since if self._lost_at is None else max(since, self._lost_at)) > STALE_SECONDS
 
     def _call(self, call: Callable[[], T]) -> T:
         """A call to the database, repeated for some minutes where the connection was lost."""
@@ -237,136 +234,37 @@ class Study:
         return patiently(call, is_lost, PATIENCE_SECONDS, notice)
 
     def _check_settings(self, fingerprint: dict[str, Any]) -> None:
+        other = "another --out" if self.settings.storage is None else "another --study"
         found = self._study.user_attrs.get(SETTINGS)
         if found is None:
             if self._study.get_trials(deepcopy=False):
-                raise InputError(
-                    f"{self.settings.place} holds a study {self.settings.study_name!r} of another program; "
-                    "choose another --out"
-                )
+                raise InputError(f"{self.settings.place} holds a study {self.name!r} of another program; choose {other}")
             self._study.set_user_attr(SETTINGS, fingerprint)
             found = self._study.user_attrs.get(SETTINGS)  # another process may have been first
         if found != fingerprint:
             names = [name for name in fingerprint | found if found.get(name) != fingerprint.get(name)]
             differences = "; ".join(f"{name} {found.get(name)} there, {fingerprint.get(name)} here" for name in names)
             raise InputError(
-                f"{self.settings.place} was made by other settings ({differences}); choose another --out, "
+                f"{self.settings.place} was made by other settings ({differences}); choose {other}, "
                 "or the settings it was made by"
             )
+        if self.settings.out and self._study.user_attrs.get(COMPARISON) != description(self.settings):
+            self._study.set_user_attr(COMPARISON, description(self.settings))
 
-    @contextmanager
-    def _storage_errors(self) -> Iterator[None]:
-        """One line instead of the traces of a database, and of what Optuna makes of it."""
-        try:
-            yield
-        except EvennormError:
-            raise
-        except Exception as error:
-            if not is_of_storage(error):
-                raise
-            raise InputError(
-                f"the study in {self.settings.place} cannot be used: {_reason(error, was_there=hasattr(self, '_study'))}"
-            ) from error
+    def _storage_errors(self) -> AbstractContextManager[None]:
+        return storage_errors(self.settings.place, lambda: hasattr(self, "_study"))
 
 
-def _opened(settings: Settings) -> tuple[optuna.storages.RDBStorage, optuna.Study]:
-    storage = _storage(settings)
+def _opened(settings: Settings, fingerprint: dict[str, Any]) -> tuple[BaseStorage, optuna.Study]:
+    storage = connected(url_of(settings))
     study = optuna.create_study(
-        study_name=settings.study_name,
+        study_name=name_of(storage, settings, fingerprint),
         storage=storage,
         sampler=optuna.samplers.RandomSampler(),
         direction="maximize",
         load_if_exists=True,
     )
     return storage, study
-
-
-def _storage(settings: Settings) -> optuna.storages.RDBStorage:
-    if settings.storage is None:
-        url = sqlalchemy.URL.create("sqlite", database=str(Path(settings.out, "study.sqlite3").resolve()))
-        address = url.render_as_string(hide_password=False)
-    else:
-        address = settings.storage
-    is_sqlite = address.startswith("sqlite")
-    # pool_pre_ping: a connection that was lost while a run was trained is made anew.
-    arguments: dict[str, Any] = {"connect_args": {"timeout": LOCK_SECONDS}} if is_sqlite else {"pool_pre_ping": True}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        try:
-            storage = optuna.storages.RDBStorage(
-                address, arguments, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=STALE_SECONDS
-            )
-        except (ImportError, ValueError, RuntimeError) as error:
-            if is_race(error):
-                raise
-            raise InputError(f"the storage {settings.place} cannot be used: {_reason(error)}") from error
-    if is_sqlite:
-        _lock_before_reading(storage.engine)
-    else:
-        _in_utc(storage.engine)
-    return storage
-
-
-_UTC = {"postgresql": "SET TIME ZONE 'UTC'", "mysql": "SET time_zone = '+00:00'", "mariadb": "SET time_zone = '+00:00'"}
-
-
-def _in_utc(engine: sqlalchemy.Engine) -> None:
-    """Lets all processes read the clock of the database in one time zone: Optuna compares heartbeats without theirs."""
-    statement = _UTC.get(engine.dialect.name)
-    if statement is None:
-        return
-
-    @sqlalchemy.event.listens_for(engine, "connect")
-    def _set(connection: Any, record: Any) -> None:
-        cursor = connection.cursor()
-        cursor.execute(statement)
-        cursor.close()
-        connection.commit()
-
-    engine.dispose()  # connections from before the change
-
-
-def _lock_before_reading(engine: sqlalchemy.Engine) -> None:
-    """Makes "read the state of a trial, then change it" one step on SQLite too.
-
-    Optuna asks for that by SELECT ... FOR UPDATE, which SQLite does not know: two processes were handed the same trial
-    (optuna#4621). The way is that of SQLAlchemy's page on SQLite, "Serializable isolation / Savepoints / Transactional DDL".
-    """
-
-    @sqlalchemy.event.listens_for(engine, "connect")
-    def _leave_transactions_to_us(connection: Any, record: Any) -> None:
-        connection.isolation_level = None
-
-    @sqlalchemy.event.listens_for(engine, "begin")
-    def _begin(connection: sqlalchemy.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    engine.dispose()  # connections from before the change
-
-
-def _reason(error: Exception, was_there: bool = False) -> str:
-    """The cause in one line, and what to do."""
-    *_, cause = chain(error)
-    cause = getattr(cause, "orig", None) or cause  # what the driver said
-    text = " ".join(str(cause).split()) or type(cause).__name__
-    if is_lost(error) and was_there:
-        return (
-            f"{text}; it did not answer for {PATIENCE_SECONDS // 60} minutes; once it runs again, repeat the command, which "
-            "goes on where it stopped"
-        )
-    if is_lost(error):
-        return f"{text}; start that database, or correct --storage, and repeat the command"
-    if "full" in text or "disk I/O" in text:
-        return f"{text}; make room and repeat the command, which goes on where it stopped"
-    if "locked" in text:
-        return f"{text} for {LOCK_SECONDS} seconds by another process; end that one, or wait, and repeat the command"
-    if "not a database" in text or "malformed" in text:
-        return f"{text}; it is damaged or something else; move it away or choose another --out"
-    if isinstance(error, ImportError):
-        return f"{text}; install the driver of that database"
-    if isinstance(error, sqlalchemy.exc.ArgumentError | sqlalchemy.exc.NoSuchModuleError):
-        return f"{text}; a storage is a URL as in sqlite:///file.sqlite3 or postgresql://user@host/database"
-    return f"{text}; choose another --out or --storage"
 
 
 def _run_of(trial: FrozenTrial) -> Run | None:

@@ -5,12 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := CXX=$(CXX) $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= 2 # processes that tests are spread over, of some 7 GB each
-SPREAD = -n $(WORKERS) --dist loadfile
-PYTEST := TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest $(SPREAD)
+SPREAD = -n $(WORKERS) --dist worksteal
+SLOWEST = --durations=20 --durations-min=2
+ROWS = # of grids: those that pyproject.toml chooses
+PYTEST = TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest $(SPREAD) $(SLOWEST) $(ROWS)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # pip installs into one .venv
-.PHONY: help install demo test test-triton test-gpu test-native lint format bench bench-gpu bench-door release-check clean compiler
+.PHONY: help install demo test test-all test-triton test-gpu test-native lint format bench bench-gpu bench-door release-check clean compiler
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,7 +23,7 @@ demo: $(VENV)/.demo ## Compare placements of batch normalization on embedded dat
 	$(BIN)/evennorm compare
 
 # Each engine needs a process of its own; all of them run, and any failure is the result.
-test: $(VENV)/.installed ## Run all tests, on every engine.
+test: $(VENV)/.installed ## Run the tests on every engine.
 	@failed=0; \
 	run() { echo "== $$1"; shift; env "$$@" || failed=1; }; \
 	run "everything, Keras on jax" KERAS_BACKEND=jax $(PYTEST); \
@@ -31,20 +33,23 @@ test: $(VENV)/.installed ## Run all tests, on every engine.
 	run "the GPU kernels, in Triton's interpreter" $(MAKE) --no-print-directory test-triton; \
 	exit $$failed
 
+test-all: ## Run the tests with every row of their grids and more random examples, before a release.
+	@$(MAKE) --no-print-directory test ROWS='-m "" --hypothesis-profile=thorough'
+
 # Triton cannot be loaded after TensorFlow, and torch's compiler loads it wherever it finds it: it lies in a folder of its own.
 TRITON := $(VENV)/triton
 TRITON_VERSION := $(shell grep -o 'triton==[0-9.]*' constraints.txt)
 GPU_TESTS := -m pytest --noconftest $(wildcard tests/contract/test_triton*.py)
 
 test-triton: $(VENV)/.installed ## Run the tests of the GPU kernels without a GPU.
-	@if [ -d $(TRITON) ]; then PYTHONPATH=$(TRITON) TRITON_INTERPRET=1 $(BIN)/python $(GPU_TESTS) $(SPREAD); \
+	@if [ -d $(TRITON) ]; then PYTHONPATH=$(TRITON) TRITON_INTERPRET=1 $(BIN)/python $(GPU_TESTS) $(SPREAD) $(SLOWEST) $(filter-out --hypothesis-profile=%,$(ROWS)); \
 	else echo "SKIPPED: the tests of the GPU kernels need Triton, which is not installed here: it is there for Linux on x86-64"; fi
 
 # On the GPU's own machine, with the Python that has its torch: no .venv, nothing built. Needs torch, triton, numpy and pytest.
 test-gpu: ## Run the tests of the GPU kernels on this machine's GPU, with PYTHON.
 	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || \
 		{ echo "test-gpu runs on a CUDA device, and torch sees none here; run it on a machine that has one, or make test-triton"; exit 2; }
-	PYTHONPATH=src EVENNORM_TEST_DEVICE=cuda $(PYTHON) $(GPU_TESTS) -p no:cacheprovider -W default -W "error:evennorm takes" $(ARGS)
+	PYTHONPATH=src EVENNORM_TEST_DEVICE=cuda $(PYTHON) $(GPU_TESTS) -m "" -p no:cacheprovider -W default -W "error:evennorm takes" $(ARGS)
 
 # With cmake and ninja of the .venv. AddressSanitizer also looks for undefined behaviour; what is never given back is still reachable.
 test-native: $(VENV)/.installed ## Run the kernels' own tests under sanitizers.

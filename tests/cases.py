@@ -120,3 +120,22 @@ CASES = [
     Case("ghost batches of one", (6, 5, 3), group=1),
     Case("ghost batches with a mask", (12, 7, 3), mask="positions", group=6),
 ]
+
+SHAPES = {
+    "vector",
+    "images, channels first",
+    "volumes, channel in the middle",
+    "two axes apart",
+    "mean 1e5, channels first",
+    "tiny variance beside a mean",
+    "constant channels",
+    "one value per channel, every axis a channel",
+    "empty image",
+    "no channels",
+    "mask over time, channels first, C = T",
+    "mask per element",
+    "all but one masked",
+    "ghost batches, channels first, mean 1e4",
+    "ghost batches with a mask",
+}
+"""Names of cases that differ in what an engine does with shapes, masks and groups, for engines that take long for each."""

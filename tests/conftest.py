@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 settings.register_profile("evennorm", deadline=None, derandomize=True, max_examples=60)
+settings.register_profile("thorough", settings.get_profile("evennorm"), max_examples=300)  # of make test-all
 settings.load_profile("evennorm")
 
 pytest_plugins = ["pytester"]

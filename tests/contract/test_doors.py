@@ -11,6 +11,7 @@ from evennorm.core.call import slope_of
 from evennorm.kernels import choose
 from evennorm.numpy import batch_norm, normalize
 from tests.contract.engines import ENGINES
+from tests.grids import pairwise
 
 X = np.zeros((4, 5, 3), np.float32)
 
@@ -71,10 +72,14 @@ def test_statistics_of_the_wrong_size() -> None:
         normalize(X, np.zeros(5), np.ones(5))
 
 
-@pytest.mark.parametrize("axis", [-1, 1, (0, 2), (0, 1)])
-@pytest.mark.parametrize("engine", ["numpy", "jax", "torch", "tensorflow", "tensorflow xla", "jax jit"])
-@pytest.mark.parametrize("mean", [0.0, 1e5])
-def test_inference_on_every_engine(engine: str, axis: int | tuple[int, ...], mean: float) -> None:
+@pytest.mark.parametrize(
+    *pairwise(
+        mean=[0.0, 1e5],
+        engine=["numpy", "jax", "torch", "tensorflow", "tensorflow xla", "jax jit"],
+        axis=[-1, 1, (0, 2), (0, 1)],
+    )
+)
+def test_inference_on_every_engine(mean: float, engine: str, axis: int | tuple[int, ...]) -> None:
     """Exact at large means, on TensorFlow's fused op too, which XLA by itself would turn into x * scale + offset."""
     under_test = ENGINES[engine]
     rng = np.random.default_rng(0)

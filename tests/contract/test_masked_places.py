@@ -9,6 +9,7 @@ from evennorm.numpy import batch_norm, batch_norm_gradient
 from tests.cases import CASES, Case
 from tests.contract import textbook
 from tests.contract.engines import ENGINES
+from tests.grids import pairwise
 
 MASKED = [case for case in CASES if case.mask not in (None, "all masked")]
 DIFFERENTIABLE = ("jax jit", "torch", "tensorflow", "tensorflow function, unknown sizes", "tensorflow xla")
@@ -36,11 +37,16 @@ def compare(case: Case, arrays: dict, got: list[np.ndarray], expected: list[np.n
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1.0, np.abs(b).max()), err_msg=f"derivative by {name}")
 
 
-@pytest.mark.parametrize(("value", "derivative"), [(np.nan, 0.0), (np.nan, np.nan), (-np.inf, 0.0), (np.inf, np.nan)])
-@pytest.mark.parametrize("case", [c for c in MASKED if c.name in ("mask over time", "mask per element")], ids=str)
-@pytest.mark.parametrize("engine", DIFFERENTIABLE)
-def test_gradients(engine: str, case: Case, value: float, derivative: float) -> None:
+@pytest.mark.parametrize(
+    *pairwise(
+        engine=DIFFERENTIABLE,
+        case=[c for c in MASKED if c.name in ("mask over time", "mask per element")],
+        hidden=[(np.nan, 0.0), (np.nan, np.nan), (-np.inf, 0.0), (np.inf, np.nan)],
+    )
+)
+def test_gradients(engine: str, case: Case, hidden: tuple[float, float]) -> None:
     """A loss that is masked too has the derivative 0 there; or NaN, where it squares before it selects."""
+    value, derivative = hidden
     arrays, expected = hidden_and_plain(case, value, derivative)
     compare(case, arrays, ENGINES[engine].backward(case, arrays, "float32", activation="relu"), expected)
 

@@ -19,6 +19,7 @@ from evennorm.kernels import choose, reference
 from evennorm.tensorflow import batch_norm, compiled, engine, xp
 from tests.cases import Case
 from tests.contract import textbook
+from tests.grids import mostly, pairwise
 
 serves = compiled.AVAILABLE and choose("tensorflow", "float32") == "cpu"
 pytestmark = pytest.mark.skipif(not serves, reason="the kernel is not there, or not wanted")
@@ -35,6 +36,8 @@ CASES = [
     Case("one channel", (40, 30, 1)),
     Case("ghost batches", (12, 7, 5), mean=1e3, group=4),
 ]
+CROSSED = ("images, channels last", "mean 1e5, channels first", "two axes apart", "ghost batches")
+"""Cases that every mode runs; eager mode and functions run all."""
 
 
 def differentiated(call: Any, x: tf.Tensor, gamma: Any, beta: Any, residual: Any, mask: Any) -> Any:
@@ -111,16 +114,21 @@ def made(case: Case, activation: str | None, residual: bool) -> dict[str, Any]:
     return arrays
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    *mostly(
+        lambda case, mode: mode in ("eager", "function") or case.name in CROSSED,
+        "case, mode",
+        [(case, mode) for case in CASES for mode in MODES],
+    )
+)
 def test_values_and_gradients(case: Case, mode: str) -> None:
     arrays = made(case, "relu", residual=False)
     hold_to_float64(case, arrays, run(case, arrays, mode, "relu"), "relu")
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[-1]], ids=str)
+@pytest.mark.parametrize(
+    *pairwise(case=[CASES[0], CASES[1], CASES[-1]], mode=MODES, activation=[None, "relu", "leaky_relu"])
+)
 def test_residual(case: Case, mode: str, activation: str | None) -> None:
     arrays = made(case, activation, residual=True)
     hold_to_float64(case, arrays, run(case, arrays, mode, activation), activation)
@@ -192,10 +200,9 @@ def test_double_precision(mode: str, activation: str | None) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=rounding * max(1.0, np.abs(b).max()), err_msg=name)
 
 
-@pytest.mark.parametrize("compile_it", [False, True])
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
-@pytest.mark.parametrize("group", [None, 3])
+@pytest.mark.parametrize(
+    *pairwise(group=[None, 3], activation=[None, "relu", "leaky_relu"], residual=[False, True], compile_it=[False, True])
+)
 def test_second_derivatives(group: int | None, activation: str | None, residual: bool, compile_it: bool) -> None:
     """Those of the kernel are those of the formulas, moments included, as TensorFlow differentiates them in float64."""
     case = Case("images", (9, 7, 5, 4), mean=3.0, group=group)

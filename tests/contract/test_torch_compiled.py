@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from evennorm.torch import batch_norm, compiled
-from tests.cases import CASES, Case
+from tests.cases import CASES, SHAPES, Case
 from tests.contract import textbook
+from tests.grids import mostly
 
 
 def inputs(residual: bool = True) -> list[torch.Tensor | None]:
@@ -32,7 +33,7 @@ def test_derivatives(slope, group, residual) -> None:
     assert torch.autograd.gradgradcheck(run, given)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.mask is None], ids=str)
+@pytest.mark.parametrize(*mostly(lambda case: case.name in SHAPES, "case", [(case,) for case in CASES if case.mask is None]))
 def test_values_and_gradients_over_the_case_table(case: Case) -> None:
     """As `torch.compile` traces them, without generating code."""
     arrays = case.make()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -14,8 +16,9 @@ from evennorm.core.geometry import Geometry
 from evennorm.torch import batch_norm, normalize
 from evennorm.torch.gpu import triton_kernel
 from evennorm.torch.kernels import kernel_for
-from tests.cases import CASES, Case
+from tests.cases import CASES, SHAPES, Case
 from tests.contract import textbook
+from tests.grids import mostly, pairwise
 
 __all__ = ["on_gpu_kernels"]
 
@@ -95,13 +98,20 @@ def test_values_moments_and_gradients(case: Case) -> None:
     check(case, "float32")
 
 
-@pytest.mark.parametrize("case", [case for case in PLAIN if "long" not in case.name], ids=str)
+@pytest.mark.parametrize(
+    *mostly(lambda case: case.name in SHAPES, "case", [(case,) for case in PLAIN if "long" not in case.name])
+)
 def test_in_double_precision(case: Case) -> None:
     check(case, "float64", "leaky_relu", residual=True)
 
 
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
-@pytest.mark.parametrize("case", LAYOUTS, ids=str)
+@pytest.mark.parametrize(
+    *mostly(
+        lambda case, activation: LAYOUTS.index(case) % 2 == (activation == "relu"),
+        "case, activation",
+        product(LAYOUTS, ["relu", "leaky_relu"]),
+    )
+)
 def test_layouts_through_residual_and_activation(case: Case, activation: str) -> None:
     check(case, "float32", activation, residual=activation == "relu")
 
@@ -114,17 +124,26 @@ HALF = [
 ]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("case", [case for case in LAYOUTS if case.name in HALF], ids=str)
+@pytest.mark.parametrize(
+    *mostly(
+        lambda case, dtype: HALF.index(case.name) % 2 == (dtype == "float16"),
+        "case, dtype",
+        product([case for case in LAYOUTS if case.name in HALF], ["float16", "bfloat16"]),
+    )
+)
 def test_half_precision_is_read_and_written_as_it_is(case: Case, dtype: str) -> None:
     near = Case(case.name, case.shape, case.axis, mean=1.0)
     check(near, dtype, "relu", residual=dtype == "bfloat16")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [(40, 6), (5_001, 40), (3, 4, 50, 51)])
-@pytest.mark.parametrize("parameters", ["float32", "bfloat16", None])
-def test_inference(shape: tuple[int, ...], parameters: str | None, dtype: str) -> None:
+@pytest.mark.parametrize(
+    *pairwise(
+        parameters=["float32", "bfloat16", None],
+        shape=[(40, 6), (5_001, 40), (3, 4, 50, 51)],
+        dtype=["float32", "bfloat16"],
+    )
+)
+def test_inference(parameters: str | None, shape: tuple[int, ...], dtype: str) -> None:
     rng = np.random.default_rng(0)
     axis = 1
     kind = parameters or "float32"

@@ -10,6 +10,7 @@ import torch
 
 from evennorm.kernels.triton.kernel import TritonKernel
 from evennorm.torch import batch_norm, normalize, recompute_outputs
+from tests.grids import pairwise
 
 __all__ = ["on_gpu_kernels"]
 
@@ -18,9 +19,7 @@ def failing(*_: object) -> None:
     raise RuntimeError("no such architecture")
 
 
-@pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("group", [None, 3])
-@pytest.mark.parametrize("activation", [None, "leaky_relu"])
+@pytest.mark.parametrize(*pairwise(activation=[None, "leaky_relu"], group=[None, 3], streamed=[False, True]))
 def test_derivatives_that_reach_the_moments(activation, group, streamed) -> None:
     """Of statistics that a loss looks at, and of the gradient itself, as the composed form has them."""
     shape = (6, 2, 60, 61) if streamed else (6, 4, 5)
@@ -77,11 +76,15 @@ def test_torch_checks_the_derivatives() -> None:
     assert torch.autograd.gradgradcheck(lambda *a: compute(*a)[0], leaves, fast_mode=True)
 
 
-@pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
-@pytest.mark.parametrize("has_residual", [False, True])
+@pytest.mark.parametrize(
+    *pairwise(
+        activation=[None, "relu", "leaky_relu"],
+        has_residual=[False, True],
+        layout=[torch.contiguous_format, torch.channels_last],
+        streamed=[False, True],
+        fails=[False, True],
+    )
+)
 def test_derivatives_by_given_statistics(activation, has_residual, layout, streamed, fails, monkeypatch) -> None:
     """A frozen layer: no value acts on mean and variance."""
     shape = (3, 2, 61, 60) if streamed else (3, 4, 5, 6)
@@ -124,9 +127,7 @@ def test_derivatives_by_given_statistics(activation, has_residual, layout, strea
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("group", [None, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(*pairwise(dtype=[torch.float32, torch.bfloat16], group=[None, 3], streamed=[False, True]))
 def test_outputs_are_computed_again_to_the_same_bits(dtype, group, streamed) -> None:
     x, residual = (torch.randn((6, 2, 60, 61) if streamed else (6, 4, 5), device=DEVICE).to(dtype) for _ in range(2))
     gamma, beta = (torch.rand(x.shape[1], device=DEVICE).requires_grad_() for _ in range(2))

@@ -16,6 +16,7 @@ from evennorm.core.moments import Moments
 from evennorm.torch import batch_norm
 from evennorm.torch.gpu import triton_kernel
 from evennorm.torch.namespace import xp
+from tests.grids import pairwise
 
 __all__ = ["on_gpu_kernels"]
 
@@ -28,10 +29,9 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize(("shape", "axis"), SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("with_residual", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
-def test_two_devices_are_one(shape, axis, with_residual: bool, dtype: str) -> None:
+@pytest.mark.parametrize(*pairwise(name=list(SHAPES), with_residual=[False, True], dtype=["float32", "float64", "bfloat16"]))
+def test_two_devices_are_one(name: str, with_residual: bool, dtype: str) -> None:
+    shape, axis = SHAPES[name]
     rng = np.random.default_rng(4)
     x, residual, dy = (tensor(rng.normal(m, 2, shape), dtype) for m in (50, 0, 0))
     acc = "float64" if dtype == "float64" else "float32"

@@ -18,6 +18,7 @@ from evennorm.core.moments import Moments
 from evennorm.kernels.contract import UnfitError
 from evennorm.numpy import xp as numpy_xp
 from evennorm.torch.gpu import triton_kernel
+from tests.grids import pairwise
 
 __all__ = ["on_gpu_kernels"]
 
@@ -65,15 +66,18 @@ def check(found: list[torch.Tensor], wanted: Exact, dtype: str) -> None:
     assert (np.abs(variance - wanted.variance) <= wanted.variance_error).all()
 
 
-@pytest.mark.parametrize("decay", [0.99, 0.3, 0.0, 1.0])
 @pytest.mark.parametrize(
-    ("groups", "count", "unbiased"), [(1, 50, False), (1, 50, True), (3, 7, True), (1, 1, False), (4, 2, True)]
+    *pairwise(
+        of_groups=[(1, 50, False), (1, 50, True), (3, 7, True), (1, 1, False), (4, 2, True)],
+        decay=[0.99, 0.3, 0.0, 1.0],
+        dtype=["float32", "float64"],
+        poison=[None, "mean", "variance"],
+    )
 )
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("poison", [None, "mean", "variance"])
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of NumPy, in which the interpreter computes
-def test_running_statistics_are_updated_as_the_core_defines(groups, count, unbiased, decay, dtype, poison) -> None:
+def test_running_statistics_are_updated_as_the_core_defines(of_groups, decay, dtype, poison) -> None:
     """On the device, and the answer stays there."""
+    groups, count, unbiased = of_groups
     rng = np.random.default_rng(8)
     channel = 1500
     mean, low = rng.normal(1e4, 1, (groups, channel)), rng.normal(0, 1e-4, (groups, channel))
@@ -131,10 +135,9 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("decay", [0.9, None])
-@pytest.mark.parametrize("group", [False, True])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(
+    *pairwise(shape=list(SHAPES.values()), group=[False, True], decay=[0.9, None], dtype=[torch.float32, torch.float64])
+)
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_the_forward_pass_updates_them(shape, group, decay, dtype) -> None:
     """By what it computes, all or nothing, batch after batch."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evennorm.tools.migrate import migrate
+from tests.grids import pairwise
 from tests.migration.building import difference, layer, sequential
 from tests.migration.keras1 import Keras1
 
@@ -145,9 +146,7 @@ IMAGES = {
 }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("order", ["th", "tf"])
-@pytest.mark.parametrize("case", IMAGES)
+@pytest.mark.parametrize(*pairwise(case=list(IMAGES), order=["th", "tf"], backend=BACKENDS))
 def test_images(case, order, backend, tmp_path):
     shape = image(order)
     old = Keras1(backend)
@@ -163,13 +162,18 @@ def test_separable_convolution(config, order, tmp_path):
     assert difference(Keras1("tensorflow"), model, tmp_path, draw(*shape)) < 1e-5
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("order", ["th", "tf"])
 @pytest.mark.parametrize(
-    ("mode", "stride", "rows", "columns"),
-    [("valid", 1, 6, 5), ("valid", 2, 9, 8), ("valid", 2, 10, 9), ("same", 2, 8, 8), ("same", 1, 4, 4), ("same", 2, 7, 8)],
+    *pairwise(
+        stated=[
+            *(("valid", 1, 6, 5), ("valid", 2, 9, 8), ("valid", 2, 10, 9)),
+            *(("same", 2, 8, 8), ("same", 1, 4, 4), ("same", 2, 7, 8)),
+        ],
+        order=["th", "tf"],
+        backend=BACKENDS,
+    )
 )
-def test_deconvolution_has_the_output_shape_it_states(mode, stride, rows, columns, order, backend, tmp_path):
+def test_deconvolution_has_the_output_shape_it_states(stated, order, backend, tmp_path):
+    mode, stride, rows, columns = stated
     shape = image(order, 4, 4)
     out = [None, 2, rows, columns] if order == "th" else [None, rows, columns, 2]
     options = {"nb_filter": 2, "border_mode": mode, "subsample": [stride, stride], "output_shape": out}
@@ -186,9 +190,7 @@ def deconvolved(order, *shapes, **config):
     ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("order", ["th", "tf"])
-@pytest.mark.parametrize("version", ["1.0.8", "1.1.2", "1.2.0"])
+@pytest.mark.parametrize(*pairwise(version=["1.0.8", "1.1.2", "1.2.0"], order=["th", "tf"], backend=BACKENDS))
 def test_deconvolution_before_keras_stored_what_it_was_given(version, order, backend, tmp_path):
     """Up to 1.1.2 the file has (n - 1) * stride + kernel - 2 * (kernel // 2), not the shape that the layer ran with."""
     shape, options = image(order, 4, 5), {"nb_row": 3, "nb_col": 5, "subsample": [2, 3], "border_mode": "same"}
@@ -228,22 +230,31 @@ def test_volumes(order, backend, tmp_path):
     assert difference(Keras1(backend), model, tmp_path, draw(*shape)) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
-@pytest.mark.parametrize("consume_less", ["cpu", "gpu"])
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"return_sequences": True}, {"go_backwards": True, "inner_activation": "sigmoid"}, {"activation": "hard_sigmoid"}],
-    ids=str,
+    *pairwise(
+        options=[
+            {},
+            {"return_sequences": True},
+            {"go_backwards": True, "inner_activation": "sigmoid"},
+            {"activation": "hard_sigmoid"},
+        ],
+        consume_less=["cpu", "gpu"],
+        kind=["LSTM", "GRU", "SimpleRNN"],
+    )
 )
 def test_recurrent_layers(kind, consume_less, options, tmp_path):
     model = sequential((6, 3), layer(kind, output_dim=4, consume_less=consume_less, **options))
     assert difference(Keras1(), model, tmp_path, 2 * draw(6, 3)) < 1e-5
 
 
-@pytest.mark.parametrize("merge_mode", ["concat", "sum", "mul", "ave"])
-@pytest.mark.parametrize("sequences", [True, False])
-@pytest.mark.parametrize("backwards", [False, True])
-@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize(
+    *pairwise(
+        kind=["LSTM", "GRU"],
+        backwards=[False, True],
+        sequences=[True, False],
+        merge_mode=["concat", "sum", "mul", "ave"],
+    )
+)
 def test_bidirectional(kind, backwards, sequences, merge_mode, tmp_path):
     inner = layer(kind, output_dim=4, return_sequences=sequences, go_backwards=backwards)
     model = sequential((6, 3), layer("Bidirectional", merge_mode=merge_mode, layer=inner))

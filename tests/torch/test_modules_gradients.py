@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import evennorm.torch as ours
 from tests.cases import CASES
 from tests.contract import textbook
+from tests.grids import pairwise
 from tests.torch.reference import MODULES, array, channels_second, module_for
 
 DOUBLE = {"dtype": torch.float64}
@@ -65,9 +66,9 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("options", VARIANTS, ids=str)
-@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 4), (6, 3, 2, 2), (6, 3, 2, 1, 2)])
+@pytest.mark.parametrize(
+    *pairwise(shape=[(6, 3), (6, 3, 4), (6, 3, 2, 2), (6, 3, 2, 1, 2)], options=VARIANTS, training=[True, False])
+)
 def test_gradcheck_and_gradgradcheck(shape, options, training) -> None:
     torch.manual_seed(3)
     module = drawn(MODULES[len(shape)](3, eps=1e-2, **DOUBLE, **options)).train(training)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import warnings
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import evennorm.torch as ours
 from evennorm.torch import native
+from tests.grids import mostly, pairwise
 from tests.torch.reference import MODULES
 
 THEIRS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -52,13 +54,19 @@ def trained(options, shape=(6, 4, 5, 5)) -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_torch_compile_takes_the_whole_graph(options, training) -> None:
+@pytest.mark.parametrize(
+    *mostly(
+        lambda options, training, backend: backend == "aot_eager" or OPTIONS.index(options) == (1 if training else 3),
+        "options, training, backend",
+        [(*row, backend) for row in product(OPTIONS, [True, False]) for backend in ("aot_eager", "inductor")],
+    )
+)
+def test_torch_compile_takes_the_whole_graph(options, training, backend) -> None:
+    """Inductor has a C++ compiler make code of each."""
     torch.compiler.reset()
     eager = trained(options).train(training)
     module = copy.deepcopy(eager)
-    compiled = torch.compile(lambda x, residual: module(x * 2, residual) + 1, fullgraph=True)
+    compiled = torch.compile(lambda x, residual: module(x * 2, residual) + 1, fullgraph=True, backend=backend)
     for _ in range(2):
         x, residual = (torch.randn(6, 4, 5, 5, requires_grad=True) for _ in range(2))
         y, expected = compiled(x, residual), eager(x * 2, residual) + 1
@@ -69,11 +77,12 @@ def test_torch_compile_takes_the_whole_graph(options, training) -> None:
     torch.testing.assert_close(dict(module.named_buffers()), dict(eager.named_buffers()), rtol=1e-5, atol=1e-6)
 
 
-def test_torch_compile_with_a_mask_and_batches_of_several_sizes() -> None:
+@pytest.mark.parametrize(*mostly(lambda backend: backend == "aot_eager", "backend", [("aot_eager",), ("inductor",)]))
+def test_torch_compile_with_a_mask_and_batches_of_several_sizes(backend) -> None:
     torch.compiler.reset()
     eager = trained({"activation": "relu"})
     module = copy.deepcopy(eager)
-    compiled = torch.compile(module, fullgraph=True, dynamic=True)
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=backend)
     for n in (6, 4, 9):
         x, mask = torch.randn(n, 4, 5, 5), torch.rand(n, 5, 5) < 0.7
         torch.testing.assert_close(compiled(x, mask=mask), eager(x, mask=mask), rtol=1e-5, atol=1e-5)
@@ -114,9 +123,7 @@ def test_two_operators_in_the_compiled_graph(updated_by) -> None:
     assert all("getitem" in name or "detach" in name for name in others)
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("shape", [(4,), (4, 5, 5)], ids=str)
+@pytest.mark.parametrize(*pairwise(shape=[(4,), (4, 5, 5)], training=[True, False], dynamic=[None, True]))
 def test_no_more_compilations_than_torchs_own_modules(shape, training, dynamic) -> None:
     counts = []
     for module in (trained({"activation": "relu"}, (6, *shape)), nn.Sequential(THEIRS[len(shape) + 1](4), nn.ReLU())):
@@ -220,8 +227,16 @@ def run_onnx(model: nn.Module, *inputs: torch.Tensor, file: Path, optimize: bool
     return [node.op_type for node in program.model.graph], session.run(None, given)[0]
 
 
-@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 3), (6, 4, 5, 5), (6, 4, 2, 3, 3)])
-@pytest.mark.parametrize("options", BY_STATISTICS, ids=str)
+ONNX_SHAPES = [(6, 4), (6, 4, 3), (6, 4, 5, 5), (6, 4, 2, 3, 3)]
+
+
+@pytest.mark.parametrize(
+    *mostly(
+        lambda options, shape: ONNX_SHAPES.index(shape) == BY_STATISTICS.index(options) % 4,
+        "options, shape",
+        product(BY_STATISTICS, ONNX_SHAPES),
+    )
+)
 def test_onnx_has_a_standard_node(options, shape, tmp_path: Path) -> None:
     module = trained(options, shape).eval()
     x = torch.randn(shape)

@@ -1,5 +1,6 @@
 """What holds for all tests: the engine of Keras, quiet frameworks, the same draws in every run."""
 
+import gc
 import os
 import random
 import sys
@@ -22,6 +23,12 @@ pytest_plugins = ["pytester"]
 # Triton's LLVM aborts the process where TensorFlow has loaded its own before; the other way round both live together.
 with suppress(ImportError):
     import triton._C.libtriton  # noqa: F401
+
+
+def pytest_collection_finish() -> None:
+    """What frameworks made at their import stays: the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""A folder goes in; the options that its `pyproject.toml` sets come out, checked against those of the commands."""
+"""Read the options that a project's `pyproject.toml` sets for the commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A shape goes in; the data format it looks like comes out, with the evidence and how far it can be trusted."""
+"""Guess the data format of a shape, with the evidence and its certainty."""
 
 from __future__ import annotations
 

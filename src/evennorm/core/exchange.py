@@ -1,4 +1,4 @@
-"""Statistics of every device's part of a batch go in; those of the whole batch come out, the same on all devices.
+"""Combine the statistics of every device's part of a batch into those of the whole, the same on all devices.
 
 Each device packs its moments into one row, all devices gather all rows, and each merges them in the order of the devices:
 one exchange, and the same bits everywhere. Backward, the two sums of `normalize.gradient_sums` are added over devices.

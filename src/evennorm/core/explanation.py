@@ -1,4 +1,4 @@
-"""A Geometry goes in; what batch normalization does with such an array comes out, as facts, findings and text."""
+"""Explain what batch normalization does with an array: facts, findings and text."""
 
 from __future__ import annotations
 

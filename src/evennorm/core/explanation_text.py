@@ -1,4 +1,4 @@
-"""An Explanation goes in; its lines for people come out, each knowing what it is."""
+"""Write an explanation as lines for people, each with its kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Geometry and the data format its shape looks like go in; what looks wrong comes out, each with its remedy."""
+"""Find what looks wrong about a shape and an axis, each with its remedy."""
 
 from __future__ import annotations
 

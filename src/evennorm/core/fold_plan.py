@@ -1,4 +1,4 @@
-"""A network and what its layers compute go in; which batch normalization becomes part of which linear layers comes out.
+"""Plan which batch normalization of a network is folded into which linear layers.
 
 Decided by data flow. A scale and shift may move along a chain of steps that commute with it, each the only reader of the one
 before, to a linear layer that is called once.

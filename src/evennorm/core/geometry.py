@@ -1,4 +1,4 @@
-"""Shape and axis go in; (outer, channel, inner), the parameter shape and the place of a mask come out."""
+"""Reduce a shape and an axis to (outer, channel, inner), with the shapes of parameters and masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A normalized view before its activation and the variance go in; the gradient of `normalize` comes out, without its input.
+"""Compute the gradient of `normalize` from its output instead of its input.
 
 x - mean = (z - beta) / gamma * sqrt(variance + epsilon)
 

@@ -1,4 +1,4 @@
-"""A view (groups, outer, channel, inner) goes in; count, mean and variance of each channel come out, mergeable."""
+"""Compute count, mean and variance of each channel of a view (groups, outer, channel, inner), ready to be merged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A view and its moments go in; the normalized view, or its gradient, comes out.
+"""Normalize a view by its moments, and compute the gradient.
 
 y = activation(gamma * (x - mean) / sqrt(variance + epsilon) + beta [+ residual])
 

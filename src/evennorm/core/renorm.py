@@ -1,4 +1,4 @@
-"""Batch renormalization: a batch and the running statistics go in, the correction that ties them together comes out.
+"""Compute the correction of batch renormalization, which ties a batch to the running statistics.
 
 y = (xhat * r + d) * gamma + beta
 

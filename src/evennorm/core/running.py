@@ -1,4 +1,4 @@
-"""Running statistics and the moments of a batch go in; the updated ones come out, never poisoned.
+"""Update running statistics from the moments of a batch, and never poison them.
 
 running = running + (batch - running) * (1 - decay)
 

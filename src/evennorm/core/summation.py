@@ -1,4 +1,4 @@
-"""A view (groups, outer, channel, inner) goes in; its sum per channel, exact to a few units in the last place, comes out."""
+"""Sum a view (groups, outer, channel, inner) per channel, exact to a few units in the last place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Directional derivatives of a view and its parameters go in; those of the normalized view and its moments come out.
+"""Compute directional derivatives of the normalized view and its moments.
 
 The forward mode of `core.normalize`, whose `gradients` is its transpose.
 """

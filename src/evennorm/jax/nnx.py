@@ -1,4 +1,4 @@
-"""A Flax nnx model goes in, the BatchNormStates of its modules come out; and the way back."""
+"""Read BatchNormStates from a Flax nnx model, and write them back."""
 
 from __future__ import annotations
 

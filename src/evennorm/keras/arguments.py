@@ -1,4 +1,4 @@
-"""Constructor arguments in any of their historical forms go in; today's Keras objects come out, or an error."""
+"""Translate constructor arguments of every Keras version to today's objects."""
 
 from __future__ import annotations
 

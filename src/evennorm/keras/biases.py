@@ -1,4 +1,4 @@
-"""A Keras model goes in; a copy without biases that batch normalization subtracts comes out, and predicts the same."""
+"""Copy a Keras model without the biases that batch normalization subtracts; predictions stay the same."""
 
 from __future__ import annotations
 

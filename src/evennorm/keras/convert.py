@@ -1,4 +1,4 @@
-"""A Keras model goes in; a copy with Keras's batch normalization exchanged for evennorm's comes out, and the way back."""
+"""Replace Keras's batch normalization in a model by evennorm's, and revert it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The name of Keras's backend goes in; the framework module that computes for it comes out."""
+"""Find the framework module behind the name of Keras's backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Keras model goes in; a copy for inference comes out, its batch normalizations made part of the layers beside them."""
+"""Copy a Keras model for inference with its batch normalizations folded into neighbouring layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Keras model goes in; a copy comes out, each of its layers copied or exchanged, new ones inserted where asked."""
+"""Copy a Keras model layer by layer, with replacements and insertions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keras 1's initializers, by name or as a callable, go in; objects that Keras 3 accepts and saves come out."""
+"""Translate Keras 1's initializers to objects that Keras 3 accepts and saves."""
 
 from __future__ import annotations
 

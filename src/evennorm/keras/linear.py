@@ -1,4 +1,4 @@
-"""A step of a Keras model goes in; what it does to a scale and shift comes out: a linear layer, a passage or an obstacle."""
+"""Say what a step of a Keras model does to a scale and shift: linear layer, passage or obstacle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A layer and the moments of a batch go in; its moving statistics follow them, and batch renormalization corrects by them.
+"""Update the moving statistics of a layer from the moments of a batch, and apply batch renormalization.
 
 Variables are read and assigned here; the formulas are those of `core.running` and `core.renorm`.
 """

@@ -1,4 +1,4 @@
-"""A Keras model goes in; its Network comes out: each call of each layer, nested models and composed layers opened."""
+"""Read a Keras model as a Network: every call of every layer, nested models and composed layers included."""
 
 from __future__ import annotations
 

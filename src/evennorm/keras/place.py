@@ -1,4 +1,4 @@
-"""A Keras model and a word for where go in; a copy of it with batch normalization there, and only there, comes out."""
+"""Copy a Keras model with batch normalization in one place of each hidden layer, and nowhere else."""
 
 from __future__ import annotations
 

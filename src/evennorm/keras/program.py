@@ -1,4 +1,4 @@
-"""A Keras model goes in; its calls come out, to be made one by one, with its batch normalizations to be watched and written.
+"""Run a Keras model call by call, so that its batch normalizations can be observed and changed.
 
 Nested models are opened, so that every call of the graph can be stopped at. What has code of its own is one call.
 """

@@ -1,4 +1,4 @@
-"""An operation of a Keras model goes in; its role beside batch normalization, activation, bias and channel axis come out."""
+"""Say what an operation of a Keras model does to batch normalization beside it: role, activation, bias, channel axis."""
 
 from __future__ import annotations
 

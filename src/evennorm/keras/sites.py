@@ -1,4 +1,4 @@
-"""A Keras model's graph goes in; what batch normalization may stand at comes out: activations, sources, channel axes."""
+"""Find the places in a Keras model's graph where batch normalization may be: activations, sources, channel axes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Keras model goes in, the BatchNormStates of its layers come out; and the way back, into a model or a new layer."""
+"""Read BatchNormStates from a Keras model, and write them into a model or a new layer."""
 
 from __future__ import annotations
 

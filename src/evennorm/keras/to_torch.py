@@ -1,4 +1,4 @@
-"""A Keras model goes in; the arrays of a torch state_dict come out, for the layers that torch has, with what was assumed.
+"""Translate a Keras model to the arrays of a torch state_dict, and say what was assumed.
 
     Dense kernel (in, out)                          Linear weight (out, in)
     Conv kernel (*size, in / groups, out)           Conv weight (out, in / groups, *size)

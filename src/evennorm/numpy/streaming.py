@@ -1,4 +1,4 @@
-"""Chunks of data go in, one after the other; the Moments of all of them together come out."""
+"""Merge the moments of chunks of data into the moments of all of them."""
 
 from __future__ import annotations
 

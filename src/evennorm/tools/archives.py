@@ -1,4 +1,4 @@
-"""A zip file or an HDF5 file of unknown origin goes in; it is safe to be read afterwards, or an error says what it tries.
+"""Check that a zip or HDF5 file of unknown origin is safe to read.
 
 Both formats can point outside themselves, and both can announce more than they hold.
 """

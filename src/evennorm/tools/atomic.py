@@ -1,4 +1,4 @@
-"""A path goes in, with text or with what writes a file; a file that is either complete or untouched comes out."""
+"""Write files completely or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An Explanation goes in; an SVG figure of the array comes out, the cells normalized together in one colour."""
+"""Draw an array as an SVG figure in which the cells that are normalized together have one colour."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An Explanation goes in; the axes a figure draws come out, merged and shortened, with a colour for each group."""
+"""Choose the axes that a figure draws, merged and shortened, and a colour for each group."""
 
 from __future__ import annotations
 

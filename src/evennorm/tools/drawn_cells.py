@@ -1,4 +1,4 @@
-"""Drawn axes and the colours of groups go in; the cells and the names of their axes are added to a canvas."""
+"""Draw the cells of an array, and the names of its axes, on a canvas."""
 
 from __future__ import annotations
 

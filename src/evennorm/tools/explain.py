@@ -1,4 +1,4 @@
-"""A shape and an axis go in; the Explanation of batch normalization on them, with a worked example, comes out."""
+"""Explain batch normalization of a shape and an axis, with a worked example."""
 
 from __future__ import annotations
 

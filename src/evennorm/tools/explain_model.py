@@ -1,4 +1,4 @@
-"""A model goes in; what each of its batch normalizations averages comes out, with the findings about their axes."""
+"""Explain what each batch normalization of a model averages, and check its axis against its neighbours."""
 
 from __future__ import annotations
 

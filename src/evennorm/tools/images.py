@@ -1,4 +1,4 @@
-"""Image files go in, in one folder for each class; their paths with labels, and their pixels as bytes, come out."""
+"""Find images in one folder per class, and read their pixels and labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`module:function`, the user's own code, goes in; the object that it names comes out."""
+"""Import `module:function`, the user's own code, and return the object it names."""
 
 from __future__ import annotations
 

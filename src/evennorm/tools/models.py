@@ -1,4 +1,4 @@
-"""A model file, `module:function` or a model itself goes in; the model comes out, and nothing that a file says was run."""
+"""Open a model from a file or from `module:function`, without running code that a file contains."""
 
 from __future__ import annotations
 

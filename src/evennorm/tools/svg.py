@@ -1,4 +1,4 @@
-"""Polygons and lines of text go in; a self-contained SVG document that reads in light and in dark comes out."""
+"""Write polygons and lines of text as a self-contained SVG document for light and dark pages."""
 
 from __future__ import annotations
 

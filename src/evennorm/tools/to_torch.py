@@ -1,4 +1,4 @@
-"""An opened Keras model and a path go in; a safetensors file of a torch state_dict is there afterwards."""
+"""Write a Keras model as a safetensors file with a torch state_dict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A torch model goes in; a copy for inference comes out, its batch normalizations made part of the layers beside them."""
+"""Copy a torch model for inference with its batch normalizations folded into neighbouring layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A torch model goes in; its steps as a Network come out: layers, and functions that its code calls on tensors."""
+"""Read a torch model as a Network: its layers, and the functions that its code calls on tensors."""
 
 from __future__ import annotations
 

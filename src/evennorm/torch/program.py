@@ -1,4 +1,4 @@
-"""A torch model goes in; its calls come out, to be made one by one, with its batch normalizations to be watched and written.
+"""Run a torch model call by call, so that its batch normalizations can be observed and changed.
 
 Its code is followed by torch.fx where that is the same; a model that cannot be followed is one call.
 """

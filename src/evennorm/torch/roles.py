@@ -1,4 +1,4 @@
-"""A module, or the function or method that a graph calls, goes in; what it does to its input comes out as a Role."""
+"""Say what a module, function or method of a graph does to its input, as a Role."""
 
 from __future__ import annotations
 

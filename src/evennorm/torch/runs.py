@@ -1,4 +1,4 @@
-"""A model and example inputs go in; how often each of its layers ran, what it gave, and what code read of it, come out."""
+"""Run a model on example inputs, and record how often each layer ran, what it returned and what the code read of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A torch model goes in, the BatchNormStates of its modules come out; and the way back, into a model or a new module."""
+"""Read BatchNormStates from a torch model, and write them into a model or a new module."""
 
 from __future__ import annotations
 

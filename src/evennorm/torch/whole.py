@@ -1,4 +1,4 @@
-"""A model goes in; one graph of all its layers in evaluation comes out, as far as torch.fx can follow its code.
+"""Trace all layers of a model in evaluation mode into one graph, as far as torch.fx can follow its code.
 
 A module whose code cannot be followed is one node of the graph, with the reason; what it does inside is then unknown. The
 graph is for reading, and for rewriting what is verified afterwards: unlike the conversion's, it may rest on what the code

@@ -1,1 +1,1 @@
-"""Files that Keras 1 and 2 wrote go in; Keras 3 models that predict the same come out, with a report of every layer."""
+"""Convert files of Keras 1 and 2 to Keras 3 models with the same predictions, with a report of every layer."""

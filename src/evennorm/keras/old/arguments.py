@@ -1,4 +1,4 @@
-"""Initializers, penalties, constraints and activations as Keras 1 and 2 named them go in; Keras 3's come out."""
+"""Translate initializers, regularizers, constraints and activations of Keras 1 and 2 to Keras 3's."""
 
 from __future__ import annotations
 

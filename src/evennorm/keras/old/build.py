@@ -1,4 +1,4 @@
-"""An old model, its arrays and its origin go in; a Keras 3 model with these weights and a report by layer come out."""
+"""Build a Keras 3 model from an old model, its arrays and its origin, with a report by layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Old convolutions go in; Keras 3's, channels last and as correlations, with the padding of their backend, come out."""
+"""Translate old convolutions to Keras 3's: channels last, as correlations, with the padding of their backend."""
 
 from __future__ import annotations
 

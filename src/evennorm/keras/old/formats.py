@@ -1,4 +1,4 @@
-"""An old model goes in; the order of axes of the layers that did not store theirs comes out, and why it is that one."""
+"""Determine the order of axes of layers that did not store it, and say why."""
 
 from __future__ import annotations
 

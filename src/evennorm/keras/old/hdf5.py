@@ -1,4 +1,4 @@
-"""An HDF5 file of Keras 1 or 2 goes in; its configuration and its arrays come out. Nothing in it is executed."""
+"""Read the configuration and arrays of an HDF5 file of Keras 1 or 2 without executing anything in it."""
 
 from __future__ import annotations
 

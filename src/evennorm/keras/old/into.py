@@ -1,4 +1,4 @@
-"""A Keras 3 model of the user's and the arrays of an old weights file go in; the model has these weights afterwards."""
+"""Load the arrays of an old weights file into the user's Keras 3 model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layers of an old model and the groups of a weights file go in; the arrays of each layer come out."""
+"""Match the layers of an old model with the groups of a weights file."""
 
 from __future__ import annotations
 

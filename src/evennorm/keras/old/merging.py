@@ -1,4 +1,4 @@
-"""Old merges go in; Keras 3's merging layers come out."""
+"""Translate old merges to Keras 3's merging layers."""
 
 from __future__ import annotations
 

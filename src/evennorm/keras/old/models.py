@@ -1,4 +1,4 @@
-"""The JSON that Keras 1 and 2 wrote for a model goes in; an OldModel, its calls resolved, comes out."""
+"""Read the JSON that Keras 1 and 2 wrote for a model, and resolve its calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The class and the configuration of a layer as any Keras 1 or 2 wrote them go in; both in the words of Keras 2 come out."""
+"""Translate the class and configuration of a layer of any Keras 1 or 2 to the words of Keras 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An old batch normalization goes in; the layer of Keras 3 or of evennorm that gives the same outputs comes out."""
+"""Translate an old batch normalization to the layer of Keras 3 or evennorm with the same outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Old pooling, padding, cropping and up-sampling go in; Keras 3's, with the padding of their backend, come out."""
+"""Translate old pooling, padding, cropping and up-sampling to Keras 3's, with the padding of their backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file, its configuration and the user's word go in; who wrote it, and how that is known, come out."""
+"""Determine which release and backend wrote a file, and how that is known."""
 
 from __future__ import annotations
 

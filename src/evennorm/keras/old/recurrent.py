@@ -1,4 +1,4 @@
-"""Old recurrent layers go in; Keras 3's, with one kernel for all gates, come out."""
+"""Translate old recurrent layers to Keras 3's, with one kernel for all gates."""
 
 from __future__ import annotations
 

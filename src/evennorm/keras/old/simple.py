@@ -1,4 +1,4 @@
-"""Old dense, embedding, reshaping, noise and activation layers go in; Keras 3's come out."""
+"""Translate old dense, embedding, reshaping, noise and activation layers to Keras 3's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A layer's configuration goes in; the weights that it stored, in their order, come out."""
+"""List the weights that an old layer stored, in their order, from its configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fourth weight of an old batch normalization goes in; the variance that gives the same outputs today comes out."""
+"""Translate the fourth weight of an old batch normalization to the variance that gives the same outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One old layer goes in; the Block of Keras 3 layers that does the same comes out."""
+"""Translate one old layer to the Keras 3 layers that do the same."""
 
 from __future__ import annotations
 

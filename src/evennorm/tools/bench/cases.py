@@ -1,4 +1,4 @@
-"""Shapes and options as text go in; the cases to be measured, each with its layout, dtype and bytes, come out."""
+"""Parse shapes and options into the cases to measure, each with layout, dtype and bytes."""
 
 from __future__ import annotations
 

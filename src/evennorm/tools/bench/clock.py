@@ -1,4 +1,4 @@
-"""Calls go in; the seconds that each took, measured in turns, come out."""
+"""Time calls in turns, in seconds."""
 
 from __future__ import annotations
 

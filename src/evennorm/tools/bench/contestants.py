@@ -1,4 +1,4 @@
-"""The name of an engine goes in; those that are measured on it come out: ours, its rivals, and copies as the limit."""
+"""List what is measured on an engine: evennorm, its rivals, and copies as the limit."""
 
 from __future__ import annotations
 

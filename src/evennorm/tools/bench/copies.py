@@ -1,4 +1,4 @@
-"""An array goes in; what copies it into fresh memory with cheap pages, by NumPy and a few threads, comes out: the limit."""
+"""Copy an array into fresh memory as fast as possible: the limit of what can be measured."""
 
 from __future__ import annotations
 

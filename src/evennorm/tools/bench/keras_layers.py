@@ -1,4 +1,4 @@
-"""A case and its data go in; Keras's layer with the layers it needs around it, or ours alone, comes out as one function."""
+"""Build Keras's layer, with the layers it needs around it, or evennorm's, as one function for a case."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A finished benchmark goes in; a picture of everyone's bandwidth under that of a copy, a panel per pass, comes out."""
+"""Draw the bandwidth of every contestant below that of a copy, one panel per pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings go in; processes that each load one engine measure, and their rows come out."""
+"""Start one process per engine to measure in, and collect the rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measured rows go in; what they show, in ratios and plain sentences, comes out, and the file that keeps it."""
+"""Summarize measured rows in ratios and plain sentences, and write the file that keeps them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The seconds of one contestant in one case go in; a row of the result, its median and quartiles, comes out."""
+"""Summarize the times of one contestant in one case: median, quartiles and interval."""
 
 from __future__ import annotations
 

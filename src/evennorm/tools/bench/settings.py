@@ -1,4 +1,4 @@
-"""What the user asked for goes in; one checked, immutable record that a process of its own can be handed comes out."""
+"""Check what the user asked for, and keep it in one record that another process can read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings as one line of JSON on stdin go in; what this process measures, a line of JSON per case, comes out on stdout."""
+"""Measure in a process of its own: settings come as JSON on stdin, each case goes to stdout as a line of JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A batch size goes in; the arrays that ResNet-50 normalizes, how often, and the bytes that each has to move, come out."""
+"""List the arrays that ResNet-50 normalizes at a batch size, how often, and the bytes that each has to move."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls on a GPU go in; the milliseconds that each took there, by its own clock and in turns, come out."""
+"""Time calls on a GPU by its own clock, in turns, in milliseconds."""
 
 from __future__ import annotations
 

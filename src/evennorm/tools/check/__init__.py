@@ -1,4 +1,4 @@
-"""A model, and data if there is any, go in; what looks wrong about its batch normalizations comes out."""
+"""Find what looks wrong about the batch normalizations of a model, with or without data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An opened model and its report go in; a model without what can safely be fixed is written, and what changed comes out."""
+"""Write a model without the findings that can safely be fixed, and say what changed."""
 
 from __future__ import annotations
 

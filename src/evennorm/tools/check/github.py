@@ -1,4 +1,4 @@
-"""A report goes in; lines come out by which GitHub shows findings beside a change."""
+"""Write findings as workflow commands that GitHub shows beside a change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A code goes in; its page in the documentation comes out: what is wrong, when it is reported, what to do."""
+"""Find the documentation page of a finding: what is wrong, when it is reported, what to do."""
 
 from __future__ import annotations
 

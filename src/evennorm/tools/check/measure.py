@@ -1,4 +1,4 @@
-"""A model and data go in; what its layers see beside what they expect, and how far its two modes are apart, come out."""
+"""Run a model on data in both modes, and compare what its layers see with what they expect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report goes in; one HTML page comes out that asks for nothing else: findings, and a picture of each layer."""
+"""Write a report as one self-contained HTML page: findings, and a picture of each layer."""
 
 from __future__ import annotations
 

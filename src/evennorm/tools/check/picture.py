@@ -1,4 +1,4 @@
-"""An array of one layer goes in; a panel with its curve over the channels comes out as inline SVG."""
+"""Draw an array of one layer as a panel, a curve over the channels in inline SVG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An opened model goes in; its Network comes out, with what its optimizer and the shape of its inputs add."""
+"""Read an opened model as a Network, with its optimizer's settings and the shape of its inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All rules by their codes; a selection of codes goes in, the rules that it means come out."""
+"""Collect all rules, and select some by code or name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report goes in; a SARIF 2.1.0 log comes out, for code hosts and editors that show findings."""
+"""Write a report as a SARIF 2.1.0 log for code hosts and editors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report goes in; its lines for people come out, findings of one code together."""
+"""Write a report as lines for people, findings of one code together."""
 
 from __future__ import annotations
 

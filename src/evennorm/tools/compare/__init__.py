@@ -1,4 +1,4 @@
-"""Data, a model and placements go in; every placement trained in paired repeats, a table and a verdict come out."""
+"""Train a model with batch normalization in each placement, in paired repeats, and say what that shows."""
 
 from __future__ import annotations
 

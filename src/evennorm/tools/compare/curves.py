@@ -1,4 +1,4 @@
-"""The records of all runs go in; a picture of test accuracy against epochs, a panel per learning rate, comes out."""
+"""Draw test accuracy against epochs, one panel per learning rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The name of a data set or a path goes in; labelled images, checked and cut into three fixed parts, come out."""
+"""Load a data set and cut it into three fixed parts, checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wish for a Keras backend goes in; the environment that selects it, deterministic and quiet, comes out."""
+"""Set up the environment for a Keras backend: deterministic and quiet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file or folder of labelled samples goes in; its arrays come out, each fault named with the file it is in."""
+"""Read labelled samples from a file or folder; errors name the file."""
 
 from __future__ import annotations
 

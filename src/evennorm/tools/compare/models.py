@@ -1,4 +1,4 @@
-"""The name of a network, a model file or a function goes in; what builds that model with fresh weights comes out."""
+"""Build a network, a model file or a function's model with fresh weights."""
 
 from __future__ import annotations
 

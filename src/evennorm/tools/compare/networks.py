@@ -1,4 +1,4 @@
-"""A sample shape and a number of classes go in; one of the two built-in networks comes out, with fresh weights."""
+"""Build one of the two built-in networks, with fresh weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A finished comparison goes in; runs.csv, summary.json and curves.png come out, each whole or not at all."""
+"""Write the results of a comparison, each file completely or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the user asked for goes in; one checked, immutable record and the runs it stands for come out."""
+"""Check what the user asked for, and keep it in one immutable record with the runs it stands for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings and runs go in; an Optuna study that hands each run to one process, once, and keeps its record comes out."""
+"""Keep the runs of a comparison in an Optuna study that hands each to one process, once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run goes in; its accuracies and timings, epoch by epoch, come out."""
+"""Train one run, and record its accuracies and times epoch by epoch."""
 
 from __future__ import annotations
 

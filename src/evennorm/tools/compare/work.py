@@ -1,4 +1,4 @@
-"""Settings go in; every run that is missing in the study has been trained, by this process or by several, on the way out."""
+"""Train all missing runs of a study, in this process or in several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A line of settings on standard input goes in; runs are trained, and told of on standard output, a line of JSON each."""
+"""Train runs for another process: settings come on standard input, news goes to standard output as lines of JSON."""
 
 from __future__ import annotations
 

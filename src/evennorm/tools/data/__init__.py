@@ -1,4 +1,4 @@
-"""A file, a folder, `module:function` or an object of batches goes in; batches of NumPy arrays come out, as often as asked.
+"""Open a file, a folder, `module:function` or an object as batches of NumPy arrays that can be read repeatedly.
 
 Nothing is held but one batch, so that data may be larger than memory.
 """

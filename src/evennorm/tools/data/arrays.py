@@ -1,4 +1,4 @@
-"""Arrays, .npy and .npz files go in; batches of their rows come out, read from the file where they lie.
+"""Read batches of rows from arrays, .npy and .npz files without loading the files whole.
 
 What lies in a .npz file as it is, is mapped into memory; what is compressed is unpacked as it is read, row after row.
 """

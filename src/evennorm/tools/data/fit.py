@@ -1,4 +1,4 @@
-"""The first batch and a model go in; an error comes out where the model cannot take such samples."""
+"""Check that a model accepts the samples of a first batch."""
 
 from __future__ import annotations
 

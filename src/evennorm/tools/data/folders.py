@@ -1,4 +1,4 @@
-"""A folder goes in; the batches of its array files, or of the images in its class folders, come out."""
+"""Read batches from a folder of array files, or of images in class folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An iterable of batches of any framework goes in; batches of NumPy arrays come out, at every pass the same ones."""
+"""Turn an iterable of batches of any framework into batches of NumPy arrays that are the same in every pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outputs of a model and of its folded copy go in; how far they differ, beside what rounding allows, comes out."""
+"""Measure how far the outputs of a folded model differ, and what rounding allows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folded model and a path go in; a file comes out, the same bytes for the same model."""
+"""Write a folded model; the same model gives the same bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An opened model goes in; how to run it, fold it and draw inputs for it comes out, for each framework."""
+"""Say for each framework how to run a model, fold it and make inputs for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An opened model goes in; a random batch that it can be run on comes out, of its inputs' shapes and kinds of numbers."""
+"""Make a random batch that a model accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two models and a batch go in; how long each takes comes out, measured in turns."""
+"""Measure two models on a batch, in turns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file of Keras 1 or 2 goes in; a Keras 3 model that predicts the same, and a record of how it came about, come out."""
+"""Convert a file of Keras 1 or 2 to a Keras 3 model with the same predictions, and report how."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model and data go in; its moving statistics are those of all the data afterwards, and nothing else of it has changed.
+"""Set the moving statistics of a model to those of data, and change nothing else.
 
 Layer by layer, so that each normalization is measured on what the recalibrated ones in front of it give; or in one pass, in
 which each normalizes by the batch, as in training (Wu & Johnson 2021, arXiv 2105.07576, "precise batch norm").

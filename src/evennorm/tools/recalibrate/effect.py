@@ -1,4 +1,4 @@
-"""A model's outputs before and after a change go in; accuracies or the difference come out, over data larger than memory."""
+"""Compare the outputs of a model before and after a change, by accuracy or difference, on data larger than memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A program, data and a stage go in; the stage's statistics are taken in one pass, and what later stages need is kept.
+"""Take the statistics of one stage in one pass over the data, and keep what later stages need.
 
 The values that flow across the frontier between settled and unsettled layers stay in memory where they fit, so that each
 part of a model is computed once, not once for each layer behind it. Else passes start from an earlier frontier.

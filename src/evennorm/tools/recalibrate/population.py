@@ -1,4 +1,4 @@
-"""The inputs of normalizations go in, batch by batch; the exact mean and variance of all of them together come out."""
+"""Take the exact mean and variance of everything that normalizations receive, batch by batch."""
 
 from __future__ import annotations
 

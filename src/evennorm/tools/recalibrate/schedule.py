@@ -1,4 +1,4 @@
-"""A model's calls and the normalizations that each makes go in; which statistics can be taken at the same time comes out.
+"""Plan which statistics of a model can be taken in the same pass.
 
 A normalization depends on those in front of it: their statistics are to be settled first. Those that depend on each other (a
 layer that is called twice, the second time behind itself) are settled together, by repetition.

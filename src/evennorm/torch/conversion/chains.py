@@ -1,4 +1,4 @@
-"""An nn.Sequential goes in; it runs each batch normalization together with the activation behind it.
+"""Run each batch normalization of an nn.Sequential together with the activation after it.
 
 Which modules stand behind each other is looked up at every call: a Sequential may be indexed, sliced, extended and refilled.
 """

@@ -1,4 +1,4 @@
-"""A torch model goes in; it comes out with torch's batch normalization exchanged for evennorm's, and the way back."""
+"""Replace torch's batch normalization in a model by evennorm's, and revert it."""
 
 from __future__ import annotations
 

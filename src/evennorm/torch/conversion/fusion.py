@@ -1,4 +1,4 @@
-"""A model goes in; for each batch normalization of ours comes out who calls it, and what can be done in the same step."""
+"""Find who calls each batch normalization of evennorm, and what can be fused with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model goes in; the batch normalizations in it come out with their paths, and what of the model is closed to changes."""
+"""List the batch normalizations of a model with their paths, and which parts cannot be changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A module goes in; the sites in its forward come out, or why its forward cannot be exchanged for a graph."""
+"""Find the sites in a module's forward, or the reason why a graph cannot replace it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model goes in; of each batch normalization comes out what computes it, together with what follows or not, and why."""
+"""Report what computes each batch normalization of a model, what it is fused with, and why not more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The graph of a forward and the sites in it go in; a function comes out that does in one step what was several."""
+"""Turn the graph of a forward into a function that fuses the steps of its sites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A module goes in; another of the same content comes out whose forward may be run to be read, without harm to the first."""
+"""Copy a module so that its forward can be traced without harm to the original."""
 
 from __future__ import annotations
 

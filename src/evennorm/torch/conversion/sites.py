@@ -1,4 +1,4 @@
-"""The graph of a forward goes in; the batch normalizations in it come out, each with what one step can do together with it.
+"""Find the batch normalizations in the graph of a forward, and what each can be fused with.
 
 Decided by data flow: nobody else reads the values in between, and nothing that runs in between writes to what is read later.
 """

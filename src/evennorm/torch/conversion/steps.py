@@ -1,4 +1,4 @@
-"""A batch normalization, its input and what comes behind it go in; the result comes out, in one step where that is the same.
+"""Run a batch normalization with what follows it, in one step where the result is the same.
 
 Whether it is the same is asked at every call: since the conversion modules may have been exchanged, or hooks put on them
 that are to see the values in between, and a residual may need broadcasting or promotion.

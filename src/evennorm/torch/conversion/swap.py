@@ -1,4 +1,4 @@
-"""A module and a mixin go in; the module has a class made of both, and goes back to its own.
+"""Give a module a class made of its own and a mixin, and take it back.
 
 The object stays the same, and with it parameters, buffers, hooks, flags and whatever else hangs on it. torch.nn does so too,
 for lazy modules and parametrizations.

@@ -1,4 +1,4 @@
-"""A module goes in; the graph of its own forward comes out, submodules whole, or why no graph can stand for that code.
+"""Trace the forward of one module, submodules as leaves, or say why a graph cannot replace that code.
 
 torch.fx runs the code once and records what is done to tensors. All else that the code does or asks is lost, or fixed to the
 answer of that one run. So the code is run under different modes, and whatever the graph would not repeat is refused.

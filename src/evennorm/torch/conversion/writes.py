@@ -1,4 +1,4 @@
-"""A batch normalization and an addition behind it go in; why the first cannot wait for the second comes out, if it cannot.
+"""Say why a batch normalization cannot be delayed until the addition after it, if it cannot.
 
 The step that does both runs in the place of the addition, when the other operand is known. What runs before that must not
 write to the input of the batch normalization, nor use its statistics.

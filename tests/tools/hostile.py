@@ -166,6 +166,7 @@ def honest(folder: Path) -> dict[str, bytes]:
     state = {"0.weight": torch.ones(4, 4), "0.bias": torch.ones(4), "1.weight": torch.ones(4), "1.bias": torch.ones(4)}
     state |= {"1.running_mean": torch.zeros(4), "1.running_var": torch.ones(4), "1.num_batches_tracked": torch.tensor(3)}
     torch.save(state, folder / "state.pt")
+    torch.save(state, folder / "legacy.pt", _use_new_zipfile_serialization=False)
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     files["state.safetensors"] = save_tensors(state)
     shutil.copy(RECORDED / "keras-1.0.5-dense.weights.h5", folder / "old.weights.h5")
@@ -183,6 +184,16 @@ def honest(folder: Path) -> dict[str, bytes]:
         file.attrs["keras_version"] = b"1.2.2"
         file.attrs["model_config"] = json.dumps(OLD).encode()
     files["old.h5"] = (folder / "old.h5").read_bytes()
+    with h5py.File(folder / "packed.h5", "w") as file:  # the same compressed, its names of variable length
+        for key, value in h5py.File(folder / "old.h5").attrs.items():
+            file.attrs[key] = value
+        root = file.create_group("model_weights")
+        root.attrs["layer_names"] = list(names)
+        for name, weights in names.items():
+            root.create_group(name).attrs["weight_names"] = [weight for weight, _ in weights]
+            for weight, shape in weights:
+                root[name].create_dataset(weight, data=np.ones(shape, "float32"), compression="gzip", fletcher32=True)
+    files["packed.h5"] = (folder / "packed.h5").read_bytes()
     with h5py.File(folder / "older.h5", "w") as file:  # what came before weights had names
         file.attrs["nb_layers"] = 1
         group = file.create_group("layer_0")
@@ -290,6 +301,7 @@ def cases(folder: Path):
     yield "image", bytes_like(png()), "images/cats/0.png", lambda: loaded("images")
     weights = ("check", "nets:net", "--weights")
     yield "pt", bytes_like(files["state.pt"]), "state.pt", lambda: command(*weights, "state.pt")
+    yield "legacy pt", bytes_like(files["legacy.pt"]), "legacy.pt", lambda: command(*weights, "legacy.pt")
     yield "safetensors", bytes_like(files["state.safetensors"]), "a.safetensors", lambda: command(*weights, "a.safetensors")
     yield (
         "weights.h5",
@@ -312,6 +324,8 @@ def cases(folder: Path):
     yield "weights in keras", changed, "net.keras", lambda: command("check", "net.keras")
     migrate = ("migrate", "old.h5", "-o", "out.keras")
     yield "old h5", bytes_like(files["old.h5"]), "old.h5", lambda: command(*migrate)
+    packed = ("migrate", "packed.h5", "-o", "out.keras")
+    yield "packed old h5", bytes_like(files["packed.h5"]), "packed.h5", lambda: command(*packed)
     changed = documents_like(OLD).map(lambda x: with_configuration(files["old.h5"], "model_config", x))
     yield "old configuration", changed, "old.h5", lambda: command(*migrate)
     written = ("--architecture", "old.json", "--written-by", "keras==1.0.4,theano", "-o", "out.keras")
@@ -331,9 +345,9 @@ def too_late(*_) -> None:
     raise Failure(f"it takes more than {SECONDS} s")
 
 
-def limit_memory() -> None:
+def limit_memory(more: int = MEMORY) -> None:
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (held + more, resource.RLIM_INFINITY))
 
 
 def run(folder: Path, examples: int, chosen: str) -> int:

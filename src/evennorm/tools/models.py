@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from evennorm.errors import EvennormError, InputError, MissingExtra, first_line
-from evennorm.tools.archives import check_growth, check_hdf5_file, check_zip
+from evennorm.tools.archives import check_growth, check_zip
 from evennorm.tools.atomic import replacing
+from evennorm.tools.hdf5 import check_hdf5_file
 from evennorm.tools.imported import imported, misnamed
 from evennorm.tools.weights import as_safetensors, load_weights
 from evennorm.tools.without_tensorflow import leave_tensorflow_out

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from evennorm.errors import EvennormError, InputError, MissingExtra, first_line
-from evennorm.tools.archives import check_hdf5_file, check_zip
+from evennorm.tools.hdf5 import check_hdf5_file
+from evennorm.tools.pickles import NotAStateDictError, check_state_dict
 
 
 def as_safetensors(state: dict[str, Any], metadata: dict[str, str] | None = None) -> bytes:
@@ -55,8 +55,6 @@ def load_weights(model: Any, framework: str, name: str, path: Path) -> None:
 def _state_dict(path: Path) -> Any:
     import torch
 
-    with open(path, "rb") as file:
-        zipped = file.read(2) == b"PK"
     if path.suffix == ".safetensors":
         try:
             from safetensors.torch import load_file
@@ -67,16 +65,14 @@ def _state_dict(path: Path) -> Any:
         except Exception as error:
             raise InputError(f"{path} is no whole safetensors file ({first_line(error)}); save it again") from error
     try:
-        if zipped:
-            with zipfile.ZipFile(path) as archive:
-                check_zip(archive, str(path))
+        check_state_dict(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except Exception as error:
         why = (
             "it holds more than tensors, which only code that it brings along could read"
-            if "weights_only" in str(error)
+            if "weights_only" in str(error) or isinstance(error, NotAStateDictError)
             else f"it is damaged or cut short ({first_line(error)})"
         )
         raise InputError(f"{path} is not opened: {why}; save model.state_dict() anew") from error

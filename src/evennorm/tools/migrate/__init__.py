@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evennorm.errors import ArgumentError, EvennormError, InputError, first_line
-from evennorm.tools.archives import check_hdf5_file
+from evennorm.tools.hdf5 import check_hdf5_file
 from evennorm.tools.imported import imported
 from evennorm.tools.models import Opened, bounded_weights, check_output, open_model, prepare_keras, save_model
 from evennorm.tools.outputs import refuse_inputs

@@ -23,9 +23,10 @@ from evennorm.tools.bench.cases import PASSES, cases
 from evennorm.tools.bench.contestants import LIMIT, OURS
 from evennorm.tools.bench.machine import cores
 from evennorm.tools.bench.picture import draw
-from evennorm.tools.bench.report import Benchmark, Summary, read
-from evennorm.tools.bench.rows import ALONE, IN_TURNS
+from evennorm.tools.bench.report import Benchmark, Ratio, Summary, read
+from evennorm.tools.bench.rows import ALONE, IN_TURNS, Row
 from evennorm.tools.bench.settings import Settings
+from evennorm.tools.spread import ratio, ratio_apart, told
 
 ENGINES = ("torch", "jax", "tensorflow", "numpy")
 RESULTS = ROOT / "benchmarks" / "results"
@@ -56,17 +57,22 @@ def page(results: Iterable[Benchmark], pictures: dict[str, str]) -> str:
         "",
         "Batch normalization in training, forward and forward + backward, by itself: evennorm beside what each engine has",
         "of its own. Memory for the results is taken anew by every call and given back, and both are part of the time. A",
-        "mean is the geometric mean, over shapes of 1 MB or more in both layouts, of the best rival's median time divided",
-        "by ours, so that above 1 evennorm is faster. Ops are compared with ops; Keras's layer, and the layers for ReLU and",
-        "sum behind it, with our layer. [bench.md](bench.md) describes the command, the protocols and who takes part.",
+        "mean is the geometric mean, over shapes of 1 MB or more in both layouts, of the best rival's time divided by ours,",
+        "so that above 1 evennorm is faster. A ratio is the median over the rounds, with the interval that holds the true",
+        "one with 95 % confidence; each alone, of the medians. Where it holds 1, no difference can be told. Ops are",
+        "compared with ops; Keras's layer, and the layers for ReLU and sum behind it, with our layer. [bench.md](bench.md)",
+        "describes the command, the protocols and who takes part.",
         "",
         "This page is written by `python benchmarks/kernels.py`, from `benchmarks/results/kernels-*.json`.",
     ]
     for found in results:
         engine = found.settings.engine
         lines += ["", f"## {engine}", "", introduction(found), "", *summary_table(found)]
-        if lost := [summary.lost() for summary in found.summaries() if summary.lost() and summary.protocol == IN_TURNS]:
+        in_turns = [summary for summary in found.summaries() if summary.protocol == IN_TURNS]
+        if lost := [line for summary in in_turns if (line := summary.lost(decided=True))]:
             lines += ["", "Where it is slower, in turns:", "", *(f"- {line}" for line in lost)]
+        if undecided := [line for summary in in_turns if (line := summary.undecided())]:
+            lines += ["", "Where the interval holds 1, in turns:", "", *(f"- {line}" for line in undecided)]
         if engine in pictures:
             lines += ["", f"![bandwidth of everyone on {engine}, shape by shape]({pictures[engine]})"]
         lines += ["", "Medians in turns, in milliseconds, for float32 with ReLU:", "", *times_table(found)]
@@ -125,18 +131,21 @@ def summary_table(found: Benchmark) -> list[str]:
         beside = alone.get(key)
         if summary.worst is not None:
             lines.append(head + " | ".join([*mean_and_worst(summary), *mean_and_worst(beside)]) + " |")
-        others = {ratio.case: ratio for ratio in beside.small} if beside else {}
+        others = {each.case: each for each in beside.small} if beside else {}
         for small in summary.small:
             other = others.get(small.case)
-            told = f"{other.ratio:.2f} at {other.case.place}" if other else ""
-            lines.append(f"{head} | {small.ratio:.2f} at {small.case.place} | | {told} |")
+            lines.append(f"{head} | {at_place(small)} | | {at_place(other) if other else ''} |")
     return lines
 
 
 def mean_and_worst(summary: Summary | None) -> tuple[str, str]:
     if summary is None or summary.worst is None or summary.mean is None:
         return "", ""
-    return f"{summary.mean:.2f}", f"{summary.worst.ratio:.2f} at {summary.worst.case.place}"
+    return told(summary.mean, summary.spread), at_place(summary.worst)
+
+
+def at_place(found: Ratio) -> str:
+    return f"{told(found.ratio, found.spread)} at {found.case.place}"
 
 
 def times_table(found: Benchmark) -> list[str]:
@@ -155,9 +164,16 @@ def times_table(found: Benchmark) -> list[str]:
             if OURS not in rows:
                 continue
             cells = [f"{rows[name].median:.3g}" if name in rows else "-" for name in names]
-            share = f"{rows[OURS].median / limit.median:.2f}" if limit and case.large else "-"
+            share = beside_copy(rows[OURS], limit) if limit and case.large else "-"
             lines.append(f"| {case.place} | {PASSES[passes]} | " + " | ".join([*cells, share]) + " |")
     return lines
+
+
+def beside_copy(ours: Row, copy: Row) -> str:
+    """How many times as long as the copy ours takes: by rounds where both took turns."""
+    in_turns = ours.passes == copy.passes and len(ours.milliseconds) == len(copy.milliseconds)
+    spread = (ratio if in_turns else ratio_apart)(ours.milliseconds, copy.milliseconds)
+    return told(spread.value, spread)
 
 
 def kept_table(found: Benchmark) -> Iterator[str]:

@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _engines import ENGINES, on_each_engine
 from _environment import ROOT, environment, sentence
 
+from evennorm.tools.spread import Median, told
+
 RESULT = ROOT / "benchmarks" / "results" / "layer-step.json"
 PAGE = ROOT / "docs" / "performance.md"
 
@@ -107,13 +109,12 @@ def by_chance(ratios: np.ndarray) -> float:
 def verdict(engine: str, times: dict[str, list[float]]) -> str:
     """One sentence, which claims a difference only where chance would hardly make it."""
     ratios = ratio(times, "ours", "keras")
-    middle = np.median(ratios)
+    middle, spread = np.median(ratios), Median.of(list(ratios))
+    times_as_long = f"{told(float(middle), spread)} times as long"
     if by_chance(ratios) >= 0.05 or middle == 1:
-        return (
-            f"On {engine} no difference shows: a step takes {middle:.2f} times as long with evennorm as with Keras's layer."
-        )
+        return f"On {engine} no difference shows: a step takes {times_as_long} with evennorm as with Keras's layer."
     direction = "slower" if middle > 1 else "faster"
-    return f"On {engine} evennorm is {direction}: a step takes {middle:.2f} times as long as with Keras's layer."
+    return f"On {engine} evennorm is {direction}: a step takes {times_as_long} as with Keras's layer."
 
 
 def page(result: dict[str, Any]) -> str:

@@ -11,9 +11,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,6 +26,7 @@ from evennorm.kernels import cpu
 from evennorm.tools.bench import bench
 from evennorm.tools.bench.cases import Case, cases
 from evennorm.tools.bench.machine import cores, last_cache
+from evennorm.tools.spread import FEWEST, Median, ratio_apart, told
 from evennorm.torch import engine
 from evennorm.torch.kernels import cpu_kernel
 
@@ -101,17 +101,29 @@ def tensors(case: Case) -> list[torch.Tensor]:
     return [torch.randn(size, generator=generator) for size in (case.shape, case.shape, case.channels, case.channels)]
 
 
-def milliseconds(call: Callable[[], Any], seconds: float, between: Callable[[], Any] = lambda: None) -> float:
-    """The median of as many calls as fit, at least 5; `between` is called before each, and is not part of the time."""
+class Times(NamedTuple):
+    """Of one call, in milliseconds."""
+
+    samples: list[float]
+
+    @property
+    def ends(self) -> list[float]:
+        """The median, and the interval that holds the true one."""
+        found = Median.of(self.samples)
+        return [round(value, 4) for value in (found.value, found.low, found.high) if value is not None]
+
+
+def milliseconds(call: Callable[[], Any], seconds: float, between: Callable[[], Any] = lambda: None) -> Times:
+    """As many calls as fit, at least 6; `between` is called before each, and is not part of the time."""
     times: list[float] = []
     for _ in range(2):
         call()
-    while len(times) < 5 or sum(times) < seconds:
+    while len(times) < FEWEST or sum(times) < seconds:
         between()
         begin = perf_counter()
         call()
         times.append(perf_counter() - begin)
-    return round(1000 * median(times), 4)
+    return Times([1000 * time for time in times])
 
 
 def measure(case: Case, seconds: float) -> dict[str, Any]:
@@ -130,7 +142,10 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
     finally:
         cpu.HUGE = pooled
         evennorm.set_buffer_limit(limit)
-    return {**found, "steps": steps}
+    times = {**found, "steps": steps}
+    kinds = ("repeated", "caches emptied", "steps")
+    spreads = {kind: {name: each.ends for name, each in times[kind].items()} for kind in kinds}
+    return {**times, **{kind: {name: ends[0] for name, ends in spreads[kind].items()} for kind in kinds}, "spreads": spreads}
 
 
 def on_jax(shapes: str, rounds: int | None) -> dict[str, Any]:
@@ -144,10 +159,13 @@ def on_jax(shapes: str, rounds: int | None) -> dict[str, Any]:
             for variable in variables:
                 del os.environ[variable]
         layers = [row for row in rows if row.contestant in JAX_LAYERS and row.milliseconds]
-        found[name] = {
-            place: {row.contestant: round(row.median, 4) for row in layers if row.case.place == place}
-            for place in dict.fromkeys(row.case.place for row in layers)
-        }
+        places = dict.fromkeys(row.case.place for row in layers)
+        by_place = {place: {row.contestant: row for row in layers if row.case.place == place} for place in places}
+        found[name] = {place: {each: round(row.median, 4) for each, row in rows.items()} for place, rows in by_place.items()}
+        ours, theirs = JAX_LAYERS
+        for place, rows in by_place.items():
+            spread = ratio_apart(rows[theirs].milliseconds, rows[ours].milliseconds)
+            found.setdefault("ratios", {}).setdefault(name, {})[place] = [spread.value, spread.low, spread.high]
     return found
 
 
@@ -177,38 +195,30 @@ def jax_table(found: dict[str, Any]) -> Iterator[str]:
         cells = []
         for name in FREED:
             ours, theirs = (found[name][place][layer] for layer in JAX_LAYERS)
-            cells += [f"{ours:.3g}", f"{theirs:.3g}", f"{theirs / ours:.2f}"]
+            known = found.get("ratios", {}).get(name, {}).get(place)
+            cells += [f"{ours:.3g}", f"{theirs:.3g}", told(known[0], Median(*known)) if known else "-"]
         yield f"| {place} | " + " | ".join(cells) + " |"
 
 
-def jax_conclusion(found: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[str]:
-    """What is left to gain where memory is kept."""
-    shares = [
-        sum(row["caches emptied"][stage] for stage in ("forward", "backward")) / found["kept"][row["case"]][JAX_LAYERS[0]]
-        for row in rows
-        if row["bytes"] >= LARGE and row["case"] in found["kept"]
-    ]
-    if shares:
-        yield (
-            f"From {LARGE >> 20} MB on, the kernels alone, with caches emptied, take {spread(shares)} of a step with memory "
-            "kept."
-        )
+def jax_conclusion(found: dict[str, Any]) -> Iterator[str]:
+    """Why ratios are missing, where they are."""
+    if "ratios" not in found:
+        yield "A ratio stands here once it was measured with its spread, which this run did not keep."
         yield ""
 
 
 def conclusions(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """What the figures say, in sentences."""
-    large = [row for row in rows if row["bytes"] >= LARGE]
+    """What the figures say, in sentences; ratios only where their spread is known."""
+    large = [row for row in rows if row["bytes"] >= LARGE and "spreads" in row]
     if large:
-        shares = [
-            bandwidth(row, "caches emptied", stage) / bandwidth(row, "caches emptied", "copy")
-            for row in large
-            for stage in ("forward", "backward")
-        ]
-        huge, library = (
-            [row["steps"][name] / row["steps"]["used"] for row in large if name in row["steps"]]
-            for name in ("huge", "library")
-        )
+        shares = []
+        for row in large:
+            times = row["spreads"]["caches emptied"]
+            shares += [
+                _part(times["copy"], times[stage], ARRAYS[stage] / ARRAYS["copy"]) for stage in ("forward", "backward")
+            ]
+        steps = [row["spreads"]["steps"] for row in large]
+        huge, library = ([_part(each[name], each["used"]) for each in steps if name in each] for name in ("huge", "library"))
         yield (
             f"- From {LARGE >> 20} MB on, forward and backward move {spread(shares)} times as many bytes per second as the "
             "copy: memory is the limit."
@@ -227,18 +237,21 @@ def conclusions(rows: list[dict[str, Any]]) -> Iterator[str]:
             )
 
 
-def bandwidth(row: dict[str, Any], caches: str, stage: str) -> float:
-    """GB/s."""
-    return ARRAYS[stage] * row["bytes"] / row[caches][stage] / 1e6
-
-
 def setting() -> str:
     """How a shell is told to keep memory."""
     return "`" + " ".join(f"{name}={value}" for name, value in FREED["kept"].items()) + "`"
 
 
-def spread(values: list[float]) -> str:
-    return f"{min(values):.2g} to {max(values):.2g}"
+def _part(one: list[float], other: list[float], times: float = 1.0) -> Median:
+    """A ratio of medians by their intervals."""
+    (value, low, high), (below, below_low, below_high) = one, other
+    return Median(times * value / below, times * low / below_high, times * high / below_low)
+
+
+def spread(values: list[Median]) -> str:
+    """From the least of several ratios to the largest, each with its interval."""
+    ends = [min(values, key=lambda each: each.value), max(values, key=lambda each: each.value)]
+    return " to ".join(told(each.value, each, ".2g") for each in ends)
 
 
 def page(result: dict[str, Any]) -> str:
@@ -285,7 +298,7 @@ def page(result: dict[str, Any]) -> str:
         "",
         *jax_table(result["jax"]),
         "",
-        *jax_conclusion(result["jax"], rows),
+        *jax_conclusion(result["jax"]),
         sentence(result),
     ]
     return "\n".join([*lines, ""])

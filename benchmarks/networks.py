@@ -18,6 +18,7 @@ from evennorm.tools.bench.contestants import OURS
 from evennorm.tools.bench.machine import cores
 from evennorm.tools.bench.network_cases import NetworkCase, parsed_networks
 from evennorm.tools.bench.steps import COMPILED, EAGER, OURS_COMPILED, WITHOUT, NetworkBenchmark, NetworkSettings, Step, read
+from evennorm.tools.spread import percent, told
 
 RESULT = ROOT / "benchmarks" / "results" / "networks-torch.json"
 PAGE = ROOT / "docs" / "networks.md"
@@ -37,7 +38,8 @@ def _page(found: NetworkBenchmark) -> Iterator[str]:
 Whole training steps on the CPU, with torch: `zero_grad`, forward pass, cross-entropy, backward pass and a step of SGD, in
 float32 and torch's own layout. Each network trains with torch's layers, converted by `evennorm.torch.convert`, and without
 normalization, from equal weights, in turns within one process. Figures are medians; ratios and shares are taken within each
-round, and their medians stand here. [bench.md](bench.md) describes how it is measured.
+round, and their medians stand here with the interval that holds the true one with 95 % confidence. Where the interval of a
+ratio holds 1, no difference can be told. [bench.md](bench.md) describes how it is measured.
 
 This page is written by `python benchmarks/networks.py`, from `benchmarks/results/networks-torch.json`.
 
@@ -59,11 +61,21 @@ faster; and what part of a step batch normalization takes:
         "",
     )
     yield from _table(found, ["torch", "evennorm", "fused"], _kept)
-    lost = [(step, ratio) for step in found.steps.all if (ratio := found.steps.ratio(step)) is not None and ratio < 1]
-    if lost:
-        yield from ("", "Where it is slower:", "")
-        yield from (f"- {step.network.title}, {step.contestant}: {1 / ratio:.2f} times as long." for step, ratio in lost)
+    yield from _verdicts(found)
     yield from ("", sentence({**where}))
+
+
+def _verdicts(found: NetworkBenchmark) -> Iterator[str]:
+    """Where no difference can be told, and where evennorm is slower."""
+    ratios = [(step, ratio, found.steps.spread(step)) for step in found.steps.all if (ratio := found.steps.ratio(step))]
+    open_ = [step for step, _, spread in ratios if spread is None or not spread.is_known or spread.holds_one]
+    if open_:
+        yield from ("", "No difference can be told from:", "")
+        yield from (f"- {step.contestant}, {step.network.title}" for step in open_)
+    lost = [(step, ratio, spread) for step, ratio, spread in ratios if ratio < 1 and step not in open_]
+    if lost:
+        yield from ("", "Where it is slower, by how many times as long as it others take:", "")
+        yield from (f"- {step.contestant}, {step.network.title}: {told(ratio, spread)}" for step, ratio, spread in lost)
 
 
 def headline(found: NetworkBenchmark) -> Iterator[str]:
@@ -86,13 +98,16 @@ def _eager(found: NetworkBenchmark, case: NetworkCase) -> list[str]:
     steps = found.steps
     theirs, ours, without = (_step(found, case, name) for name in (EAGER, OURS, WITHOUT))
     times = [milliseconds(step.median) for step in (theirs, ours, without)]
-    shares = [f"{100 * (steps.share(step) or 0):.0f} %" for step in (theirs, ours)]
-    return [*times, f"{steps.ratio(theirs):.2f}", *shares]
+    return [*times, _ratio(found, theirs), *(percent(steps.shares(step)) for step in (theirs, ours))]
 
 
 def _compiled(found: NetworkBenchmark, case: NetworkCase) -> list[str]:
     theirs, ours = (_step(found, case, name) for name in (COMPILED, OURS_COMPILED))
-    return [milliseconds(theirs.median), milliseconds(ours.median), f"{found.steps.ratio(theirs):.2f}"]
+    return [milliseconds(theirs.median), milliseconds(ours.median), _ratio(found, theirs)]
+
+
+def _ratio(found: NetworkBenchmark, theirs: Step) -> str:
+    return told(found.steps.ratio(theirs) or 0.0, found.steps.spread(theirs))
 
 
 def _but_without(names: list[str]) -> list[str]:

@@ -203,11 +203,11 @@ def benchmark() -> GpuBenchmark:
 def test_shares_of_the_copy_and_ratios() -> None:
     found = benchmark()
     large, small = found.arrays.settings.cases
-    assert found.share(found.rows(large, "both")[OURS]) == pytest.approx(8 / 2 * 0.02 / 0.1)
-    assert found.share(found.rows(large, "forward")[OURS]) == pytest.approx(3 / 2 * 0.02 / 0.1)
-    assert found.share(found.rows(small, "both")[OURS]) == pytest.approx(5 / 2 * 0.01 / 0.01), "on the chip"
-    assert found.ratio(large, "both", "torch eager") == pytest.approx(2.0), "the best of the family"
-    assert found.ratio(small, "both", "torch eager") == pytest.approx(3.0)
+    assert found.share(found.rows(large, "both")[OURS]).value == pytest.approx(8 / 2 * 0.02 / 0.1)
+    assert found.share(found.rows(large, "forward")[OURS]).value == pytest.approx(3 / 2 * 0.02 / 0.1)
+    assert found.share(found.rows(small, "both")[OURS]).value == pytest.approx(5 / 2 * 0.01 / 0.01), "on the chip"
+    assert found.ratio(large, "both", "torch eager").value == pytest.approx(2.0), "the best of the family"
+    assert found.ratio(small, "both", "torch eager").value == pytest.approx(3.0)
     targets = {target.what.partition(": ")[2]: target for target in found.targets()}
     assert targets["times as fast as torch eager, geometric mean of 2 shapes"].value == pytest.approx(6**0.5)
     assert targets["times as fast as torch.compile, geometric mean of 2 shapes"].value == pytest.approx(2.4**0.5)
@@ -234,7 +234,7 @@ def test_files_are_read_back(tmp_path: Path) -> None:
 
 
 def test_the_table() -> None:
-    lines = table(benchmark()).splitlines()
+    lines = table(benchmark()).replace("(spread unknown)", "(?)").splitlines()
     assert lines[:7] == [
         "A GPU, 132 multiprocessors, torch 2.13.0.",
         "",
@@ -242,18 +242,16 @@ def test_the_table() -> None:
         "",
         "| | step, ms | times ours | normalization's share | host, ms | first step, s | peak memory, MB |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| torch eager | 41.00 | 1.32 | 49 % | 7.00 | 1.50 | 10000 |",
+        "| torch eager | 41.00 | 1.32 (?) | 49 % (?) | 7.00 | 1.50 | 10000 |",
     ], "whole steps come first"
     assert "| torch.compile | no compiler |  |  |  |  |  |" in lines
     assert "| 64x64 | float32 | forward + backward | 310.0 | 21.0 | 200.0 | - |" in lines
     assert "- nn.BatchNorm, nn.ReLU lacks figures: cannot be recorded" in lines
-    reached = "- reached: bn+relu, float32: times as fast as torch eager, geometric mean of 2 shapes: 2.45, wanted 1.50"
+    reached = "- reached: bn+relu, float32: times as fast as torch eager, geometric mean of 2 shapes: 2.45 (?), wanted 1.50"
     assert reached in lines
     [row] = [line for line in lines if line.startswith("| 128x14x14x400") and "| forward + backward |" in line]
-    assert (
-        row
-        == "| 128x14x14x400 | 40.1 | float32, bn+relu | forward + backward | 100.0 | 300.0 | 200.0 | 120.0 | 20.0 | 80 % |"
-    )
+    assert row.startswith("| 128x14x14x400 | 40.1 | float32, bn+relu | forward + backward | 100.0 | 300.0 | ")
+    assert row.endswith(" | 200.0 | 120.0 | 20.0 | 80 % (?) |")
 
 
 @pytest.mark.parametrize("case", [NetworkCase("mlp", 8), NetworkCase("resnet50", 2, 32)], ids=str)

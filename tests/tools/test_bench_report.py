@@ -144,7 +144,10 @@ def test_ratios_have_intervals_and_close_ones_are_told_apart_from_lost_ones() ->
     (found,) = decided.summaries()
     assert found.small[0].spread.low == pytest.approx(0.9)
     assert found.small[0].spread.high == pytest.approx(0.9)
-    assert found.lost(decided=True) == "evennorm is slower than x, forward + backward: 1.11 times as long at 8x16."
+    assert (
+        found.lost(decided=True)
+        == "evennorm is slower than x, forward + backward: 1.11 (1.11 to 1.11) times as long at 8x16."
+    )
     assert found.undecided() is None
     for other in (undecided, alone):
         (found,) = other.summaries()

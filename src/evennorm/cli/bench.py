@@ -273,7 +273,7 @@ def _summary_table(summaries: list[Summary]) -> Any:
         words = (summary.family, PASSES[summary.passes], summary.variant)
         if summary.worst is not None:
             worst = summary.worst
-            table.add_row(*words, f"{summary.mean:.2f}", times(worst.ratio, worst.spread), worst.case.place)
+            table.add_row(*words, times(summary.mean, summary.spread), times(worst.ratio, worst.spread), worst.case.place)
         for small in summary.small:
             table.add_row(*words, "", times(small.ratio, small.spread), small.case.place)
     return table

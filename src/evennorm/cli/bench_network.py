@@ -22,6 +22,7 @@ def print_networks(found: NetworkBenchmark, console: Any) -> None:
     """A table for each network, what the columns mean, and where evennorm is slower."""
     from rich.text import Text
 
+    from evennorm.cli.bench import times
     from evennorm.tools.bench.steps import in_words
 
     steps = found.steps
@@ -37,7 +38,8 @@ def print_networks(found: NetworkBenchmark, console: Any) -> None:
             told = f"No difference between evennorm and {step.contestant} can be told in {step.network}."
             console.print(Text(told, style="yellow"), soft_wrap=True)
         elif ratio is not None and ratio < 1:
-            lost = f"evennorm is slower than {step.contestant} in {step.network}: {1 / ratio:.2f} times as long."
+            long = times(1 / ratio, spread and spread.inverse)
+            lost = f"evennorm is slower than {step.contestant} in {step.network}: {long} times as long."
             console.print(Text(lost, style="yellow"), soft_wrap=True)
 
 
@@ -55,15 +57,16 @@ def _table(steps: Steps, case: NetworkCase) -> Any:
 
 def _cells(steps: Steps, step: Step) -> tuple[str, ...]:
     from evennorm.cli.bench import milliseconds, times
+    from evennorm.tools.spread import percent
 
     low, high = step.quartiles
-    ratio, share = steps.ratio(step), steps.share(step)
+    ratio, share = steps.ratio(step), steps.shares(step)
     return (
         step.contestant,
         milliseconds(step.median),
         f"({milliseconds(low)} to {milliseconds(high)})",
         times(ratio, steps.spread(step)),
-        "" if share is None else f"{100 * share:.0f} %",
+        "" if share is None else percent(share) if share.is_known else f"{100 * share.value:.0f} %",
         "" if step.first is None else f"{step.first:.2f}",
         "" if step.memory is None else f"{step.memory / 1e6:.3g}",
     )

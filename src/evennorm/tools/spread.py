@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import comb
+from dataclasses import dataclass, replace
+from math import comb, exp, fsum, log
 from statistics import median
 
 CONFIDENCE = 0.95
@@ -54,6 +54,17 @@ class Median:
         """Of a ratio: whether no difference can be told, since its interval is known and holds 1."""
         return self.low is not None and self.high is not None and self.low <= 1 <= self.high
 
+    @property
+    def inverse(self) -> Median:
+        """Of a ratio: the other way round.
+
+        Example:
+            >>> Median(0.5, 0.25, 1.0).inverse
+            Median(value=2.0, low=1.0, high=4.0)
+        """
+        ends = (1 / self.high, 1 / self.low) if self.low and self.high else (None, None)
+        return Median(1 / self.value, *ends)
+
     def text(self, digits: str = ".3g", unit: str = "") -> str:
         """
         Example:
@@ -85,3 +96,47 @@ def ratio_apart(numerators: Sequence[float], denominators: Sequence[float]) -> M
     if above.low is None or above.high is None or not below.low or not below.high:
         return Median(above.value / below.value, None, None)
     return Median(above.value / below.value, above.low / below.high, above.high / below.low)
+
+
+def together(ratios: Sequence[Median]) -> Median:
+    """The geometric mean of several ratios, between the means of their lower and of their upper ends.
+
+    Wider than need be: all would have to be at the same end at once.
+
+    Example:
+        >>> together([Median(1.0, 0.5, 2.0), Median(4.0, 2.0, 8.0)])
+        Median(value=2.0, low=1.0, high=4.0)
+    """
+    lows, highs = ([low for each in ratios if (low := each.low)], [high for each in ratios if (high := each.high)])
+    known = len(lows) == len(highs) == len(ratios)
+    ends = (_mean(lows), _mean(highs)) if known else (None, None)
+    return Median(_mean([each.value for each in ratios]), *ends)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return exp(fsum(map(log, values)) / len(values))
+
+
+def told(value: float, spread: Median | None, digits: str = ".2f", unit: str = "") -> str:
+    """A figure for a page: with its interval, or with the words that there is none.
+
+    Example:
+        >>> told(2, Median(2, 1.5, 2.5)), told(0.5, None)
+        ('2.00 (1.50 to 2.50)', '0.50 (spread unknown)')
+    """
+    if spread is None or not spread.is_known:
+        return f"{value:{digits}}{unit} (spread unknown)"
+    return replace(spread, value=value).text(digits, unit)
+
+
+def percent(share: Median | None) -> str:
+    """A part of a whole for a page.
+
+    Example:
+        >>> percent(Median(0.25, 0.2, 0.3)), percent(None)
+        ('25 % (20 to 30)', '-')
+    """
+    if share is None:
+        return "-"
+    ends = (None, None) if share.low is None or share.high is None else (100 * share.low, 100 * share.high)
+    return told(100 * share.value, Median(100 * share.value, *ends), ".0f", " %")

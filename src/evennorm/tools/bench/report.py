@@ -17,7 +17,7 @@ from evennorm.tools.bench.cases import PASSES, Case
 from evennorm.tools.bench.contestants import LIMIT
 from evennorm.tools.bench.rows import ALONE, IN_TURNS, Row
 from evennorm.tools.bench.settings import Settings
-from evennorm.tools.spread import Median, ratio, ratio_apart
+from evennorm.tools.spread import Median, ratio, ratio_apart, together, told
 
 FORMAT = "evennorm bench 1"
 """Of the JSON file."""
@@ -25,7 +25,10 @@ FORMAT = "evennorm bench 1"
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as long as ours the best of a family takes in one case: above 1 we are faster."""
+    """How many times as long as ours the best of a family takes in one case: above 1 we are faster.
+
+    By rounds where its interval is known, else by the medians.
+    """
 
     case: Case
     rival: str
@@ -61,6 +64,11 @@ class Summary:
         return min(self.large, key=lambda found: found.ratio, default=None)
 
     @property
+    def spread(self) -> Median | None:
+        """`mean` with its interval."""
+        return together([found.spread or Median(found.ratio, None, None) for found in self.large]) if self.large else None
+
+    @property
     def slower(self) -> tuple[Ratio, ...]:
         """The cases of any size in which we lose."""
         return tuple(found for found in (*self.large, *self.small) if found.ratio < 1)
@@ -92,7 +100,7 @@ class Summary:
         slower = [found for found in self.slower if not (decided and found.is_undecided)]
         if not slower:
             return None
-        where = "; ".join(f"{1 / found.ratio:.2f} times as long at {found.case}" for found in slower)
+        where = "; ".join(f"{_longer(found)} times as long at {found.case}" for found in slower)
         return f"{self.ours} is slower than {self.family}, {PASSES[self.passes]}: {where}."
 
 
@@ -156,7 +164,9 @@ class Benchmark:
             return None
         best = min(rivals, key=lambda row: row.median)
         found = self.ratio(best)
-        return None if found is None else Ratio(case, best.contestant, found, self.spread(best))
+        spread = self.spread(best)
+        value = spread.value if spread is not None and spread.is_known else found
+        return None if value is None else Ratio(case, best.contestant, value, spread)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -220,10 +230,16 @@ def read(path: str | os.PathLike[str]) -> Benchmark:
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         return Benchmark.from_dict(values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is no result of evennorm bench: {error}") from error
+
+
+def _longer(found: Ratio) -> str:
+    """How many times as long as the rival ours takes."""
+    known = found.spread is not None and found.spread.is_known
+    return told(1 / found.ratio, found.spread.inverse) if known and found.spread else f"{1 / found.ratio:.2f}"
 
 
 def geometric_mean(values: list[float]) -> float:

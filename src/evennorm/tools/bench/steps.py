@@ -110,6 +110,13 @@ class Steps:
             return None
         return ratio(step.milliseconds, ours.milliseconds)
 
+    def shares(self, step: Step) -> Median | None:
+        """The same part as `share` with its interval."""
+        without = self._by_name.get((step.network, WITHOUT))
+        if self.share(step) is None or without is None:
+            return None
+        return Median.of([1 - rest / whole for whole, rest in zip(step.milliseconds, without.milliseconds, strict=False)])
+
     def share(self, step: Step) -> float | None:
         """The part of an eager step that its normalization takes, by the same step without: the median over the rounds."""
         without = self._by_name.get((step.network, WITHOUT))
@@ -246,7 +253,7 @@ def read(path: str | os.PathLike[str]) -> NetworkBenchmark:
     """
     try:
         return NetworkBenchmark.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is no result of evennorm bench --network: {error}") from error

@@ -14,11 +14,12 @@ from evennorm.errors import InputError
 from evennorm.tools.atomic import write_text
 from evennorm.tools.bench.cases import PASSES, Case
 from evennorm.tools.bench.contestants import LIMIT, OURS
-from evennorm.tools.bench.report import Benchmark, geometric_mean
+from evennorm.tools.bench.report import Benchmark
 from evennorm.tools.bench.rows import IN_TURNS, Row
 from evennorm.tools.bench.steps import Step, Steps
 from evennorm.tools.bench_gpu.calls import Call
 from evennorm.tools.bench_gpu.cases import VARIANTS, kept_on_chip, traffic
+from evennorm.tools.spread import Median, percent, ratio_apart, together, told
 
 FORMAT = "evennorm bench gpu 2"
 """Of the JSON file."""
@@ -35,6 +36,12 @@ class Target(NamedTuple):
     what: str
     value: float
     wanted: float
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, what: str, found: Median, wanted: float) -> Target:
+        return cls(what, found.value, wanted, found.low, found.high)
 
     @property
     def reached(self) -> bool:
@@ -43,10 +50,11 @@ class Target(NamedTuple):
     def __str__(self) -> str:
         """
         Example:
-            >>> str(Target("faster than them", 1.25, 1.5))
-            'missed: faster than them: 1.25, wanted 1.50'
+            >>> str(Target("faster than them", 1.25, 1.5, 1.2, 1.3))
+            'missed: faster than them: 1.25 (1.20 to 1.30), wanted 1.50'
         """
-        return f"{'reached' if self.reached else 'missed'}: {self.what}: {self.value:.2f}, wanted {self.wanted:.2f}"
+        value = told(self.value, Median(self.value, self.low, self.high))
+        return f"{'reached' if self.reached else 'missed'}: {self.what}: {value}, wanted {self.wanted:.2f}"
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ class GpuBenchmark:
         found = [row for row in self.rows(case, passes).values() if row.family == family]
         return min(found, key=lambda row: row.median, default=None)
 
-    def share(self, row: Row) -> float | None:
+    def share(self, row: Row) -> Median | None:
         """The bytes that have to move by time, as a part of what a copy of x moves in its time.
 
         Of ours: a rival may have to move more.
@@ -91,12 +99,13 @@ class GpuBenchmark:
             return None
         on_chip = kept_on_chip(row.case, self.gpu["multiprocessors"])
         moved = traffic(row.case, row.passes, on_chip).bytes_of(row.case)
-        return moved / row.median / (2 * row.case.bytes / copy.median)
+        times = moved / (2 * row.case.bytes)
+        return ratio_apart([times * each for each in copy.milliseconds], row.milliseconds)
 
-    def ratio(self, case: Case, passes: str, family: str) -> float | None:
+    def ratio(self, case: Case, passes: str, family: str) -> Median | None:
         """How many times as long as ours the best of a family takes."""
         ours, rival = self.rows(case, passes).get(OURS), self.best(case, passes, family)
-        return rival.median / ours.median if ours and rival else None
+        return ratio_apart(rival.milliseconds, ours.milliseconds) if ours and rival else None
 
     def targets(self) -> list[Target]:
         """What GPU kernels of batch normalization are to reach with channels last, forward + backward."""
@@ -111,17 +120,16 @@ class GpuBenchmark:
                 ratios = [ratio for case in cases if (ratio := self.ratio(case, "both", family))]
                 if ratios:
                     what = f"{variant}, {dtype}: times as fast as {family}, geometric mean of {len(ratios)} shapes"
-                    found.append(Target(what, geometric_mean(ratios), wanted))
+                    found.append(Target.of(what, together(ratios), wanted))
             large = [case for case in cases if case.bytes >= WORTH]
             worst = [ratio for case in large for family in RIVALS if (ratio := self.ratio(case, "both", family))]
             if worst:
-                found.append(
-                    Target(f"{variant}, {dtype}: times as fast as either rival, worst shape of 8 MB", min(worst), 1.0)
-                )
+                what = f"{variant}, {dtype}: times as fast as either rival, worst shape of 8 MB"
+                found.append(Target.of(what, min(worst, key=lambda each: each.value), 1.0))
             shares = [share for case in large for row in self._ours(case) if (share := self.share(row))]
             if shares:
                 what = f"{variant}, {dtype}: share of the copy's bandwidth, worst shape of 8 MB"
-                found.append(Target(what, min(shares), 0.8))
+                found.append(Target.of(what, min(shares, key=lambda each: each.value), 0.8))
         return found + list(self._memory_targets())
 
     def _ours(self, case: Case) -> Iterator[Row]:
@@ -135,7 +143,8 @@ class GpuBenchmark:
         peaks = {step.contestant: step.memory for step in self.steps if step.memory and step.network.name == "resnet50"}
         for before, after, wanted in SAVED:
             if before in peaks and after in peaks:
-                yield Target(f"{after}: part of the step's peak memory saved", 1 - peaks[after] / peaks[before], wanted)
+                saved = 1 - peaks[after] / peaks[before]  # counted, not timed: the same in every step
+                yield Target(f"{after}: part of the step's peak memory saved", saved, wanted, saved, saved)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON takes it; the arrays are a file of `evennorm bench` in it."""
@@ -182,7 +191,7 @@ def read(path: str | os.PathLike[str]) -> GpuBenchmark:
         steps = tuple(Step.from_dict(step) for step in values["steps"])
         calls = tuple(Call.from_dict(call) for call in values["calls"])
         return GpuBenchmark(values["mode"], Benchmark.from_dict(values["arrays"]), steps, values["networks"], calls)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is no result of the GPU benchmark: {error}") from error
@@ -224,7 +233,7 @@ def _arrays(found: GpuBenchmark) -> Iterator[str]:
             cells = [f"{1000 * rows[name].median:.1f}" if name in rows else "-" for name in names]
             share = found.share(rows[OURS]) if OURS in rows else None
             what = f"{case.dtype}, {variant_of(case)}"
-            cells += ["-" if share is None else f"{100 * share:.0f} %"]
+            cells += [percent(share)]
             yield f"| {case.place} | {case.bytes / 1e6:.1f} | {what} | {PASSES[passes]} | " + " | ".join(cells) + " |"
     yield ""
     reasons = dict.fromkeys((row.contestant, row.reason) for row in found.arrays.rows if row.reason)
@@ -247,11 +256,11 @@ def _networks(found: GpuBenchmark) -> Iterator[str]:
 def _step_cells(steps: Steps, step: Step) -> list[str]:
     if step.reason:
         return [step.reason, *[""] * 5]
-    ratio, share = steps.ratio(step), steps.share(step)
+    ratio, share = steps.ratio(step), steps.shares(step)
     return [
         f"{step.median:.2f}",
-        "" if ratio is None else f"{ratio:.2f}",
-        "" if share is None else f"{100 * share:.0f} %",
+        "" if ratio is None else told(ratio, steps.spread(step)),
+        "" if share is None else percent(share),
         f"{median(step.host):.2f}" if step.host else "-",
         "-" if step.first is None else f"{step.first:.2f}",
         "-" if step.memory is None else f"{step.memory / 1e6:.0f}",

@@ -36,7 +36,7 @@ def test_a_line_for_each_pair_then_what_is_best_and_what_to_do(tmp_path):
         "Best are after and before, which could not be told apart.",
         "Use after, at learning rate 0.1.",
         "As far as is known, before at 0.1 will do too.",
-        "To tell more apart: --repeats 185.",
+        "They are so close that telling them apart may take 185 repeats.",
     ]
 
 

@@ -14,7 +14,14 @@ from evennorm.cli.sharing import pass_on, take_part
 from evennorm.errors import InputError, printable, printable_json
 from evennorm.tools.compare.confidence import DEFAULT_MAX_REPEATS
 from evennorm.tools.compare.flat import BUDGET
-from evennorm.tools.compare.settings import DEFAULT_EPOCHS, DEFAULT_EQUIVALENT, DEFAULT_PLACEMENTS, PLACEMENTS
+from evennorm.tools.compare.settings import (
+    DEFAULT_EPOCHS,
+    DEFAULT_EQUIVALENT,
+    DEFAULT_PLACEMENTS,
+    DEMO_EPOCHS,
+    DEMO_EQUIVALENT,
+    PLACEMENTS,
+)
 from evennorm.tools.interrupts import INTERRUPTED, remembered, stop_if_interrupted
 from evennorm.tools.outputs import Output, check_outputs, refuse_inputs
 
@@ -61,21 +68,21 @@ not finite  runs whose loss stopped being finite
     help="Trainings of each, with paired seeds. [default: as many as each pair takes to be told apart]",
 )
 @click.option(
-    "--max-repeats", default=DEFAULT_MAX_REPEATS, show_default=True, metavar="N", help="Without --repeats: no more than N."
+    "--max-repeats", default=DEFAULT_MAX_REPEATS, show_default=True, metavar="N", help="If no --repeats are given."
 )
 @click.option(
     "--equivalent",
-    default=100 * DEFAULT_EQUIVALENT,
-    show_default=True,
+    type=float,
     metavar="POINTS",
-    help="A difference in accuracy below counts as none.",
+    help=f"A difference in accuracy below counts as none. [default: {100 * DEFAULT_EQUIVALENT:g}; "
+    f"for the demo {100 * DEMO_EQUIVALENT:g}]",
 )
-@click.option("--learning-rates", metavar="LIST", help="[default: 0.02,0.1; for paper-mlp 0.1,0.5]")
+@click.option("--learning-rates", metavar="LIST", help="[default: 0.02,0.1; for paper-mlp 0.1,0.5; for the demo 0.005,0.2]")
 @click.option(
     "--epochs",
     metavar="N",
     help=f"Of each training; auto ends each where its validation loss is flat, auto:N after N at most. "
-    f"[default: {DEFAULT_EPOCHS} for digits, else auto:{BUDGET}]",
+    f"[default: {DEMO_EPOCHS} for the demo, {DEFAULT_EPOCHS} for others on digits, else auto:{BUDGET}]",
 )
 @click.option("--batch-size", type=int, metavar="N", help="[default: 32; for paper-mlp 60]")
 @click.option(
@@ -101,6 +108,11 @@ not finite  runs whose loss stopped being finite
 @click.option(
     "--seed", default=0, show_default=True, metavar="N", help="Another one gives other weights, orders and dropout."
 )
+@click.option(
+    "--advantages",
+    is_flag=True,
+    help="Train from other initial weights too, and record one hidden unit's input.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @force_option
 @click.pass_context
@@ -115,6 +127,8 @@ def compare(
     **options: Any,
 ) -> None:
     """Train a network with batch normalization in each placement, and tell which differences that shows.
+
+    Without options it is a demo of 2 minutes, with the articles' network on embedded data.
 
     \b
     evennorm compare
@@ -216,6 +230,8 @@ def _print(comparison: Comparison) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from evennorm.tools.compare.praise import told
+
     console = Console(highlight=False)
     settings = comparison.settings
     console.print(Text(printable(f"{settings.model} on {comparison.data}")), soft_wrap=True)
@@ -240,6 +256,9 @@ def _print(comparison: Comparison) -> None:
     console.print(table)
     console.print()
     console.print(Text(_NOTES), soft_wrap=True)
+    for line in told(settings, comparison.advantages, comparison.at_rates):
+        console.print(Text(line), soft_wrap=not console.is_terminal)
+    console.print()
     for line in comparison.verdict.splitlines():
         console.print(Text(printable(line), style="bold"), soft_wrap=not console.is_terminal)
     console.print(Text(f"\nruns.csv, summary.json and curves.png are in {printable(settings.out)}"), soft_wrap=True)

@@ -15,6 +15,9 @@ from evennorm.tools.compare.settings import (
     DEFAULT_EPOCHS,
     DEFAULT_EQUIVALENT,
     DEFAULT_PLACEMENTS,
+    DEMO_EPOCHS,
+    DEMO_EQUIVALENT,
+    DEMO_LEARNING_RATES,
     PLACEMENTS,
     Run,
     Settings,
@@ -45,7 +48,8 @@ def compare(
     study: str | None = None,
     seed: int = 0,
     max_repeats: int = DEFAULT_MAX_REPEATS,
-    equivalent: float = 100 * DEFAULT_EQUIVALENT,
+    equivalent: float | None = None,
+    advantages: bool = False,
     progress: Report | None = None,
     notice: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
@@ -61,9 +65,9 @@ def compare(
         placements: some of `none`, `before`, `after`, `input`, `as-is`.
         repeats: trainings of each placement at each rate; repeat i has the same seed in all of them. None trains as many as
             each pair takes to be told apart.
-        learning_rates: None is 0.02 and 0.1; for `paper-mlp` 0.1 and 0.5.
-        epochs: of each training; `auto` or `auto:BUDGET` ends each one where its validation loss is flat. None is 10 for
-            the digits, else `auto`.
+        learning_rates: None is 0.02 and 0.1; for `paper-mlp` 0.1 and 0.5; for the demo 0.005 and 0.2.
+        epochs: of each training; `auto` or `auto:BUDGET` ends each one where its validation loss is flat. None is 5 for
+            the demo, 10 for other models on the digits, else `auto`.
         batch_size: None is 32, for `paper-mlp` 60.
         engine: Keras backend; None is that of KERAS_BACKEND, else the lightest that is installed.
         jobs: how many processes train.
@@ -72,7 +76,9 @@ def compare(
         study: its name in that storage; None is DATA-MODEL-ENGINE.
         seed: another one gives other initial weights, orders and dropout in every repeat.
         max_repeats: where `repeats` is None: the last look comes after so many at most.
-        equivalent: percentage points; a difference below counts as none.
+        equivalent: percentage points; a difference below counts as none. None is 2; for the demo, `article-cnn` on the
+            digits, 3.
+        advantages: whether to train from larger and smaller initial weights too, and to record one hidden unit's input.
         progress: called with the number of runs done, in parts, and of all as far as is known.
         notice: called with what to know meanwhile, such as that a database does not answer and is waited for.
 
@@ -110,6 +116,7 @@ def compare(
         max_repeats,
         equivalent,
         study,
+        advantages,
     )
     if jobs < 1:
         raise ArgumentError(f"the number of jobs must be at least 1; received {jobs}")
@@ -150,8 +157,9 @@ def settings_for(
     storage: str | None,
     seed: int,
     max_repeats: int = DEFAULT_MAX_REPEATS,
-    equivalent: float = 100 * DEFAULT_EQUIVALENT,
+    equivalent: float | None = None,
     study: str | None = None,
+    advantages: bool = False,
 ) -> Settings:
     """The arguments of `compare` with everything that was left open filled in."""
     from evennorm.tools.compare.engine import choose_engine
@@ -159,8 +167,13 @@ def settings_for(
 
     defaults = DEFAULTS.get(model, Defaults())
     chosen = choose_engine(engine)
+    demo = (data, model) == ("digits", "article-cnn")
+    own_epochs = DEMO_EPOCHS if demo else DEFAULT_EPOCHS if data == "digits" else "auto"
+    rates = DEMO_LEARNING_RATES if demo else defaults.learning_rates
+    if equivalent is None:
+        equivalent = 100 * (DEMO_EQUIVALENT if demo else DEFAULT_EQUIVALENT)
     try:
-        most, until_flat = parsed((DEFAULT_EPOCHS if data == "digits" else "auto") if epochs is None else epochs)
+        most, until_flat = parsed(own_epochs if epochs is None else epochs)
     except ValueError:
         raise ArgumentError(f"epochs are a number, auto or auto:BUDGET, as in auto:50; received {epochs!r}") from None
     return Settings(
@@ -168,7 +181,7 @@ def settings_for(
         model,
         tuple(placements),
         max_repeats if repeats is None else repeats,
-        tuple(defaults.learning_rates if learning_rates is None else learning_rates),
+        tuple(rates if learning_rates is None else learning_rates),
         most,
         defaults.batch_size if batch_size is None else batch_size,
         chosen,
@@ -179,6 +192,7 @@ def settings_for(
         until_flat=until_flat,
         equivalent=equivalent / 100,
         study=study,
+        advantages=advantages,
     )
 
 

@@ -109,12 +109,26 @@ def device(engine: str) -> str:
 
         gpus = tensorflow.config.list_physical_devices("GPU")
         place = tensorflow.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else "cpu"
-    return f"{engine} on {place}; {cores()} cores of {_processor()}; {platform.system()}"
+    return f"{engine} on {place}; {cores()} cores of {_processor()}{_instructions()}; {platform.system()}"
+
+
+INSTRUCTION_SETS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "sse4_2": "SSE4.2", "sve": "SVE", "asimd": "NEON"}
+"""By their flags, the widest first. Engines take the widest, and another one adds in another order: other last bits."""
+
+
+def _instructions() -> str:
+    found = (_cpuinfo("flags") or _cpuinfo("Features")).split()
+    return next((f" with {name}" for flag, name in INSTRUCTION_SETS.items() if flag in found), "")
 
 
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(name: str) -> str:
+    """What Linux says of the first processor under that name; nothing elsewhere."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+            return next(line.split(":", 1)[1].strip() for line in file if line.split(":", 1)[0].strip() == name)
     except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        return ""

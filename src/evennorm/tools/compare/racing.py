@@ -85,6 +85,38 @@ def _learns(state: Race, records: Mapping[Run, Record], placement: str) -> bool:
     return any(records[run].learned for run in state.runs if run.placement == placement)
 
 
+def rate_differences(settings: Settings, records: Mapping[Run, Record], step: float) -> dict[float, list[Difference]]:
+    """The pairs at each learning rate by itself; intervals of all pairs and rates hold together with 95 %.
+
+    Both placements of a pair have been trained at a rate until a look, or one of them was dropped at an earlier look.
+    """
+    pairs = list(combinations(settings.placements, 2))
+    found: dict[float, list[Difference]] = {}
+    for rate in settings.learning_rates:
+        tests = {
+            name: np.array([record.test_accuracy[-1] for record in cell(records, name, rate)])
+            for name in settings.placements
+        }
+        for first, second in pairs:
+            count = min(len(tests[first]), len(tests[second]))
+            look = count if settings.sequential and len(settings.placements) > 1 else None
+            confidence = pair_confidence(len(pairs) * len(settings.learning_rates), look)
+            scores = {name: tests[name][:count] for name in (first, second)}
+            found.setdefault(rate, []).append(compared(first, second, scores, step, confidence, settings.equivalent))
+    return found
+
+
+def planned(settings: Settings, records: Mapping[Run, Record], step: float) -> list[Run]:
+    """The runs that are worth training: those of the race and, once it is over, those from other initial weights."""
+    state = race(settings, records, step)
+    return state.runs + scaled(settings, state) if state.over else state.runs
+
+
+def scaled(settings: Settings, state: Race) -> list[Run]:
+    """The runs from other initial weights, each placement at the rate that it is judged at."""
+    return [run for run in settings.scaled_runs if state.chosen[run.placement] == run.learning_rate]
+
+
 def unlearned(settings: Settings, records: Mapping[Run, Record]) -> frozenset[str]:
     """The placements of which no run, at any rate, ended better than guessing."""
     learned = {run.placement for run, record in records.items() if record.learned}

@@ -14,7 +14,8 @@ from typing import Any
 
 from evennorm.errors import InputError
 from evennorm.tools.atomic import write_text
-from evennorm.tools.compare.racing import Race, race
+from evennorm.tools.compare.advantages import Advantages, advantages
+from evennorm.tools.compare.racing import Race, race, rate_differences, scaled
 from evennorm.tools.compare.settings import Run, Settings
 from evennorm.tools.compare.statistics import Difference
 from evennorm.tools.compare.table import Row, rows
@@ -39,6 +40,12 @@ class Comparison:
     differences: list[Difference]
     verdict: str
     race: Race
+    advantages: list[Advantages]
+    scaled: Mapping[Run, Record]
+    """Records of runs from other initial weights."""
+
+    at_rates: dict[float, list[Difference]]
+    """Every pair at each learning rate by itself."""
 
     @classmethod
     def of(
@@ -52,10 +59,22 @@ class Comparison:
     ) -> Comparison:
         """What a finished study shows; `step` is the accuracy that one test sample is worth."""
         found = race(settings, records, step)
+        extra = {run: records[run] for run in scaled(settings, found)}
         records = {run: records[run] for run in found.runs}
         table = rows(settings, records, found, step)
         return cls(
-            settings, data, fingerprint, device, records, table, found.differences, verdict(settings, records, found), found
+            settings,
+            data,
+            fingerprint,
+            device,
+            records,
+            table,
+            found.differences,
+            verdict(settings, records, found),
+            found,
+            advantages(settings, records, extra, found, step),
+            extra,
+            rate_differences(settings, records, step),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -68,6 +87,8 @@ class Comparison:
             "device": self.device,
             "table": [asdict(row) for row in self.table],
             "differences": [asdict(pair) for pair in self.differences],
+            "advantages": [asdict(found) for found in self.advantages],
+            "at_learning_rates": {f"{rate:g}": [asdict(pair) for pair in pairs] for rate, pairs in self.at_rates.items()},
             "verdict": self.verdict,
             "files": {name: str(Path(self.settings.out, name)) for name in ("runs.csv", "summary.json", "curves.png")},
         }
@@ -106,8 +127,9 @@ class Comparison:
                 *("diverged", "learned", "seconds_per_epoch"),
             ]
         )
-        for run in sorted(self.records, key=self._order):
-            record = self.records[run]
+        records = {**self.records, **self.scaled}
+        for run in sorted(records, key=self._order):
+            record = records[run]
             later = record.seconds[1:]
             writer.writerow(
                 [
@@ -121,6 +143,7 @@ class Comparison:
             )
         return text.getvalue()
 
-    def _order(self, run: Run) -> tuple[int, int, int]:
+    def _order(self, run: Run) -> tuple[int, int, float, int]:
         settings = self.settings
-        return settings.placements.index(run.placement), settings.learning_rates.index(run.learning_rate), run.repeat
+        rate = settings.learning_rates.index(run.learning_rate)
+        return settings.placements.index(run.placement), rate, run.scale, run.repeat

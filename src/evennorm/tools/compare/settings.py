@@ -19,8 +19,17 @@ PLACEMENTS = ("none", "before", "after", "input", "as-is")
 DEFAULT_PLACEMENTS = ("none", "before", "after", "input")
 DEFAULT_REPEATS = 5
 DEFAULT_EPOCHS = 10
-DEFAULT_EQUIVALENT = 0.01
-"""Of accuracy: one percentage point."""
+SCALES = (0.25, 4.0)
+"""What initial weights are multiplied by, to see how much that matters."""
+
+SCALED_REPEATS = 3
+DEFAULT_EQUIVALENT = 0.02
+"""Of accuracy: two percentage points."""
+
+DEMO_EPOCHS = 5
+DEMO_EQUIVALENT = 0.03
+DEMO_LEARNING_RATES = (0.005, 0.2)
+"""Of the articles' network on the digits: of these rates one is too low for it without normalization, one too high."""
 
 
 class Run(NamedTuple):
@@ -29,6 +38,8 @@ class Run(NamedTuple):
     placement: str
     learning_rate: float
     repeat: int
+    scale: float = 1.0
+    """What the initial kernels are multiplied by."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,7 @@ class Settings:
         until_flat: whether `epochs` is a limit, and a run ends where its validation loss is flat (`flat`).
         equivalent: a difference in accuracy below counts as none.
         study: name of the study; None is `default_study`, or the only one that a file holds.
+        advantages: whether runs from larger and smaller initial weights are trained too, and one unit's input recorded.
 
     Raises:
         ArgumentError: a value outside its range, named.
@@ -67,6 +79,7 @@ class Settings:
     until_flat: bool = False
     equivalent: float = DEFAULT_EQUIVALENT
     study: str | None = None
+    advantages: bool = False
 
     def __post_init__(self) -> None:
         for placement in self.placements:
@@ -100,6 +113,20 @@ class Settings:
         return [
             Run(placement, rate, repeat)
             for repeat in range(self.repeats)
+            for rate in self.learning_rates
+            for placement in self.placements
+        ]
+
+    @property
+    def scaled_runs(self) -> list[Run]:
+        """Runs from other initial weights that may be trained besides."""
+        if not self.advantages:
+            return []
+        repeats = range(min(self.repeats, SCALED_REPEATS))
+        return [
+            Run(placement, rate, repeat, scale)
+            for repeat in repeats
+            for scale in SCALES
             for rate in self.learning_rates
             for placement in self.placements
         ]

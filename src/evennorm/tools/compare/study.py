@@ -83,7 +83,7 @@ class Study:
             return self._records(self._call(lambda: self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))))
 
     def _records(self, trials: Sequence[FrozenTrial]) -> dict[Run, Record]:
-        asked = set(self.settings.runs)
+        asked = {*self.settings.runs, *self.settings.scaled_runs}
         found: dict[Run, Record] = {}
         for trial in trials:
             run = _run_of(trial)
@@ -152,7 +152,10 @@ class Study:
             trial.suggest_float("learning_rate", 1e-12, 1e12, log=True),
             trial.suggest_int("repeat", 0, 10**9),
         )
-        return None if run not in self.settings.runs or self._taken(trial, run) else run
+        if Run(*trial.user_attrs[OURS]).scale != 1:
+            run = run._replace(scale=trial.suggest_float("scale", 1e-12, 1e12, log=True))
+        asked = {*self.settings.runs, *self.settings.scaled_runs}
+        return None if run not in asked or self._taken(trial, run) else run
 
     def _end(self, trial: optuna.Trial, record: Record | None) -> None:
         """Keeps the record; nothing of a trial that was taken for dead, as after a long sleep: its run is trained again."""

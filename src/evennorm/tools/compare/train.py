@@ -12,6 +12,7 @@ import numpy as np
 
 from evennorm.errors import ArgumentError
 from evennorm.tools.compare.data import Data
+from evennorm.tools.compare.drift import UnitInput
 from evennorm.tools.compare.flat import is_flat
 from evennorm.tools.compare.models import Architecture, ends_in_logits
 from evennorm.tools.compare.settings import Run, Settings
@@ -47,6 +48,9 @@ class Record:
     validation_loss: list[float | None] = field(default_factory=list)
     """Where it decides when training ends: of the validation samples."""
 
+    unit_input: list[list[float]] = field(default_factory=list)
+    """Where it is recorded: percentiles of one hidden unit's input after each epoch (`drift`)."""
+
     @classmethod
     def kept(cls, values: dict[str, Any]) -> Record:
         """The record that a study keeps as `values`; studies of before called runs at chance diverged too."""
@@ -75,6 +79,7 @@ class Trainer:
         self.data = data.binarized() if architecture.binarize else data
         self._compiled: dict[str, tuple[keras.Model, list[np.ndarray]]] = {}
         self._initial: dict[tuple[str, int], list[np.ndarray]] = {}
+        self._probes: dict[str, UnitInput] = {}
 
     def train(self, run: Run, after_epoch: Callable[[], None] = lambda: None) -> Record:
         """Trains from the initial weights of the run's seed; calls `after_epoch` after every epoch."""
@@ -91,6 +96,7 @@ class Trainer:
             "test_loss": [],
             "seconds": [],
             "validation_loss": [],
+            "unit_input": [],
         }
         finite, learned, flat = True, False, False
         while finite and not flat and len(epochs["seconds"]) < self.settings.epochs:
@@ -106,6 +112,8 @@ class Trainer:
                 _, measured = _evaluate(model, self.data.x_validation, self.data.y_validation)
                 epochs["validation_loss"].append(measured if math.isfinite(measured) else None)
                 flat = is_flat(epochs["validation_loss"], learned, self.settings.epochs)
+            if run.placement in self._probes and (percentiles := self._probes[run.placement]()):
+                epochs["unit_input"].append(percentiles)
             after_epoch()
         validation, _ = _evaluate(model, self.data.x_validation, self.data.y_validation)
         return Record(**epochs, validation_accuracy=validation, diverged=not finite, learned=learned)
@@ -129,7 +137,8 @@ class Trainer:
         initial = self._initial_state(run.placement, run.repeat)
         model, optimizer_state = self._compiled[run.placement]
         for variable, value in zip(model.variables, initial, strict=True):
-            variable.assign(value)
+            is_kernel = variable.trainable and value.ndim > 1
+            variable.assign(value * run.scale if is_kernel else value)
         for variable, value in zip(model.optimizer.variables, optimizer_state, strict=True):
             variable.assign(value)
         model.optimizer.learning_rate.assign(run.learning_rate)
@@ -147,6 +156,8 @@ class Trainer:
             self._initial[key] = [np.array(variable) for variable in model.variables]
             if placement not in self._compiled:
                 self._compile(model)
+                if self.settings.advantages:
+                    self._probes[placement] = UnitInput(model, self.data.x_train)
                 self._compiled[placement] = model, [np.array(variable) for variable in model.optimizer.variables]
         return self._initial[key]
 

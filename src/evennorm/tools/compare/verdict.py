@@ -10,6 +10,9 @@ from evennorm.tools.compare.settings import Run, Settings
 from evennorm.tools.compare.statistics import Difference
 from evennorm.tools.compare.train import Record
 
+WORTH_REPEATING = 100
+"""More repeats than that are not proposed."""
+
 NOTHING_LEARNED = (
     "No run learned: all ended no better than guessing, so that placements cannot be compared.\n"
     "Train longer (--epochs) or at other rates (--learning-rates)."
@@ -95,7 +98,9 @@ def _advice(settings: Settings, race: Race, pairs: Sequence[Difference], mute: f
         others = [f"{other} at {race.chosen[other]:g}" for other in best[1:]]
         told += f".\nAs far as is known, {listed(others, 'or')} will do too"
     needed = max((pair.repeats_needed or 0 for pair in open_pairs), default=0)
-    if needed:
+    if needed > WORTH_REPEATING:
+        told += f".\nThey are so close that telling them apart may take {needed} repeats"
+    elif needed:
         option = "--max-repeats" if settings.sequential else "--repeats"
         told += f".\nTo tell more apart: {option} {needed}"
     return told + "."

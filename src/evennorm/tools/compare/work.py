@@ -16,7 +16,7 @@ from evennorm.errors import InputError
 from evennorm.tools.compare.data import Data, load_data
 from evennorm.tools.compare.engine import select_engine, share_of_cores, versions
 from evennorm.tools.compare.models import Architecture, load_model
-from evennorm.tools.compare.racing import race
+from evennorm.tools.compare.racing import planned
 from evennorm.tools.compare.settings import Run, Settings
 from evennorm.tools.compare.study import Study
 from evennorm.tools.compare.train import Record, Trainer
@@ -97,7 +97,7 @@ def join_study(
 ) -> Study:
     """The study of these settings, which hands out the runs that are worth training."""
     step = 1 / len(data.x_test)
-    return Study(settings, fingerprint, notice, lambda records: race(settings, records, step).runs)
+    return Study(settings, fingerprint, notice, lambda records: planned(settings, records, step))
 
 
 def work(study: Study, trainer: Trainer, progress: Progress) -> None:

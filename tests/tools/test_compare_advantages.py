@@ -1,0 +1,137 @@
+"""The measured advantages of batch normalization: by hand where they cost nothing, and one real training where they do."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from evennorm.keras import BatchNormalization
+from evennorm.keras.place import place
+from evennorm.tools.compare.advantages import advantages
+from evennorm.tools.compare.data import Data
+from evennorm.tools.compare.drift import UnitInput, travel
+from evennorm.tools.compare.models import Architecture
+from evennorm.tools.compare.praise import told
+from evennorm.tools.compare.racing import planned, race
+from evennorm.tools.compare.settings import Run
+from evennorm.tools.compare.train import Trainer
+from tests.tools.comparing import record, settings
+
+STEP = 0.01
+
+
+def found(given, records, scaled=None):
+    return {each.placement: each for each in advantages(given, records, scaled or {}, race(given, records, STEP), STEP)}
+
+
+def run(curve, **changes):
+    return record(test_accuracy=curve, train_accuracy=[curve[-1] + 0.1] * len(curve), seconds=[9.0, 2.0, 2.0], **changes)
+
+
+def test_time_is_that_to_the_end_of_the_run_of_none_with_the_same_seed(tmp_path):
+    given = settings(tmp_path)
+    curves = {"none": [[0.1, 0.3, 0.5], [0.1, 0.3, 0.6]], "before": [[0.5, 0.5, 0.7], [0.5, 0.5, 0.7]]}
+    each = found(given, {r: run(curves[r.placement][r.repeat]) for r in given.runs})
+    assert each["none"].epochs_to_none.mean == each["none"].epochs_of_none == 3
+    way = each["before"].epochs_to_none
+    # epochs 1 and 3: t(0.975, 1 degree of freedom) = 12.7062 times a standard error of 1; none is before the first
+    assert (way.mean, way.low, way.high) == (2, 1, pytest.approx(2 + 12.7062, rel=1e-5))
+    assert each["before"].seconds_to_none == 4.0
+    assert each["before"].gap.mean == pytest.approx(0.1)
+
+
+def test_one_that_does_not_get_there_has_no_mean(tmp_path):
+    given = settings(tmp_path)
+    curves = {"none": [[0.1, 0.3, 0.5]] * 2, "before": [[0.5, 0.5, 0.7], [0.1, 0.2, 0.3]]}
+    each = found(given, {r: run(curves[r.placement][r.repeat]) for r in given.runs})["before"]
+    assert (each.epochs_to_none, each.reached) == (None, 1)
+    assert "  before: 1 of 2 repeats get there" in told(given, [each])
+
+
+def test_where_none_learned_nothing_there_is_nothing_to_reach(tmp_path):
+    given = settings(tmp_path)
+    each = found(given, {r: run([0.1, 0.1, 0.5], learned=r.placement != "none") for r in given.runs})
+    assert list(each) == ["before"]
+    assert each["before"].epochs_to_none is None
+    assert told(given, list(each.values()))[0] == "time: none did not learn, so that there is nothing to reach"
+
+
+def test_learning_rates_that_are_tolerated(tmp_path):
+    given = settings(tmp_path, learning_rates=(0.1, 0.2, 0.3, 0.4), placements=("before",), repeats=4)
+    cost = {0.1: [0.0] * 4, 0.2: [0.01, 0.02, 0.01, 0.02], 0.3: [0.2, 0.21, 0.2, 0.19], 0.4: [0.0, 0.1, 0.0, 0.1]}
+    each = found(given, {r: run([0.9 - cost[r.learning_rate][r.repeat]] * 3) for r in given.runs})["before"]
+    assert (each.tolerated, each.costly) == ((0.1, 0.2), (0.3,))
+    assert "  before: 0.1, 0.2; 0.3 cost more; 0.4 not known" in told(given, [each])
+
+
+def test_runs_from_other_initial_weights_follow_the_race(tmp_path):
+    """At the chosen rate alone, and only once nothing else is left to train."""
+    given = settings(tmp_path, learning_rates=(0.1, 0.2), advantages=True, repeats=2)
+    trained = {r: run([0.8] * 3, validation=0.9 - r.learning_rate) for r in given.runs}
+    assert planned(given, {}, STEP) == given.runs
+    more = planned(given, trained, STEP)[len(given.runs) :]
+    assert sorted(more) == sorted(Run(p, 0.1, i, s) for p in ("none", "before") for i in range(2) for s in (0.25, 4.0))
+    scaled = {r: run([0.8 if r.scale > 1 else 0.3] * 3) for r in more}
+    [(small, cost), (large, same)] = found(given, trained, scaled)["none"].scales
+    assert (small, large) == (0.25, 4.0)
+    assert (cost.mean, same.mean) == (pytest.approx(0.5), pytest.approx(0))
+
+
+def network():
+    return keras.Sequential(
+        [keras.Input((2,)), layers.Dense(4, "tanh"), layers.Dense(3, "tanh"), layers.Dense(2, "softmax")]
+    )
+
+
+def dense(layer, x):
+    kernel, *bias = (np.asarray(keras.ops.convert_to_numpy(v), "float64") for v in layer.variables)
+    return x @ kernel + (bias[0] if bias else 0)  # in front of a normalization there is none
+
+
+def normalized(layer, x):
+    values = {v.name: np.asarray(keras.ops.convert_to_numpy(v), "float64") for v in layer.variables}
+    scale = values["gamma"] / np.sqrt(values["moving_variance"] + layer.epsilon)
+    return (x - values["moving_mean"]) * scale + values["beta"]
+
+
+@pytest.mark.parametrize("where", ["none", "before", "after"])
+def test_the_input_of_a_unit_is_that_of_the_textbook(where):
+    keras.utils.set_random_seed(0)
+    model = place(network(), where)
+    x = np.random.default_rng(0).normal(size=(200, 2)).astype("float32")
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    observed = UnitInput(model, x)
+    model.fit(x, (x[:, 0] > 0).astype(int), epochs=2, verbose=0)  # what is looked at changes after it was built
+    first, second, _ = (layer for layer in model.layers if isinstance(layer, layers.Dense))
+    norms = [layer for layer in model.layers if isinstance(layer, BatchNormalization)]
+    hidden = dense(first, x.astype("float64"))
+    if where == "before":
+        seen = normalized(norms[1], dense(second, np.tanh(normalized(norms[0], hidden))))
+    elif where == "after":
+        seen = dense(second, normalized(norms[0], np.tanh(hidden)))
+    else:
+        seen = dense(second, np.tanh(hidden))
+    assert observed() == pytest.approx(np.percentile(seen[:, 0], (15, 50, 85)), abs=1e-5)
+
+
+def test_a_network_without_hidden_activation_is_not_looked_at():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(3), layers.Dense(2, "softmax")])
+    assert UnitInput(model, np.zeros((4, 2), "float32"))() is None
+
+
+def test_travel_by_hand():
+    assert travel([[-1, 0, 1], [-1, 0, 1]]) == (0, 1)
+    assert travel([[0, 0, 0], [-1, 0, 1]]) is None, "a dead unit has no width to measure by"
+
+
+def test_a_run_starts_from_scaled_kernels(tmp_path):
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(40, 2)).astype("float32"), np.arange(40) % 2
+    data = Data("points", x, y, x[:10], y[:10], x[:10], y[:10], 2)
+    optimizer = {"class_name": "SGD", "config": {}}
+    trainer = Trainer(settings(tmp_path, advantages=True), data, Architecture("net", network, optimizer=optimizer))
+    plain = [np.array(v) for v in trainer._ready_model(Run("none", 0.1, 0)).variables]
+    large = [np.array(v) for v in trainer._ready_model(Run("none", 0.1, 0, 4.0)).variables]
+    for one, other in zip(plain, large, strict=True):
+        np.testing.assert_array_equal(other, one * 4 if one.ndim > 1 else one)
+    assert len(trainer.train(Run("none", 0.1, 0, 4.0)).unit_input) == 2

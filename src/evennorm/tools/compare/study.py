@@ -29,6 +29,9 @@ OURS = "evennorm run"
 RECORD = "record"
 PROCESS = "process"
 """Of a trial that is being trained: the token of the process."""
+TURN = "evennorm enqueues"
+"""Attribute of a study: the token of the process that enqueues runs."""
+TURN_SECONDS = 0.3
 BEAT = "beat"
 """Of a trial that is trained through a proxy, which passes no heartbeats of Optuna's on: a number that grows."""
 
@@ -98,6 +101,19 @@ class Study:
 
     def _enqueue_missing(self) -> int:
         self._fail_dead()
+        left, missing, some_wait = self._missing()
+        if missing and self.settings.storage is not None:
+            if some_wait or not self._has_turn():
+                return len(left)
+            left, missing, some_wait = self._missing()
+            if some_wait:  # another one had the turn before
+                return len(left)
+        for run in missing:
+            self._study.enqueue_trial(run._asdict(), user_attrs={OURS: list(run)})
+        return len(left)
+
+    def _missing(self) -> tuple[list[Run], list[Run], bool]:
+        """Planned runs that are not finished, those of them that nobody has, and whether any run waits for a process."""
         states: dict[Run | None, set[TrialState]] = {}
         trials = self._study.get_trials(deepcopy=False)
         for trial in trials:
@@ -105,10 +121,18 @@ class Study:
         planned = self._plan(self._records(trials))
         self.planned = len(planned)
         left = [run for run in planned if TrialState.COMPLETE not in states.get(run, ())]
-        for run in left:
-            if not states.get(run, set()) & {TrialState.WAITING, TrialState.RUNNING}:
-                self._study.enqueue_trial(run._asdict(), user_attrs={OURS: list(run)})
-        return len(left)
+        missing = [run for run in left if not states.get(run, set()) & {TrialState.WAITING, TrialState.RUNNING}]
+        return left, missing, any(TrialState.WAITING in found for run, found in states.items() if run is not None)
+
+    def _has_turn(self) -> bool:
+        """Whether it is for this process to enqueue: of several that ask at the same moment, for the last one.
+
+        Twenty that begin together would enqueue every run twenty times. None is trained twice for that, but a hundred runs
+        took minutes to sort out.
+        """
+        self._study.set_user_attr(TURN, token())
+        time.sleep(TURN_SECONDS)
+        return bool(self._study.user_attrs.get(TURN) == token())
 
     def work_once(self, train: Callable[[Run], Record]) -> bool:
         """Trains the next waiting run and keeps its record; False where none was waiting.

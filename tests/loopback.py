@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+LEAN = ROOT / "tests" / "data" / "lean"
+"""In place of packages that Keras, and with it TensorFlow, loads at import for seconds and needs for nothing here."""
 
 
 class Ended(NamedTuple):
@@ -43,7 +45,7 @@ def run(
         subprocess.Popen(
             [sys.executable, "-W", "ignore", *arguments(process)],
             cwd=ROOT,
-            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)} | environment(process),
+            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": f"{ROOT}{os.pathsep}{LEAN}"} | environment(process),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -9,6 +9,7 @@ import pytest
 
 from evennorm.tools.bench.cases import Case
 from evennorm.tools.bench.contestants import EPSILON, KERAS, LIMIT, OUR_LAYER, Data, NotServed, draw, module_of
+from tests.grids import mostly
 
 ENGINES = ("numpy", "torch", "jax", "tensorflow")
 KERAS_NAMES = (KERAS, OUR_LAYER)
@@ -91,7 +92,12 @@ def everyone(engine: str) -> list[tuple[str, str, Case]]:
     ]
 
 
-@pytest.mark.parametrize(("engine", "name", "case"), [one for engine in ENGINES for one in everyone(engine)], ids=str)
+def crossed(engine: str, name: str, case: Case) -> bool:
+    """Ours with every case, the others with every other one."""
+    return "evennorm" in name or "compile" in name or (CASES.index(case) + len(name)) % 2 == 0
+
+
+@pytest.mark.parametrize(*mostly(crossed, "engine, name, case", [one for engine in ENGINES for one in everyone(engine)]))
 def test_the_values(engine: str, name: str, case: Case) -> None:
     if engine == "jax" and case.dtype == "float64":
         import jax

@@ -219,24 +219,26 @@ def cubed(x: Any, gamma: Any, axis_name: str | None) -> Any:
     return jnp.sum(y**3) + jnp.sum(jnp.sin(m.variance) + jnp.cos(m.mean + m.mean_low)) / (DEVICES if axis_name else 1)
 
 
+def every_order(x: Any, t: Any, gamma: Any, axis_name: str | None = None) -> Any:
+    loss = partial(cubed, gamma=gamma, axis_name=axis_name)
+    value, along = jax.jvp(loss, (x,), (t,))
+    gradient = jax.grad(loss)
+    _, forward_over_reverse = jax.jvp(gradient, (x,), (t,))
+    reverse_over_reverse = jax.grad(lambda x: jnp.sum(gradient(x) * t))(x)
+    return value, along, gradient(x), forward_over_reverse, reverse_over_reverse
+
+
+on_one_device = jax.jit(every_order)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", ["float64"])
 def test_derivatives_in_every_order(way: str, dtype: str) -> None:
     """Forward, forward over reverse and reverse over reverse, through y and through the moments."""
     given = arrays(dtype)
-    x, t = given["x"], given["residual"]
-    gamma = given["gamma"][0]
-
-    def every(x: Any, t: Any, axis_name: str | None) -> Any:
-        loss = partial(cubed, gamma=gamma, axis_name=axis_name)
-        value, along = jax.jvp(loss, (x,), (t,))
-        gradient = jax.grad(loss)
-        _, forward_over_reverse = jax.jvp(gradient, (x,), (t,))
-        reverse_over_reverse = jax.grad(lambda x: jnp.sum(gradient(x) * t))(x)
-        return value, along, gradient(x), forward_over_reverse, reverse_over_reverse
-
-    value, along, *got = compiled(way, partial(every, axis_name="d"))(x, t)
-    one = every(*(a.reshape(-1, *a.shape[2:]) for a in (x, t)), axis_name=None)
+    x, t, gamma = given["x"], given["residual"], given["gamma"]
+    value, along, *got = compiled(way, partial(every_order, axis_name="d"))(x, t, gamma)
+    one = on_one_device(*(a.reshape(-1, *a.shape[2:]) for a in (x, t)), gamma[0])
     np.testing.assert_allclose(value.sum(), one[0], rtol=1e-12)
     np.testing.assert_allclose(along.sum(), one[1], rtol=1e-12)
     for a, b in zip(got, one[2:], strict=True):

@@ -29,9 +29,9 @@ def environment(devices: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("devices", "chosen"), [(2, "as_one or value or lie"), (4, ""), (5, "as_one or masks or groups")])
-def test_on_several_devices(devices: int, chosen: str) -> None:
+def test_on_several_devices(devices: int, chosen: str, pytestconfig: pytest.Config) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen]
-    command.append("tests/contract/on_jax_devices.py")
+    command += ["-m", pytestconfig.getoption("markexpr"), "tests/contract/on_jax_devices.py"]
     run = subprocess.run(command, capture_output=True, text=True, env=environment(devices), timeout=900, cwd=ROOT)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-1000:]
 

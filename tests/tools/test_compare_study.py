@@ -329,7 +329,7 @@ def test_a_storage_that_machines_share(data, tmp_path, monkeypatch):
         progress=lambda done, total: seen.append((done, total)),
     )
     assert comparison.settings.out == os.path.join("evennorm-runs", f"points-paper-mlp-{ENGINE}")
-    assert sorted(os.listdir(comparison.settings.out)) == ["curves.png", "runs.csv", "summary.json"]
+    assert sorted(os.listdir(comparison.settings.out)) == ["best.keras", "curves.png", "runs.csv", "summary.json"]
     assert os.path.exists("shared.sqlite3")
     assert seen == [(0, 1), (0.5, 1), (1, 1), (1, 1)]
 

@@ -113,6 +113,7 @@ not finite  runs whose loss stopped being finite
     is_flag=True,
     help="Train from other initial weights too, and record one hidden unit's input.",
 )
+@click.option("--no-model", is_flag=True, help="Hand over no model. [default: the best one, trained anew, as best.keras]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @force_option
 @click.pass_context
@@ -124,6 +125,7 @@ def compare(
     force: bool,
     worker: str | None,
     serve: str | None,
+    no_model: bool,
     **options: Any,
 ) -> None:
     """Train a network with batch normalization in each placement, and tell which differences that shows.
@@ -151,7 +153,7 @@ def compare(
 
     try:
         with _bar() as (progress, notice):
-            comparison = compared(progress=progress, notice=notice, **options)
+            comparison = compared(progress=progress, notice=notice, hand_over=not no_model, **options)
     except KeyboardInterrupt:
         click.echo("evennorm: interrupted; finished runs are kept, the same command goes on from there", err=True)
         ctx.exit(INTERRUPTED)
@@ -204,7 +206,7 @@ def remembered_interrupts() -> Iterator[Callable[[], None]]:
 
 def _check_folder(out: Path, inputs: dict[str, str], force: bool) -> None:
     refuse_inputs(out, inputs, "--out")
-    names = {"runs.csv": ".csv", "summary.json": ".json", "curves.png": ".png"}
+    names = {"runs.csv": ".csv", "summary.json": ".json", "curves.png": ".png", "best.keras": ".keras"}
     check_outputs([Output("--out", out / name, (suffix,)) for name, suffix in names.items() if out.is_dir()], inputs, force)
 
 
@@ -261,4 +263,7 @@ def _print(comparison: Comparison) -> None:
     console.print()
     for line in comparison.verdict.splitlines():
         console.print(Text(printable(line), style="bold"), soft_wrap=not console.is_terminal)
-    console.print(Text(f"\nruns.csv, summary.json and curves.png are in {printable(settings.out)}"), soft_wrap=True)
+    names = [name for name in comparison.file_names if not name.startswith("best.")]
+    console.print(Text(f"\n{', '.join(names[:-1])} and {names[-1]} are in {printable(settings.out)}"), soft_wrap=True)
+    for line in [] if comparison.best is None else comparison.best.lines(settings.out):
+        console.print(Text(printable(line)), soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from evennorm.tools.compare.settings import (
 
 if TYPE_CHECKING:
     from evennorm.tools.compare.report import Comparison
+    from evennorm.tools.compare.train import Trainer
     from evennorm.tools.compare.work import Report
 
 __all__ = ["PLACEMENTS", "Run", "Settings", "compare", "settings_for"]
@@ -50,6 +52,7 @@ def compare(
     max_repeats: int = DEFAULT_MAX_REPEATS,
     equivalent: float | None = None,
     advantages: bool = False,
+    hand_over: bool = True,
     progress: Report | None = None,
     notice: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
@@ -79,6 +82,7 @@ def compare(
         equivalent: percentage points; a difference below counts as none. None is 2; for the demo, `article-cnn` on the
             digits, 3.
         advantages: whether to train from larger and smaller initial weights too, and to record one hidden unit's input.
+        hand_over: whether the best placement is trained once more and its model written into `out`.
         progress: called with the number of runs done, in parts, and of all as far as is known.
         notice: called with what to know meanwhile, such as that a database does not answer and is waited for.
 
@@ -140,8 +144,20 @@ def compare(
     comparison = Comparison.of(
         settings, str(samples), fingerprint, device(settings.engine), runs.records(), 1 / len(samples.x_test)
     )
+    if hand_over:
+        comparison = with_model(comparison, trainer)
     comparison.write()
     return comparison
+
+
+def with_model(comparison: Comparison, trainer: Trainer) -> Comparison:
+    """The comparison with the model that it hands over, trained where it is not there yet; none where no run has learned."""
+    from evennorm.tools.compare import best
+
+    choice = best.choose(comparison.settings, comparison.records, comparison.race)
+    if choice is None:
+        return comparison
+    return replace(comparison, best=best.hand_over(trainer, comparison.fingerprint, choice))
 
 
 def settings_for(

@@ -15,6 +15,7 @@ from typing import Any
 from evennorm.errors import InputError
 from evennorm.tools.atomic import write_text
 from evennorm.tools.compare.advantages import Advantages, advantages
+from evennorm.tools.compare.best import Best
 from evennorm.tools.compare.racing import Race, race, rate_differences, scaled
 from evennorm.tools.compare.settings import Run, Settings
 from evennorm.tools.compare.statistics import Difference
@@ -46,6 +47,8 @@ class Comparison:
 
     at_rates: dict[float, list[Difference]]
     """Every pair at each learning rate by itself."""
+    best: Best | None = None
+    """The model that was handed over."""
 
     @classmethod
     def of(
@@ -90,8 +93,14 @@ class Comparison:
             "advantages": [asdict(found) for found in self.advantages],
             "at_learning_rates": {f"{rate:g}": [asdict(pair) for pair in pairs] for rate, pairs in self.at_rates.items()},
             "verdict": self.verdict,
-            "files": {name: str(Path(self.settings.out, name)) for name in ("runs.csv", "summary.json", "curves.png")},
+            "model": None if self.best is None else self.best.as_dict(),
+            "files": {name: str(Path(self.settings.out, name)) for name in self.file_names},
         }
+
+    @property
+    def file_names(self) -> list[str]:
+        """The files in the folder of the results."""
+        return ["runs.csv", "summary.json", "curves.png", *(self.best.files if self.best is not None else ())]
 
     def write(self) -> None:
         """Writes the three files into the folder of the results.

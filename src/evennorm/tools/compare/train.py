@@ -76,6 +76,7 @@ class Trainer:
             )
         self.settings = settings
         self.architecture = architecture
+        self.unchanged = data
         self.data = data.binarized() if architecture.binarize else data
         self._compiled: dict[str, tuple[keras.Model, list[np.ndarray]]] = {}
         self._initial: dict[tuple[str, int], list[np.ndarray]] = {}
@@ -117,6 +118,10 @@ class Trainer:
             after_epoch()
         validation, _ = _evaluate(model, self.data.x_validation, self.data.y_validation)
         return Record(**epochs, validation_accuracy=validation, diverged=not finite, learned=learned)
+
+    def model_of(self, placement: str) -> keras.Model:
+        """The model of a placement, as its last training left it."""
+        return self._compiled[placement][0]
 
     def _train_epoch(self, model: keras.Model, random: np.random.Generator) -> tuple[float, float]:
         """Loss and seconds of one epoch of whole batches.

@@ -1,0 +1,237 @@
+"""Train the best placement once more, on training and validation samples together, and hand that model over as a file.
+
+Which placement and rate, is decided by the mean validation accuracy of the repeats; how long, by their epochs. So test
+samples have no part in the choice, and the accuracy of the model on them is that on new samples. A copy of the best repeat
+would be picked for its luck, and have learned from fewer samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evennorm.errors import EvennormError, first_line
+from evennorm.tools.compare import handed
+from evennorm.tools.compare.racing import Race, cell
+from evennorm.tools.compare.settings import Run, Settings
+from evennorm.tools.compare.verdict import leaders
+from evennorm.tools.interrupts import stop_if_interrupted
+
+if TYPE_CHECKING:
+    from evennorm.tools.compare.data import Data
+    from evennorm.tools.compare.train import Record, Trainer
+
+TRIES = 3
+"""Seeds that are tried, one after the other, until a training ends better than guessing."""
+
+CHECKED_BATCHES = 16
+"""Training batches that `evennorm check` compares the moving statistics with."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which model is handed over, how it is trained, and why this one."""
+
+    placement: str
+    learning_rate: float
+    epochs: int
+    validation_accuracy: float
+    """Mean over the repeats."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Best:
+    """The model that was handed over."""
+
+    files: tuple[str, ...]
+    choice: Choice
+    seed_of_repeat: int
+    """It starts from the seed of this repeat."""
+
+    samples: int
+    """That it was trained on: training and validation samples."""
+
+    test_accuracy: float
+    low: float
+    high: float
+    """95 % interval (Clopper and Pearson) for the accuracy of this one model on new samples like those of the test."""
+
+    test_samples: int
+    findings: list[dict[str, Any]] = field(default_factory=list)
+    """What `evennorm check` has found about it."""
+
+    unchecked: str | None = None
+    """Why it could not be checked; None where it was."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For summary.json."""
+        found = asdict(self)
+        return {**found.pop("choice"), **found, "files": list(self.files)}
+
+    def lines(self, out: str | Path) -> list[str]:
+        """What the check says of the model, why it is this one, and where it is."""
+        percent = f"{100 * self.test_accuracy:.1f} % of {self.test_samples} test samples right"
+        if self.unchecked is not None:
+            checked = [f"could not look at the model: {self.unchecked}"]
+        else:
+            checked = [
+                f"{each['code']} {each['level']}: {each['layer'] or 'model'}: {each['what']}" for each in self.findings
+            ]
+        return [
+            *(f"evennorm check: {line}" for line in checked or ["nothing looks wrong with the model"]),
+            f"It was chosen {self.choice.why}, and trained on {self.samples} training and validation samples, "
+            f"epochs: {self.choice.epochs}",
+            f"The model is in {' and '.join(str(Path(out, name)) for name in self.files)}: {self.choice.placement} at "
+            f"learning rate {self.choice.learning_rate:g}, {percent} ({100 * self.low:.1f} to {100 * self.high:.1f})",
+        ]
+
+
+def choose(settings: Settings, records: Mapping[Run, Record], race: Race) -> Choice | None:
+    """The placement with the highest mean validation accuracy, at its rate; None where no run has learned.
+
+    Args:
+        settings, records, race: of a study that is over.
+    """
+    means = {}
+    for name, rate in race.chosen.items():
+        runs = cell(records, name, rate)
+        if any(record.learned for record in runs):
+            means[name] = float(np.mean([record.validation_accuracy for record in runs]))
+    if not means:
+        return None
+    best = max(means, key=lambda name: round(means[name], 9))  # sums in other orders; ties go to the first
+    rate = race.chosen[best]
+    epochs = round(float(np.median([len(record.seconds) for record in cell(records, best, rate) if record.learned])))
+    return Choice(best, rate, epochs, means[best], _why(best, settings, race))
+
+
+def _why(best: str, settings: Settings, race: Race) -> str:
+    by = "by the mean validation accuracy of its repeats"
+    if len(race.chosen) == 1:
+        return "as the only placement"
+    if any(pair.shown and pair.worse == best for pair in race.pairs.values()):
+        return f"{by}, though another placement is above it on the test samples"
+    if leaders(settings, race) == [best]:
+        return f"{by}, as the test samples have it too"
+    return f"{by}; that it is better than all others could not be shown"
+
+
+def hand_over(trainer: Trainer, fingerprint: Mapping[str, Any], choice: Choice) -> Best:
+    """Writes the model of `choice` into the folder of the results, unless the one there was made by the same choice.
+
+    Several processes that end at the same moment write one model: who comes second waits, and finds it.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    settings = trainer.settings
+    key = _key(settings, fingerprint, choice)
+    with _alone(Path(settings.out)):
+        found = handed.read(settings, key)
+        if found is not None:
+            return told(found)
+        return _trained(trainer, choice, key)
+
+
+def _key(settings: Settings, fingerprint: Mapping[str, Any], choice: Choice) -> str:
+    """The same for the same model: of all that decides its numbers and of what is told with it."""
+    text = json.dumps([dict(fingerprint), asdict(choice), settings.seed, settings.batch_size], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def told(values: Mapping[str, Any]) -> Best:
+    """What a model file says of itself."""
+    made = Choice(**values["choice"])
+    return Best(**{**values, "choice": made, "files": tuple(values["files"])})
+
+
+def _trained(trainer: Trainer, choice: Choice, key: str) -> Best:
+    data = together(trainer.unchanged)
+    settings = replace(trainer.settings, epochs=choice.epochs, until_flat=False)
+    other = type(trainer)(settings, data, trainer.architecture)
+    for repeat in range(TRIES):
+        record = other.train(Run(choice.placement, choice.learning_rate, repeat), stop_if_interrupted)
+        if record.learned:
+            break
+    right, count = round(record.test_accuracy[-1] * len(data.x_test)), len(data.x_test)
+    low, high = share_interval(right, count)
+    model = other.model_of(choice.placement)
+    findings, unchecked = _checked(model, other.data, settings.batch_size)
+    best = Best(
+        handed.names(settings),
+        choice,
+        repeat,
+        len(data.x_train),
+        right / count,
+        low,
+        high,
+        count,
+        findings,
+        unchecked,
+    )
+    handed.write(settings, model, key, asdict(best), data.input_shape)
+    return best
+
+
+def together(data: Data) -> Data:
+    """The data with the validation samples among the training samples; the validation samples mean nothing then."""
+    x = np.concatenate([data.x_train, data.x_validation])
+    y = np.concatenate([data.y_train, data.y_validation])
+    return replace(data, x_train=x, y_train=y)
+
+
+def share_interval(right: int, count: int) -> tuple[float, float]:
+    """95 % interval for a share of which `right` of `count` independent samples were seen.
+
+    Source: Clopper and Pearson, Biometrika 26 (1934), which never covers less than it says.
+
+    Example:
+        >>> [round(end, 4) for end in share_interval(95, 100)]
+        [0.8872, 0.9836]
+    """
+    from scipy.stats import binomtest
+
+    found = binomtest(right, count).proportion_ci(0.95, method="exact")
+    return float(found.low), float(found.high)
+
+
+def _checked(model: Any, data: Data, batch_size: int) -> tuple[list[dict[str, Any]], str | None]:
+    """What `evennorm check` says of the model on training batches."""
+    from evennorm.tools.check import check
+
+    count = min(CHECKED_BATCHES, len(data.x_train) // batch_size)
+    ends = [(index * batch_size, (index + 1) * batch_size) for index in range(count)]
+    try:
+        report = check(
+            model, [(data.x_train[low:high], data.y_train[low:high]) for low, high in ends], batch_size=batch_size
+        )
+    except EvennormError as error:
+        return [], first_line(error)
+    return [finding.as_dict() for finding in report.findings], None
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """One process at a time, on this machine, by a lock on the folder itself."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where each of several processes writes the same model
+        yield
+        return
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)

@@ -12,7 +12,7 @@ PYTEST = TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest $(SPREAD) $(SLOWEST) $(R
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # pip installs into one .venv
-.PHONY: help install demo test test-all test-triton test-gpu test-native lint format bench bench-gpu bench-door release-check clean compiler
+.PHONY: help install demo test test-all test-triton test-gpu test-native lint format bench bench-gpu bench-door docs-figures docs-figures-fashion-mnist release-check clean compiler
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,12 @@ bench-door: $(VENV)/.installed ## Show where the microseconds of a call go.
 	@$(BIN)/python benchmarks/door.py $(BENCH)
 	@if [ -d $(TRITON) ]; then echo; echo "On the way to a GPU whose driver launches nothing:"; \
 		PYTHONPATH=$(TRITON) $(BIN)/python -m evennorm.tools.bench.stub_gpu; fi
+
+docs-figures: $(VENV)/.installed ## Run the demo; rewrites its table, time and picture in README.md and docs/compare.md.
+	$(BIN)/python benchmarks/_docs_figures.py demo
+
+docs-figures-fashion-mnist: $(VENV)/.installed ## The same for docs/fashion-mnist.md; takes hours. FASHION=folder of the IDX files.
+	$(BIN)/python benchmarks/_docs_figures.py fashion-mnist $(FASHION)
 
 release-check: $(VENV)/.installed ## Build sdist and wheel in isolation, and try the wheel in clean ENVIRONMENTS.
 	CXX=$(CXX) $(BIN)/python .ci/release_check.py $(ENVIRONMENTS)

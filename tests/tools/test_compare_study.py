@@ -6,7 +6,10 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 import sqlalchemy
@@ -16,6 +19,7 @@ from optuna.trial import TrialState
 from evennorm.errors import InputError
 from evennorm.tools.compare import compare, patience
 from evennorm.tools.compare.process import is_gone
+from evennorm.tools.compare.racing import planned
 from evennorm.tools.compare.study import OURS, PROCESS, STALE_SECONDS, Study
 from tests.tools.comparing import ENGINE, SOURCES, command, record, refused, settings
 
@@ -36,6 +40,30 @@ def test_a_run_is_handed_out_once(tmp_path):
         second.enqueue_missing()
         first.work_once(train)
     assert sorted(taken) == sorted(settings(tmp_path).runs)
+
+
+def test_several_processes_come_to_the_runs_of_one(tmp_path):
+    """A sequential study, whose next runs hang on finished ones: which process finishes them, and when, does not matter."""
+    values = np.random.default_rng(0).normal(0.8, 0.02, (3, 20))
+
+    def train(run):
+        effect = {"none": -0.3, "before": 0.0, "after": 0.001}[run.placement]
+        return record(float(values[given.placements.index(run.placement), run.repeat]) + effect)
+
+    given = settings(tmp_path / "alone", placements=("none", "before", "after"), repeats=12, sequential=True)
+    ended = []
+    for name, processes in (("alone", 1), ("shared", 3)):
+        here = replace(given, out=str(tmp_path / name))
+        Path(here.out).mkdir()
+        studies = [Study(here, {}, plan=lambda records: planned(here, records, 0.001)) for _ in range(processes)]  # noqa: B023
+        turn = 0
+        while studies[turn % processes].enqueue_missing():
+            turn += 1
+            studies[turn % processes].work_once(train)
+        ended.append(studies[0].records())
+    alone, shared = ended
+    assert alone == shared
+    assert len(alone) == 5 + 12 + 12
 
 
 def test_a_run_that_was_enqueued_twice_is_trained_once(tmp_path):

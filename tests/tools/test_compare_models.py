@@ -276,6 +276,24 @@ def test_a_run_whose_loss_explodes_stops_and_is_counted():
     assert record.train_loss == [None]
 
 
+def test_a_run_ends_where_its_validation_loss_is_flat(monkeypatch):
+    """It is asked after each epoch, with the losses so far; the epochs of the settings are the budget."""
+    samples, asked = data(), []
+
+    def flat(losses, learned, budget):
+        asked.append((len(losses), budget))
+        return len(losses) == 2
+
+    monkeypatch.setattr("evennorm.tools.compare.train.is_flat", flat)
+    trainer = Trainer(settings(epochs=5, until_flat=True), samples, load_model("paper-mlp", samples))
+    record = trainer.train(Run("none", 0.1, 0))
+    assert asked == [(1, 5), (2, 5)]
+    assert len(record.test_accuracy) == len(record.validation_loss) == 2
+    model, _ = trainer._compiled["none"]
+    loss = model.evaluate(trainer.data.x_validation, samples.y_validation, verbose=0)[0]
+    assert record.validation_loss[-1] == pytest.approx(loss, rel=1e-6)
+
+
 def test_a_run_no_better_than_guessing_has_not_learned():
     samples = data()
     trainer = Trainer(settings(), samples, load_model("paper-mlp", samples))

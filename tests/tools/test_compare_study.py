@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from evennorm.errors import InputError
 from evennorm.tools.compare import compare, patience
 from evennorm.tools.compare.process import is_gone
 from evennorm.tools.compare.racing import planned
-from evennorm.tools.compare.study import OURS, PROCESS, STALE_SECONDS, Study
+from evennorm.tools.compare.study import OURS, PROCESS, RECORD, STALE_SECONDS, Study
 from tests.tools.comparing import ENGINE, SOURCES, command, record, refused, settings
 
 
@@ -338,6 +338,18 @@ def test_a_record_comes_back_as_it_was(tmp_path):
     given = record(train_loss=[0.1234567890123456, None])
     study.work_once(lambda run: given)
     assert Study(study.settings, {"epochs": 2}).records() == {study.settings.runs[0]: given}
+
+
+def test_a_record_of_before(tmp_path):
+    """What stood at chance was called diverged, and a run had no scale: both are read as what they were."""
+    study = Study(settings(tmp_path, placements=("none",), repeats=2), {"epochs": 2})
+    new = ("learned", "validation_loss", "unit_input")
+    old = {name: value for name, value in asdict(record()).items() if name not in new}
+    for repeat, losses in enumerate(([1.0, 1.0], [1.0, None])):
+        attributes = {OURS: ["none", 0.1, repeat], RECORD: old | {"train_loss": losses, "diverged": True}}
+        study._study.add_trial(optuna.trial.create_trial(value=0.5, user_attrs=attributes))
+    found = [(r.diverged, r.learned) for r in study.records().values()]
+    assert found == [(False, False), (True, False)]
 
 
 def test_a_storage_that_machines_share(data, tmp_path, monkeypatch):

@@ -84,6 +84,7 @@ bench-door: $(VENV)/.installed ## Show where the microseconds of a call go.
 
 docs-figures: $(VENV)/.installed ## Run the demo; rewrites its table, time and picture in README.md and docs/compare.md.
 	$(BIN)/python benchmarks/_docs_figures.py demo
+	$(BIN)/python benchmarks/_designs.py
 
 docs-figures-fashion-mnist: $(VENV)/.installed ## The same for docs/fashion-mnist.md; takes hours. FASHION=folder of the IDX files.
 	$(BIN)/python benchmarks/_docs_figures.py fashion-mnist $(FASHION)

@@ -1,0 +1,133 @@
+"""Say by which number runs are compared: its name, which direction is better, and how it is written.
+
+Records hold the metric's own value. Where one value is held against another, `score` makes higher better.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from evennorm.errors import ArgumentError
+
+ALIASES = {
+    "mae": "mean_absolute_error",
+    "mse": "mean_squared_error",
+    "rmse": "root_mean_squared_error",
+    "r2": "r2_score",
+    "acc": "accuracy",
+}
+LOWER_IS_BETTER = ("error", "loss", "entropy", "divergence", "hinge", "false_", "poisson", "cosh", "hamming_distance")
+HIGHER_IS_BETTER = (
+    *("accuracy", "auc", "auroc", "precision", "recall", "f1", "fbeta", "iou", "jaccard", "r2", "explained_variance"),
+    *("similarity", "sensitivity", "specificity", "kappa", "matthews", "corrcoef", "concordance", "true_"),
+)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a run is judged by."""
+
+    name: str
+    higher: bool = True
+    """Whether a higher value is better."""
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is a share of right answers, told in percent and its differences in percentage points."""
+        return self.name.endswith("accuracy")
+
+    @property
+    def title(self) -> str:
+        """In words: "mean absolute error"."""
+        return self.name.replace("_", " ")
+
+    @property
+    def better(self) -> str:
+        """What the better one of two is."""
+        return "above" if self.higher else "below"
+
+    def score(self, value: float) -> float:
+        """A value of which more is better."""
+        return value if self.higher else -value
+
+    def step(self, samples: int) -> float:
+        """What one test sample is worth, which no spread between repeats is taken for less than; 0 where that is not known."""
+        return 1 / samples if self.is_share else 0.0
+
+    def text(self, value: float | None) -> str:
+        """A value, or a difference, without its unit.
+
+        Example:
+            >>> Metric("accuracy").text(0.9667), Metric("mean_absolute_error", higher=False).text(0.03217)
+            ('96.7', '0.0322')
+        """
+        if self.is_share:
+            return f"{100 * (value or 0):.1f}"
+        return f"{value or 0:.3g}"
+
+    @property
+    def unit(self) -> str:
+        """Of a difference, with a space in front: " points" of accuracies, else nothing."""
+        return " points" if self.is_share else ""
+
+    def inside(self, ends: tuple[float, float] | None) -> tuple[float, float] | None:
+        """An interval within what the metric can be."""
+        return ends if ends is None or not self.is_share else (max(ends[0], 0.0), min(ends[1], 1.0))
+
+
+def metric_named(name: str) -> Metric:
+    """The metric of a name, with its direction: known, or said by `:min` or `:max` behind the name.
+
+    Raises:
+        ArgumentError: which direction is better is not known.
+
+    Example:
+        >>> metric_named("mae"), metric_named("my_cost:min").higher
+        (Metric(name='mean_absolute_error', higher=False), False)
+    """
+    plain, _, direction = name.partition(":")
+    plain = ALIASES.get(plain.lower(), plain)
+    if direction in ("min", "max"):
+        return Metric(plain, direction == "max")
+    low = plain.lower()
+    if not direction and any(word in low for word in LOWER_IS_BETTER):
+        return Metric(plain, False)
+    if not direction and any(word in low for word in HIGHER_IS_BETTER):
+        return Metric(plain)
+    raise ArgumentError(
+        f"whether higher or lower is better is not known of the metric {name!r}; write {plain}:max or {plain}:min"
+    )
+
+
+def simple(name: str, y: np.ndarray, outputs: np.ndarray) -> float | None:
+    """The common metrics, computed alike for every engine, in float64; None for a name that is none of them.
+
+    Args:
+        name: of the metric.
+        y: labels (N,) of classes, else targets (N, outputs).
+        outputs: probabilities (N, classes) or (N, labels), or predictions (N, outputs).
+
+    Example:
+        >>> y = np.array([[0.0], [1.0], [2.0]])
+        >>> simple("mean_absolute_error", y, y + 0.5), round(simple("r2_score", y, y + 0.5), 3)
+        (0.5, 0.625)
+    """
+    if name == "accuracy" and y.ndim == 1:
+        return float((outputs.argmax(axis=1) == y).mean())
+    if name in ("accuracy", "binary_accuracy") and y.ndim == 2:
+        return float(((outputs > 0.5) == (y > 0.5)).mean())
+    if y.ndim != 2:
+        return None
+    error = outputs - y
+    if name == "mean_absolute_error":
+        return float(np.abs(error).mean())
+    if name == "mean_squared_error":
+        return float(np.square(error).mean())
+    if name == "root_mean_squared_error":
+        return float(np.sqrt(np.square(error).mean()))
+    if name == "r2_score":  # the mean over outputs, as scikit-learn's
+        spread = np.square(y - y.mean(axis=0)).sum(axis=0)
+        return float(np.mean(1 - np.square(error).sum(axis=0) / np.where(spread > 0, spread, 1)))
+    return None

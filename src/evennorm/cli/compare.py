@@ -14,6 +14,7 @@ from evennorm.cli.sharing import pass_on, take_part
 from evennorm.errors import InputError, printable, printable_json
 from evennorm.tools.compare.confidence import DEFAULT_MAX_REPEATS
 from evennorm.tools.compare.flat import BUDGET
+from evennorm.tools.compare.measure import TASKS
 from evennorm.tools.compare.settings import (
     DEFAULT_EPOCHS,
     DEFAULT_EQUIVALENT,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _NOTES = """\
 ( - )       95 % interval of the mean over the runs
 *           the learning rate that validation samples chose
-gap         training minus test accuracy, both measured after training, in inference mode
+gap         {gap}, both measured after training, in inference mode
 at chance   runs that ended no better than guessing
 not finite  runs whose loss stopped being finite
 """
@@ -44,16 +45,25 @@ not finite  runs whose loss stopped being finite
     default="digits",
     show_default=True,
     metavar="DATA",
-    help="digits, fashion-mnist, an .npz file with x and y, or x_train, y_train, x_test, y_test, a folder of IDX files, or "
-    "a folder with one folder of images per class.",
+    help="digits, fashion-mnist, an .npz file with x and y, or x_train, y_train, x_test, y_test, a folder of IDX files, "
+    "a folder with one folder of images per class, or module:function.",
 )
 @click.option(
     "--model",
     default="article-cnn",
     show_default=True,
     metavar="MODEL",
-    help="article-cnn, paper-mlp, a .keras file (its architecture, trained anew), or module:function.",
+    help="article-cnn, paper-mlp, a .keras file (its architecture, trained anew), module:function that returns a Keras "
+    "model or a torch.nn.Module, timm:NAME or torchvision:NAME.",
 )
+@click.option("--task", metavar="TASK", help=f"{', '.join(TASKS)}. [default: chosen from the labels]")
+@click.option(
+    "--metric",
+    metavar="NAME",
+    help="What runs are judged by: Keras's name, or torchmetrics' for torch models; NAME:min or NAME:max says which is "
+    "better. [default: accuracy; binary_accuracy; mean_absolute_error]",
+)
+@click.option("--device", metavar="DEVICE", help="Of torch models: cpu, cuda or mps. [default: the best there is]")
 @click.option(
     "--placements",
     default=",".join(DEFAULT_PLACEMENTS),
@@ -73,9 +83,9 @@ not finite  runs whose loss stopped being finite
 @click.option(
     "--equivalent",
     type=float,
-    metavar="POINTS",
-    help=f"A difference in accuracy below counts as none. [default: {100 * DEFAULT_EQUIVALENT:g}; "
-    f"for the demo {100 * DEMO_EQUIVALENT:g}]",
+    metavar="D",
+    help="A difference below counts as none: in points of accuracy, or in the unit of another metric. "
+    f"[default: {100 * DEFAULT_EQUIVALENT:g} points, for the demo {100 * DEMO_EQUIVALENT:g}; of another metric 0]",
 )
 @click.option("--learning-rates", metavar="LIST", help="[default: 0.02,0.1; for paper-mlp 0.1,0.5; for the demo 0.005,0.2]")
 @click.option(
@@ -240,24 +250,28 @@ def _print(comparison: Comparison) -> None:
     console.print(Text(f"{printable(f'{_plan(settings)}; {comparison.device}')}\n"), soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("placement", no_wrap=True)
-    for header in ("rate", "test accuracy %", "epochs\nto none", "s per\nepoch", "gap", "runs", "at\nchance", "not\nfinite"):
+    metric = settings.measure
+    dash = "-" if metric.is_share else " to "
+    judged = printable(f"test {metric.short}{' %' if metric.is_share else ''}")
+    for header in ("rate", judged, "epochs\nto none", "s per\nepoch", "gap", "runs", "at\nchance", "not\nfinite"):
         table.add_column(header, justify="right", no_wrap=True)
     for row in comparison.table:
-        interval = "" if row.low is None or row.high is None else f" ({100 * row.low:.1f}-{100 * row.high:.1f})"
+        interval = "" if row.low is None or row.high is None else f" ({metric.text(row.low)}{dash}{metric.text(row.high)})"
         table.add_row(
             row.placement,
             f"{row.learning_rate:g}{'*' if row.chosen else ' '}",
-            f"{100 * row.test_accuracy:.1f}{interval}",
+            f"{metric.text(row.test_accuracy)}{interval}",
             "-" if row.epochs_to_reference is None else str(row.epochs_to_reference),
             "-" if row.seconds_per_epoch is None else f"{row.seconds_per_epoch:.2f}",
-            f"{100 * row.gap:.1f}",
+            metric.text(row.gap),
             str(row.repeats),
             str(row.at_chance or ""),
             str(row.diverged or ""),
         )
     console.print(table)
     console.print()
-    console.print(Text(_NOTES), soft_wrap=True)
+    gap = "training minus test accuracy" if metric.name == "accuracy" else "how much better on training than on test samples"
+    console.print(Text(_NOTES.format(gap=gap)), soft_wrap=True)
     for line in told(settings, comparison.advantages, comparison.at_rates):
         console.print(Text(line), soft_wrap=not console.is_terminal)
     console.print()

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evennorm.errors import ArgumentError, InputError, MissingExtra
 from evennorm.tools.compare.confidence import DEFAULT_MAX_REPEATS
 from evennorm.tools.compare.flat import parsed
+from evennorm.tools.compare.measure import DEFAULT_METRICS, TASKS, metric_named
 from evennorm.tools.compare.settings import (
     DEFAULT_EPOCHS,
     DEFAULT_EQUIVALENT,
@@ -27,7 +28,6 @@ from evennorm.tools.compare.settings import (
 
 if TYPE_CHECKING:
     from evennorm.tools.compare.report import Comparison
-    from evennorm.tools.compare.train import Trainer
     from evennorm.tools.compare.work import Report
 
 __all__ = ["PLACEMENTS", "Run", "Settings", "compare", "settings_for"]
@@ -53,6 +53,9 @@ def compare(
     equivalent: float | None = None,
     advantages: bool = False,
     hand_over: bool = True,
+    task: str | None = None,
+    metric: str | None = None,
+    device: str | None = None,
     progress: Report | None = None,
     notice: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
@@ -63,8 +66,10 @@ def compare(
     the same numbers on the same machine and engine.
 
     Args:
-        data: `digits`, `fashion-mnist`, an `.npz` file, a folder of IDX files or of class folders of images.
-        model: `article-cnn`, `paper-mlp`, a `.keras` file or `module:function`.
+        data: `digits`, `fashion-mnist`, an `.npz` file, a folder of IDX files or of class folders of images, or
+            `module:function`.
+        model: `article-cnn`, `paper-mlp`, a `.keras` file, `module:function` that returns a Keras model or a
+            torch.nn.Module, `timm:NAME` or `torchvision:NAME`.
         placements: some of `none`, `before`, `after`, `input`, `as-is`.
         repeats: trainings of each placement at each rate; repeat i has the same seed in all of them. None trains as many as
             each pair takes to be told apart.
@@ -79,8 +84,12 @@ def compare(
         study: its name in that storage; None is DATA-MODEL-ENGINE.
         seed: another one gives other initial weights, orders and dropout in every repeat.
         max_repeats: where `repeats` is None: the last look comes after so many at most.
-        equivalent: percentage points; a difference below counts as none. None is 2; for the demo, `article-cnn` on the
-            digits, 3.
+        equivalent: a difference below counts as none: in percentage points, or in the unit of another metric. None is 2
+            points, for the demo, `article-cnn` on the digits, 3; of another metric 0.
+        task: `classification`, `multilabel` or `regression`; None chooses it from the labels.
+        metric: what runs are judged by: Keras's name, or for torch models that of torchmetrics; `:min` or `:max` behind it
+            says which is better. None is `accuracy`, `binary_accuracy` or `mean_absolute_error`.
+        device: where torch models are trained: `cpu`, `cuda` or `mps`; None is the best there is.
         advantages: whether to train from larger and smaller initial weights too, and to record one hidden unit's input.
         hand_over: whether the best placement is trained once more and its model written into `out`.
         progress: called with the number of runs done, in parts, and of all as far as is known.
@@ -103,6 +112,8 @@ def compare(
         '...'
     """
     for package, extra in NEEDED.items():
+        if package == "keras":
+            continue
         if importlib.util.find_spec(package) is None:
             raise MissingExtra("evennorm compare", extra, package)
     settings = settings_for(
@@ -121,17 +132,29 @@ def compare(
         equivalent,
         study,
         advantages,
+        task,
+        metric,
+        device,
     )
     if jobs < 1:
         raise ArgumentError(f"the number of jobs must be at least 1; received {jobs}")
 
-    from evennorm.tools.compare.engine import device
+    from evennorm.tools.compare.engine import device as in_words
     from evennorm.tools.compare.report import Comparison
-    from evennorm.tools.compare.train import Trainer
-    from evennorm.tools.compare.work import Progress, join_study, prepare, work, work_in_processes
+    from evennorm.tools.compare.work import (
+        Progress,
+        join_study,
+        prepare,
+        prepare_data,
+        trainer_for,
+        work,
+        work_in_processes,
+    )
 
-    samples, architecture, fingerprint = prepare(settings)
-    trainer = Trainer(settings, samples, architecture)
+    samples = prepare_data(settings, task)
+    settings = judged_by(settings, samples.task, metric, equivalent)
+    samples, architecture, fingerprint = prepare(settings, samples)
+    trainer = trainer_for(settings, samples, architecture)
     for placement in settings.placements:
         architecture.place(placement)  # an impossible one is told before anything is trained
     _check_writable(Path(settings.out))
@@ -142,7 +165,12 @@ def compare(
     else:
         work_in_processes(settings, jobs, told)
     comparison = Comparison.of(
-        settings, str(samples), fingerprint, device(settings.engine), runs.records(), 1 / len(samples.x_test)
+        settings,
+        str(samples),
+        fingerprint,
+        in_words(settings.engine, settings.device),
+        runs.records(),
+        settings.measure.step(len(samples.x_test)),
     )
     if hand_over:
         comparison = with_model(comparison, trainer)
@@ -150,8 +178,13 @@ def compare(
     return comparison
 
 
-def with_model(comparison: Comparison, trainer: Trainer) -> Comparison:
-    """The comparison with the model that it hands over, trained where it is not there yet; none where no run has learned."""
+def with_model(comparison: Comparison, trainer: Any) -> Comparison:
+    """The comparison with the model that it hands over, trained where it is not there yet; none where no run has learned.
+
+    Of Keras models that are judged by their accuracy in classes; of others none is handed over.
+    """
+    if (comparison.settings.framework, comparison.settings.metric) != ("keras", "accuracy"):
+        return comparison
     from evennorm.tools.compare import best
 
     choice = best.choose(comparison.settings, comparison.records, comparison.race)
@@ -176,23 +209,25 @@ def settings_for(
     equivalent: float | None = None,
     study: str | None = None,
     advantages: bool = False,
+    task: str | None = None,
+    metric: str | None = None,
+    device: str | None = None,
 ) -> Settings:
-    """The arguments of `compare` with everything that was left open filled in."""
-    from evennorm.tools.compare.engine import choose_engine
+    """The arguments of `compare` with what was left open filled in, as far as it can be without looking at the data."""
     from evennorm.tools.compare.models import DEFAULTS, Defaults
 
+    if task is not None and task not in TASKS:
+        raise ArgumentError(f"tasks are {', '.join(TASKS)}; received {task!r}")
     defaults = DEFAULTS.get(model, Defaults())
-    chosen = choose_engine(engine)
+    framework, chosen, device = _engine(model, engine, device)
     demo = (data, model) == ("digits", "article-cnn")
     own_epochs = DEMO_EPOCHS if demo else DEFAULT_EPOCHS if data == "digits" else "auto"
     rates = DEMO_LEARNING_RATES if demo else defaults.learning_rates
-    if equivalent is None:
-        equivalent = 100 * (DEMO_EQUIVALENT if demo else DEFAULT_EQUIVALENT)
     try:
         most, until_flat = parsed(own_epochs if epochs is None else epochs)
     except ValueError:
         raise ArgumentError(f"epochs are a number, auto or auto:BUDGET, as in auto:50; received {epochs!r}") from None
-    return Settings(
+    settings = Settings(
         data,
         model,
         tuple(placements),
@@ -206,10 +241,51 @@ def settings_for(
         storage,
         sequential=repeats is None,
         until_flat=until_flat,
-        equivalent=equivalent / 100,
         study=study,
         advantages=advantages,
+        framework=framework,
+        device=device,
     )
+    return judged_by(settings, task or "classification", metric, equivalent)
+
+
+def judged_by(settings: Settings, task: str, metric: str | None, equivalent: float | None) -> Settings:
+    """The settings with a task, its metric, and the difference that counts as none."""
+    name = metric or DEFAULT_METRICS[task]
+    found = metric_named(name)
+    demo = (settings.data, settings.model) == ("digits", "article-cnn")
+    own = DEMO_EQUIVALENT if demo else DEFAULT_EQUIVALENT
+    points = own if equivalent is None else equivalent / 100
+    margin = points if found.is_share else equivalent or 0.0
+    plain = found.name if name.partition(":")[2] == "" else f"{found.name}:{name.partition(':')[2]}"
+    return replace(settings, task=task, metric=plain, equivalent=margin)
+
+
+def _engine(model: str, engine: str | None, device: str | None) -> tuple[str, str, str | None]:
+    """Framework, engine and device."""
+    from evennorm.tools.compare.engine import choose_engine, preset_engine
+    from evennorm.tools.compare.framework import FUNCTION, framework_of
+
+    if FUNCTION.fullmatch(model) and importlib.util.find_spec("keras") is not None:
+        preset_engine(engine)  # before a module of the user's may import Keras
+    if framework_of(model) == "torch":
+        if engine not in (None, "torch"):
+            raise ArgumentError(
+                f"a torch.nn.Module is trained by torch; received --engine {engine} for {model}; leave it out"
+            )
+        if importlib.util.find_spec("torch") is None:
+            raise MissingExtra(f"--model {model}", "torch", "torch")
+        from evennorm.tools.compare.torch_train import choose_device
+
+        return "torch", "torch", choose_device(device)
+    if device is not None:
+        raise ArgumentError(
+            f"--device is for models of PyTorch, and Keras's engines find theirs; received --device {device} for {model}; "
+            "set CUDA_VISIBLE_DEVICES to choose"
+        )
+    if importlib.util.find_spec("keras") is None:
+        raise MissingExtra("evennorm compare", NEEDED["keras"], "keras")
+    return "keras", choose_engine(engine), None
 
 
 def _check_writable(out: Path) -> None:

@@ -39,18 +39,19 @@ def draw_curves(settings: Settings, records: Mapping[Run, Record], title: str, p
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for panel, rate in zip(axes, rates, strict=False):
         for placement in settings.placements:
-            _draw_placement(panel, records, placement, rate)
+            _draw_placement(panel, settings, records, placement, rate)
         panel.set_title(f"learning rate {rate:g}", fontsize=11)
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        if settings.measure.is_share:
+            panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         panel.tick_params(labelbottom=True)
         panel.set_xlabel("epoch")
     for panel in axes[len(rates) :]:
         panel.remove()
     for panel in axes[::columns]:
-        panel.set_ylabel("test accuracy")
+        panel.set_ylabel(printable(f"test {settings.measure.title}"))
     counts = sorted({len(cell(records, name, rate)) for name in settings.placements for rate in rates})
     over = f"{counts[0]} repeats" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]} repeats"
     shown = "one repeat" if counts == [1] else f"mean and 95 % interval over {over}"
@@ -61,7 +62,7 @@ def draw_curves(settings: Settings, records: Mapping[Run, Record], title: str, p
     figure.savefig(path, format="png")
 
 
-def _draw_placement(panel: Axes, records: Mapping[Run, Record], placement: str, rate: float) -> None:
+def _draw_placement(panel: Axes, settings: Settings, records: Mapping[Run, Record], placement: str, rate: float) -> None:
     colour, marker, dash = STYLES[placement]
     runs, most = cell(records, placement, rate), longest(records.values())
     curves = np.array([curve(record, most) for record in runs])
@@ -71,5 +72,5 @@ def _draw_placement(panel: Axes, records: Mapping[Run, Record], placement: str, 
         epochs, curves.mean(axis=0), dash, color=colour, marker=marker, markevery=every, ms=4.5, lw=1.8, label=placement
     )
     if len(runs) > 1:
-        low, high = np.clip(np.array([interval(column) for column in curves.T]).T, 0, 1)
+        low, high = np.array([settings.measure.inside(interval(column)) for column in curves.T]).T
         panel.fill_between(epochs, low, high, color=colour, alpha=0.13, lw=0)

@@ -10,6 +10,9 @@ import numpy as np
 
 from evennorm.errors import InputError, MissingExtra
 from evennorm.tools.compare.files import Labelled, is_idx_folder, read_class_folders, read_idx_folder, read_npz
+from evennorm.tools.compare.framework import FUNCTION
+from evennorm.tools.compare.tasks import task_of
+from evennorm.tools.imported import misnamed
 
 TEST_SHARE = 0.2
 """Share of the samples that is tested on where the source has no test set of its own."""
@@ -35,11 +38,35 @@ class Data:
     x_test: np.ndarray
     y_test: np.ndarray
     classes: int
+    """How many numbers a model gives for a sample: one per class, label or target."""
+
+    task: str = "classification"
+    chosen: bool = True
+    """Whether the task was chosen from the labels."""
+
+    as_given: bool = False
+    """Whether images lie as the user's own function gave them, rather than with the channels last."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
         return self.x_train.shape[1:]
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample as torch models take it: of images the channels first."""
+        return self.for_torch(self.x_train[:1]).shape[1:]
+
+    def for_torch(self, x: np.ndarray) -> np.ndarray:
+        """Samples with the channels of images in front, contiguous."""
+        return np.ascontiguousarray(x if self.as_given or x.ndim != 4 else np.moveaxis(x, -1, 1))
+
+    @property
+    def outputs_in_words(self) -> str:
+        """ "10 classes", "3 labels" or "1 target"."""
+        word = {"classification": "class", "multilabel": "label"}.get(self.task, "target")
+        plural = "es" if word == "class" else "s"
+        return f"{self.classes} {word}{plural if self.classes != 1 else ''}"
 
     @property
     def training_sample(self) -> tuple[np.ndarray, np.ndarray]:
@@ -63,15 +90,20 @@ class Data:
 
     def __str__(self) -> str:
         parts = f"{len(self.x_train)} training, {len(self.x_validation)} validation and {len(self.x_test)} test samples"
-        return f"{self.name}: {parts} of {' x '.join(map(str, self.input_shape))}, {self.classes} classes"
+        said = f"{self.name}: {parts} of {' x '.join(map(str, self.input_shape))}, {self.outputs_in_words}"
+        if self.task == "classification":
+            return said
+        return f"{said}; task {self.task}{', chosen from the labels' if self.chosen else ''}"
 
 
-def load_data(source: str) -> Data:
+def load_data(source: str, task: str | None = None) -> Data:
     """The data set of that name, or at that path.
 
     Args:
         source: `digits`, `fashion-mnist`, a `.npz` file with x and y, or with x_train, y_train, x_test, y_test, a folder of
-            IDX files, or a folder with one folder of images per class (or `train` and `test` folders with those).
+            IDX files, a folder with one folder of images per class (or `train` and `test` folders with those), or
+            `module:function`, the user's own.
+        task: one of `classification`, `multilabel` and `regression`; None chooses it from the labels.
 
     Raises:
         InputError: nothing of that kind is there, or what is there cannot be trained on.
@@ -82,20 +114,26 @@ def load_data(source: str) -> Data:
         digits: 1151 training, 287 validation and 359 test samples of 8 x 8 x 1, 10 classes
     """
     if source == "digits":
-        return _cut(source, _digits())
+        return _cut(source, _digits(), task)
     if source == "fashion-mnist":
-        return _cut(source, _fashion_mnist())
+        return _cut(source, _fashion_mnist(), task)
+    if FUNCTION.fullmatch(source):
+        from evennorm.tools.compare.sources import from_function
+
+        labelled, validation = from_function(source)
+        return replace(_cut(source, labelled, task, validation), as_given=True)
     path = Path(source)
     if path.is_dir():
         labelled = read_idx_folder(path) if is_idx_folder(path) else read_class_folders(path)
     elif path.is_file() and path.suffix == ".npz":
         labelled = read_npz(path)
     else:
+        hint = f"; {found}" if (found := misnamed(source)) else ""
         raise InputError(
-            "data are digits, fashion-mnist, an .npz file, a folder of IDX files or a folder of class folders of images; "
-            f"received {source!r}, which is none of these"
+            "data are digits, fashion-mnist, an .npz file, a folder of IDX files, a folder of class folders of images or "
+            f"module:function; received {source!r}, which is none of these{hint}"
         )
-    return _cut(path.resolve().name, labelled)
+    return _cut(path.resolve().name, labelled, task)
 
 
 def _digits() -> Labelled:
@@ -120,27 +158,44 @@ def _fashion_mnist() -> Labelled:
     return Labelled("fashion-mnist", x_train, y_train, x_test, y_test)
 
 
-def _cut(name: str, labelled: Labelled) -> Data:
+def _cut(
+    name: str, labelled: Labelled, asked: str | None = None, validation: tuple[np.ndarray, np.ndarray] | None = None
+) -> Data:
     """Checks, scales and shuffles the samples and holds some out; always the same ones for the same samples."""
-    labelled = labelled.checked()
+    task = asked or task_of(labelled.y)
+    held = None if validation is None else Labelled(labelled.source, labelled.x, labelled.y, *validation).checked(task)
+    labelled = labelled.checked(task)
     random = np.random.default_rng(0)
     x, y = labelled.x, labelled.y
-    if labelled.x_test is None:
-        kept, tested = _stratified(random, y, TEST_SHARE)
+    split = _stratified if task == "classification" else _split
+    if labelled.x_test is None or labelled.y_test is None:
+        kept, tested = split(random, y, TEST_SHARE)
         x_test, y_test = x[tested], y[tested]
         x, y = x[kept], y[kept]
     else:
         x_test, y_test = labelled.x_test, labelled.y_test
-    kept, held_out = _stratified(random, y, min(VALIDATION_SHARE, len(x_test) / len(x)))
-    parts = (x[kept], y[kept], x[held_out], y[held_out], x_test, y_test)
-    classes = len(np.unique(y))
+    if held is None or held.x_test is None or held.y_test is None:
+        kept, held_out = split(random, y, min(VALIDATION_SHARE, len(x_test) / len(x)))
+        x_held, y_held = x[held_out], y[held_out]
+    else:
+        kept, _ = split(random, y, 0.0)
+        x_held, y_held = held.x_test, held.y_test
+    parts = (x[kept], y[kept], x_held, y_held, x_test, y_test)
+    classes = len(np.unique(y)) if task == "classification" else y.shape[1]
     for part, what in zip(parts[::2], ("training", "validation", "test"), strict=True):
         if len(part) == 0:
             raise InputError(f"{labelled.source} is too small: no sample is left for {what}; five of each class are enough")
-    train, validation, test = (
+    train, validated, test = (
         (np.ascontiguousarray(x), np.ascontiguousarray(y)) for x, y in zip(parts[::2], parts[1::2], strict=True)
     )
-    return Data(name, *train, *validation, *test, classes=classes)
+    return Data(name, *train, *validated, *test, classes=classes, task=task, chosen=asked is None)
+
+
+def _split(random: np.random.Generator, y: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Shuffled indices of two parts, the second with `share` of all."""
+    order = random.permutation(len(y))
+    size = min(max(1, round(share * len(y))), len(y) - 1) if share else 0
+    return order[size:], order[:size]
 
 
 def _stratified(random: np.random.Generator, y: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -148,7 +203,7 @@ def _stratified(random: np.random.Generator, y: np.ndarray, share: float) -> tup
     first, second = [], []
     for label in np.unique(y):
         members = random.permutation(np.flatnonzero(y == label))
-        size = min(max(1, round(share * len(members))), len(members) - 1)
+        size = min(max(1, round(share * len(members))), len(members) - 1) if share else 0
         first.append(members[size:])
         second.append(members[:size])
     return random.permutation(np.concatenate(first)), random.permutation(np.concatenate(second))

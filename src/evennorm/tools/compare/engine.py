@@ -40,6 +40,15 @@ def choose_engine(asked: str | None = None) -> str:
     return wanted
 
 
+def preset_engine(asked: str | None) -> None:
+    """Lets a module of the user's that imports Keras load the engine that will be chosen; wrong ones are told later."""
+    if "keras" in sys.modules:
+        return
+    wanted = asked or os.environ.get("KERAS_BACKEND") or next(filter(importlib.util.find_spec, ENGINES), None)
+    if wanted in ENGINES and importlib.util.find_spec(wanted) is not None:
+        select_engine(wanted)
+
+
 def select_engine(engine: str) -> None:
     """Makes `import keras` load this engine, without chatter and with the same bits every time.
 
@@ -83,9 +92,9 @@ def share_of_cores(jobs: int) -> dict[str, str]:
     return dict.fromkeys(("OMP_NUM_THREADS", "PJRT_NPROC", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), threads)
 
 
-def versions(engine: str) -> dict[str, str]:
+def versions(engine: str, framework: str = "keras") -> dict[str, str]:
     """Versions that the numbers depend on."""
-    found = {"evennorm": __version__, "keras": version("keras")}
+    found = {"evennorm": __version__} | ({"keras": version("keras")} if framework == "keras" else {})
     for distribution in (engine, f"{engine}-cpu"):
         try:
             return found | {engine: version(distribution)}
@@ -94,9 +103,11 @@ def versions(engine: str) -> dict[str, str]:
     return found
 
 
-def device(engine: str) -> str:
-    """Where the engine trains, in words, with the machine's processor."""
-    if engine == "jax":
+def device(engine: str, chosen: str | None = None) -> str:
+    """Where the engine trains, in words, with the machine's processor; on a torch device that was chosen."""
+    if chosen is not None and not chosen.startswith("cuda"):
+        place = chosen
+    elif engine == "jax":
         import jax
 
         place = jax.devices()[0].device_kind

@@ -25,14 +25,16 @@ class Labelled:
     x_test: np.ndarray | None = None
     y_test: np.ndarray | None = None
 
-    def checked(self) -> Labelled:
+    def checked(self, task: str = "classification") -> Labelled:
         """The same as float32 samples, images with a channel axis, and labels 0, 1, ... in the order of the given ones.
 
-        Bytes are divided by 255; everything else is taken as it is.
+        Bytes are divided by 255; everything else is taken as it is. Of other tasks, targets are float32 (N, outputs).
 
         Raises:
             InputError: samples or labels that do not fit each other or cannot be trained on.
         """
+        if task != "classification":
+            return self._with_targets(task)
         x, y = self._samples("training", self.x), self._labels("training", self.y, self.x)
         known = np.unique(y)
         if len(known) < 2:
@@ -52,6 +54,40 @@ class Labelled:
                 f"{self.source}: test label {unknown[0]} never occurs in training; remove it or train on it too"
             )
         return Labelled(self.source, x, y, x_test, np.searchsorted(known, y_test))
+
+    def _with_targets(self, task: str) -> Labelled:
+        x, y = self._samples("training", self.x), self._targets("training", self.y, self.x, task)
+        if (y == y[0]).all():
+            raise InputError(
+                f"{self.source}: there is nothing to learn where every training target is the same, {y[0][0]:g}"
+            )
+        if self.x_test is None or self.y_test is None:
+            return Labelled(self.source, x, y)
+        x_test, y_test = self._samples("test", self.x_test), self._targets("test", self.y_test, self.x_test, task)
+        if x.shape[1:] != x_test.shape[1:] or y.shape[1:] != y_test.shape[1:]:
+            raise InputError(
+                f"{self.source}: training and test samples must have one shape; received {x.shape[1:]} with targets "
+                f"{y.shape[1:]} and {x_test.shape[1:]} with {y_test.shape[1:]}"
+            )
+        return Labelled(self.source, x, y, x_test, y_test)
+
+    def _targets(self, part: str, y: np.ndarray, x: np.ndarray, task: str) -> np.ndarray:
+        if y.dtype.kind not in "buif" or y.ndim not in (1, 2) or len(y) != len(x) or 0 in y.shape:
+            raise InputError(
+                f"{self.source}: one number, or one row of numbers, per sample is needed; received {len(x)} {part} samples "
+                f"and targets of {y.dtype} and shape {y.shape}"
+            )
+        with np.errstate(over="ignore"):
+            targets = y.reshape(len(y), -1).astype("float32")
+        if not np.isfinite(targets).all():
+            bad = int(np.flatnonzero(~np.isfinite(targets).all(axis=1))[0])
+            raise InputError(f"{self.source}: targets must be finite; that of {part} sample {bad} is not; remove it")
+        if task == "multilabel" and not np.isin(targets, (0, 1)).all():
+            raise InputError(
+                f"{self.source}: multilabel needs rows of 0 and 1; received {part} labels from {targets.min():g} "
+                f"to {targets.max():g}; is it --task regression?"
+            )
+        return targets
 
     def _samples(self, part: str, x: np.ndarray) -> np.ndarray:
         if x.dtype.kind not in "buif":

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from evennorm.errors import ArgumentError
 
+TASKS = ("classification", "multilabel", "regression")
+DEFAULT_METRICS = {
+    "classification": "accuracy",
+    "multilabel": "binary_accuracy",
+    "regression": "mean_absolute_error",
+}
 ALIASES = {
     "mae": "mean_absolute_error",
     "mse": "mean_squared_error",
@@ -44,6 +48,11 @@ class Metric:
         return self.name.replace("_", " ")
 
     @property
+    def short(self) -> str:
+        """For the head of a column: "MAE"."""
+        return {name: alias.upper() for alias, name in ALIASES.items() if alias != "acc"}.get(self.name, self.title)
+
+    @property
     def better(self) -> str:
         """What the better one of two is."""
         return "above" if self.higher else "below"
@@ -53,7 +62,7 @@ class Metric:
         return value if self.higher else -value
 
     def step(self, samples: int) -> float:
-        """What one test sample is worth, which no spread between repeats is taken for less than; 0 where that is not known."""
+        """What one test sample is worth, which no spread between repeats is taken for less than; 0 where it is not known."""
         return 1 / samples if self.is_share else 0.0
 
     def text(self, value: float | None) -> str:
@@ -99,35 +108,3 @@ def metric_named(name: str) -> Metric:
     raise ArgumentError(
         f"whether higher or lower is better is not known of the metric {name!r}; write {plain}:max or {plain}:min"
     )
-
-
-def simple(name: str, y: np.ndarray, outputs: np.ndarray) -> float | None:
-    """The common metrics, computed alike for every engine, in float64; None for a name that is none of them.
-
-    Args:
-        name: of the metric.
-        y: labels (N,) of classes, else targets (N, outputs).
-        outputs: probabilities (N, classes) or (N, labels), or predictions (N, outputs).
-
-    Example:
-        >>> y = np.array([[0.0], [1.0], [2.0]])
-        >>> simple("mean_absolute_error", y, y + 0.5), round(simple("r2_score", y, y + 0.5), 3)
-        (0.5, 0.625)
-    """
-    if name == "accuracy" and y.ndim == 1:
-        return float((outputs.argmax(axis=1) == y).mean())
-    if name in ("accuracy", "binary_accuracy") and y.ndim == 2:
-        return float(((outputs > 0.5) == (y > 0.5)).mean())
-    if y.ndim != 2:
-        return None
-    error = outputs - y
-    if name == "mean_absolute_error":
-        return float(np.abs(error).mean())
-    if name == "mean_squared_error":
-        return float(np.square(error).mean())
-    if name == "root_mean_squared_error":
-        return float(np.sqrt(np.square(error).mean()))
-    if name == "r2_score":  # the mean over outputs, as scikit-learn's
-        spread = np.square(y - y.mean(axis=0)).sum(axis=0)
-        return float(np.mean(1 - np.square(error).sum(axis=0) / np.where(spread > 0, spread, 1)))
-    return None

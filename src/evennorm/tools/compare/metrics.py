@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from evennorm.errors import InputError, MissingExtra, first_line
-from evennorm.tools.compare.measure import Metric, simple
+from evennorm.tools.compare.measure import Metric
 from evennorm.tools.compare.tasks import Measured, guessed
 
 _IN_TORCHMETRICS = {"auc": "auroc", "top_k_categorical_accuracy": "accuracy"}
@@ -110,3 +110,35 @@ def _scalar(value: Any) -> float:
     if value.size != 1:
         raise ValueError(f"it gives {value.size} numbers, and one is needed")
     return float(value.reshape(()))
+
+
+def simple(name: str, y: np.ndarray, outputs: np.ndarray) -> float | None:
+    """The common metrics, computed alike for every engine, in float64; None for a name that is none of them.
+
+    Args:
+        name: of the metric.
+        y: labels (N,) of classes, else targets (N, outputs).
+        outputs: probabilities (N, classes) or (N, labels), or predictions (N, outputs).
+
+    Example:
+        >>> y = np.array([[0.0], [1.0], [2.0]])
+        >>> simple("mean_absolute_error", y, y + 0.5), round(simple("r2_score", y, y + 0.5), 3)
+        (0.5, 0.625)
+    """
+    if name == "accuracy" and y.ndim == 1:
+        return float((outputs.argmax(axis=1) == y).mean())
+    if name in ("accuracy", "binary_accuracy") and y.ndim == 2:
+        return float(((outputs > 0.5) == (y > 0.5)).mean())
+    if y.ndim != 2:
+        return None
+    error = outputs - y
+    if name == "mean_absolute_error":
+        return float(np.abs(error).mean())
+    if name == "mean_squared_error":
+        return float(np.square(error).mean())
+    if name == "root_mean_squared_error":
+        return float(np.sqrt(np.square(error).mean()))
+    if name == "r2_score":  # the mean over outputs, as scikit-learn's
+        spread = np.square(y - y.mean(axis=0)).sum(axis=0)
+        return float(np.mean(1 - np.square(error).sum(axis=0) / np.where(spread > 0, spread, 1)))
+    return None

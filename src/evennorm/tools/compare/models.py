@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from evennorm.errors import EvennormError, InputError, first_line
 from evennorm.tools.compare.data import Data
+from evennorm.tools.compare.tasks import activation_of
 from evennorm.tools.imported import imported, misnamed
 from evennorm.tools.models import bounded_weights, check_keras_file
 
@@ -87,7 +88,7 @@ def load_model(model: str, data: Data) -> Architecture:
         from evennorm.tools.compare import networks
 
         network = networks.article_cnn if model == "article-cnn" else networks.paper_mlp
-        name, build = model, lambda: network(data.input_shape, data.classes)
+        name, build = model, lambda: network(data.input_shape, data.classes, activation_of(data.task))
     elif model.endswith(".keras"):
         name, build = Path(model).name, _from_file(model)
     elif re.fullmatch(r"[\w.]+:\w+", model):
@@ -96,7 +97,7 @@ def load_model(model: str, data: Data) -> Architecture:
         if hint := misnamed(model):
             raise InputError(f"--model {model}: {hint}")
         raise InputError(
-            f"models are article-cnn, paper-mlp, a .keras file or module:function; "
+            f"models are article-cnn, paper-mlp, a .keras file, module:function, timm:NAME or torchvision:NAME; "
             f"received {model!r}, which is none of these"
         )
     built = build()
@@ -168,7 +169,10 @@ def _from_function(name: str, data: Data) -> Callable[[], keras.Model]:
         except Exception as error:
             raise InputError(f"--model {name}: calling it fails: {first_line(error)}") from error
         if not isinstance(model, keras.Model):
-            raise InputError(f"--model {name}: it must return a keras.Model; received {type(model).__name__}")
+            raise InputError(
+                f"--model {name}: it must return a keras.Model (or a torch.nn.Module, and say so by its return annotation); "
+                f"received {type(model).__name__}"
+            )
         if not model.built:
             model.build((None, *data.input_shape))
         return model
@@ -190,7 +194,7 @@ def _check(name: str, model: keras.Model, data: Data) -> None:
         raise InputError(f"{name} takes inputs of shape {shape_in}; {data.name} has samples of shape {data.input_shape}")
     if shape_out != wanted_out:
         raise InputError(
-            f"{name} gives outputs of shape {shape_out}; {data.name} has {data.classes} classes, which needs {wanted_out}"
+            f"{name} gives outputs of shape {shape_out}; {data.name} has {data.outputs_in_words}, which needs {wanted_out}"
         )
 
 

@@ -17,7 +17,7 @@ FULL_PADDING_BELOW = 24
 """The least side at which three unpadded convolution blocks leave a pixel; smaller images are padded."""
 
 
-def article_cnn(input_shape: tuple[int, ...], classes: int) -> keras.Model:
+def article_cnn(input_shape: tuple[int, ...], classes: int, activation: str = "softmax") -> keras.Model:
     """The articles' convolutional network, with batch normalization where they put it.
 
     At 48 x 48 x 1 and 7 classes it is exactly theirs. For other images its widths follow the side: half from 33 pixels
@@ -26,7 +26,8 @@ def article_cnn(input_shape: tuple[int, ...], classes: int) -> keras.Model:
 
     Args:
         input_shape: (height, width, channels).
-        classes: at least 2.
+        classes: at least 2; or how many labels or targets.
+        activation: of the last layer.
 
     Raises:
         InputError: the samples are no images.
@@ -66,7 +67,7 @@ def article_cnn(input_shape: tuple[int, ...], classes: int) -> keras.Model:
     model.add(BatchNormalization())
     model.add(layers.Dense(int(1024 * share), activation="relu"))
     model.add(layers.Dropout(0.5))
-    model.add(layers.Dense(classes, activation="softmax"))
+    model.add(layers.Dense(classes, activation=activation))
     return model
 
 
@@ -80,7 +81,7 @@ def width_share(side: int) -> float:
     return min(1, max(0.25, 2.0 ** round(math.log2(side / ARTICLE_SIDE))))
 
 
-def paper_mlp(input_shape: tuple[int, ...], classes: int) -> keras.Model:
+def paper_mlp(input_shape: tuple[int, ...], classes: int, activation: str = "softmax") -> keras.Model:
     """The network of the paper's figure 1: three layers of 100 sigmoid units and small Gaussian weights.
 
     It has no batch normalization of its own; placed `before`, it is the paper's second network. The paper has no number
@@ -88,7 +89,8 @@ def paper_mlp(input_shape: tuple[int, ...], classes: int) -> keras.Model:
 
     Args:
         input_shape: of one sample, of any rank.
-        classes: at least 2.
+        classes: at least 2; or how many labels or targets.
+        activation: of the last layer.
 
     Example:
         >>> paper_mlp((28, 28, 1), 10).count_params()
@@ -97,7 +99,7 @@ def paper_mlp(input_shape: tuple[int, ...], classes: int) -> keras.Model:
     model = keras.Sequential([keras.Input(input_shape), layers.Flatten()], name="paper_mlp")
     for _ in range(3):
         model.add(layers.Dense(100, activation="sigmoid", kernel_initializer=_small_gaussian()))
-    model.add(layers.Dense(classes, activation="softmax", kernel_initializer=_small_gaussian()))
+    model.add(layers.Dense(classes, activation=activation, kernel_initializer=_small_gaussian()))
     return model
 
 

@@ -13,6 +13,7 @@ Test samples have no part in dropping rates, so that what is dropped cannot flat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -67,7 +68,7 @@ def race(settings: Settings, records: Mapping[Run, Record], step: float) -> Race
         done = look
         if any(run not in records for run in state.runs):
             return state
-        scores = {name: _judge(state, records, name, look) for name in active}
+        scores = {name: _judge(settings, state, records, name, look) for name in active}
         found = _compare(settings, scores, left, len(every), step)
         state.pairs |= found
         learned |= {name for name in active if name not in learned and _learns(state, records, name)}
@@ -76,7 +77,7 @@ def race(settings: Settings, records: Mapping[Run, Record], step: float) -> Race
             break
         if settings.sequential:
             for name in active:
-                _drop_rates(state, records, name, look, step)
+                _drop_rates(settings, state, records, name, look, step)
     state.over = True
     return state
 
@@ -153,19 +154,23 @@ def _between(
             yield from (Run(name, rate, repeat) for name in active if rate in rates[name])
 
 
-def _validation(records: Mapping[Run, Record], placement: str, rates: Sequence[float], look: int) -> np.ndarray:
-    """Accuracies (rates, repeats)."""
+def _validation(
+    settings: Settings, records: Mapping[Run, Record], placement: str, rates: Sequence[float], look: int
+) -> np.ndarray:
+    """Accuracies (rates, repeats), or of another metric what is better where it is higher."""
+    score = settings.measure.score
     return np.array(
-        [[records[Run(placement, rate, repeat)].validation_accuracy for repeat in range(look)] for rate in rates]
+        [[score(records[Run(placement, rate, repeat)].validation_accuracy) for repeat in range(look)] for rate in rates]
     )
 
 
-def _judge(state: Race, records: Mapping[Run, Record], placement: str, look: int) -> np.ndarray:
+def _judge(settings: Settings, state: Race, records: Mapping[Run, Record], placement: str, look: int) -> np.ndarray:
     """The test accuracy (repeats,) at the rate that validation chose."""
     rates = state.rates[placement]
-    rate = rates[choose_rate(_validation(records, placement, rates, look))]
+    rate = rates[choose_rate(_validation(settings, records, placement, rates, look))]
     state.chosen[placement] = rate
-    return np.array([records[Run(placement, rate, repeat)].test_accuracy[-1] for repeat in range(look)])
+    score = settings.measure.score
+    return np.array([score(records[Run(placement, rate, repeat)].test_accuracy[-1]) for repeat in range(look)])
 
 
 def _compare(
@@ -175,14 +180,17 @@ def _compare(
     look = len(next(iter(scores.values()))) if settings.sequential else None
     confidence = pair_confidence(pairs, look)
     looking = pairs if settings.sequential else None
-    return {pair: compared(*pair, scores, step, confidence, settings.equivalent, looking) for pair in left}
+    most = 1.0 if settings.measure.is_share else math.inf
+    return {pair: compared(*pair, scores, step, confidence, settings.equivalent, looking, most) for pair in left}
 
 
-def _drop_rates(state: Race, records: Mapping[Run, Record], placement: str, look: int, step: float) -> None:
+def _drop_rates(
+    settings: Settings, state: Race, records: Mapping[Run, Record], placement: str, look: int, step: float
+) -> None:
     rates = state.rates[placement]
     if len(rates) == 1:
         return
-    validation = _validation(records, placement, rates, look)
+    validation = _validation(settings, records, placement, rates, look)
     best = choose_rate(validation)
     confidence = pair_confidence(len(rates) - 1, look)
     kept = []

@@ -88,7 +88,7 @@ class Comparison:
             "data": self.data,
             "fingerprint": self.fingerprint,
             "device": self.device,
-            "table": [asdict(row) for row in self.table],
+            "table": [{self._called(name): value for name, value in asdict(row).items()} for row in self.table],
             "differences": [asdict(pair) for pair in self.differences],
             "advantages": [asdict(found) for found in self.advantages],
             "at_learning_rates": {f"{rate:g}": [asdict(pair) for pair in pairs] for rate, pairs in self.at_rates.items()},
@@ -132,7 +132,9 @@ class Comparison:
         writer.writerow(
             [
                 *Run._fields,
-                *("seed", "test_accuracy", "validation_accuracy", "train_accuracy", "test_loss", "train_loss", "epochs"),
+                "seed",
+                *map(self._called, ("test_accuracy", "validation_accuracy", "train_accuracy")),
+                *("test_loss", "train_loss", "epochs"),
                 *("diverged", "learned", "seconds_per_epoch"),
             ]
         )
@@ -151,6 +153,10 @@ class Comparison:
                 ]
             )
         return text.getvalue()
+
+    def _called(self, column: str) -> str:
+        """The name of a column of accuracies, by what was measured in their place."""
+        return column.replace("_accuracy", f"_{self.settings.measure.name}")
 
     def _order(self, run: Run) -> tuple[int, int, float, int]:
         settings = self.settings

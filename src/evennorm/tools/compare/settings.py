@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from evennorm.errors import ArgumentError
 from evennorm.tools.compare.confidence import LOOKS
+from evennorm.tools.compare.measure import TASKS, Metric, metric_named
 
 PLACEMENTS = ("none", "before", "after", "input", "as-is")
 """Without batch normalization, between each layer and its activation, behind each activation, as first layer, as given."""
@@ -56,7 +57,10 @@ class Settings:
         storage: URL of an Optuna storage; None is a SQLite file in `out`.
         sequential: whether `repeats` is a limit, and a pair is trained only until it is told apart (`racing`).
         until_flat: whether `epochs` is a limit, and a run ends where its validation loss is flat (`flat`).
-        equivalent: a difference in accuracy below counts as none.
+        equivalent: a difference in accuracy, or in what else is measured, below counts as none.
+        framework: of the model, "keras" or "torch".
+        task, metric: what is learned, and by which number runs are judged.
+        device: where torch models are trained.
         study: name of the study; None is `default_study`, or the only one that a file holds.
         advantages: whether runs from larger and smaller initial weights are trained too, and one unit's input recorded.
 
@@ -80,6 +84,10 @@ class Settings:
     equivalent: float = DEFAULT_EQUIVALENT
     study: str | None = None
     advantages: bool = False
+    framework: str = "keras"
+    task: str = "classification"
+    metric: str = "accuracy"
+    device: str | None = None
 
     def __post_init__(self) -> None:
         for placement in self.placements:
@@ -100,7 +108,9 @@ class Settings:
         ):
             if value < least:
                 raise ArgumentError(f"the {name} must be at least {least}; received {value}")
-        if not 0 < self.equivalent < 1:
+        if self.task not in TASKS:
+            raise ArgumentError(f"tasks are {', '.join(TASKS)}; received {self.task!r}")
+        if not (0 < self.equivalent < 1 if self.measure.is_share else 0 <= self.equivalent < math.inf):
             raise ArgumentError(
                 f"a difference that counts as none lies between 0 and 100 points; received {100 * self.equivalent:g}"
             )
@@ -135,6 +145,11 @@ class Settings:
     def default_study(self) -> str:
         """The name of a study that was given none: wherever its files lie."""
         return f"{word(self.data)}-{word(self.model)}-{self.engine}"
+
+    @property
+    def measure(self) -> Metric:
+        """The metric, with its direction."""
+        return metric_named(self.metric)
 
     @property
     def place(self) -> str:

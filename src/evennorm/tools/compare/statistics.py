@@ -126,6 +126,7 @@ def compared(
     confidence: float,
     margin: float = 0.0,
     pairs: int | None = None,
+    most: float = 1.0,
 ) -> Difference:
     """One pair of placements, with an interval of the given confidence.
 
@@ -134,6 +135,7 @@ def compared(
         scores, step, margin: as of `differences`.
         confidence: of the interval.
         pairs: of a study that looks several times: how many pairs it has. Repeats are forecast for its next looks.
+        most: what a difference can be at most: 1 for accuracies.
 
     Example:
         >>> scores = {"none": np.array([0.80, 0.82, 0.81]), "before": np.array([0.80, 0.82, 0.81])}
@@ -148,7 +150,7 @@ def compared(
         return Difference(better, worse, mean, None, None, False, None, count)
     spread = max(float(np.std(values, ddof=1)), step)
     half = half_width(spread, count, confidence)
-    low, high, shown = max(mean - half, -1.0), min(mean + half, 1.0), mean > half
+    low, high, shown = max(mean - half, -most), min(mean + half, most), mean > half
     needed = None if shown else _forecast(mean, spread, count, confidence, pairs)
     return Difference(better, worse, mean, low, high, shown, needed, count, max(high, -low) < margin)
 

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evennorm.tools.compare.measure import Metric
 from evennorm.tools.compare.racing import Race, cell
 from evennorm.tools.compare.settings import Run, Settings
-from evennorm.tools.compare.statistics import share_interval
+from evennorm.tools.compare.statistics import interval
 from evennorm.tools.compare.train import Record
 
 
 @dataclass(frozen=True)
 class Row:
-    """A placement at a learning rate, over its repeats. Accuracies are shares of 1, after the last epoch."""
+    """A placement at a learning rate, over its repeats, after the last epoch. Accuracies are shares of 1; of another metric
+    its values stand in their place.
+    """
 
     placement: str
     learning_rate: float
@@ -33,7 +36,7 @@ class Row:
     """Median over all epochs but the first of each run, which may include compilation; None where there is no other."""
 
     gap: float
-    """Training minus test accuracy, both in inference mode."""
+    """How much better it is on training than on test samples, both in inference mode: training minus test accuracy."""
 
     diverged: int
     """Runs whose loss stopped being finite."""
@@ -71,16 +74,18 @@ def rows(settings: Settings, records: Mapping[Run, Record], race: Race, step: fl
     """
     epochs = longest(records.values())
     return [
-        _row(placement, rate, records, race, step, epochs)
+        _row(settings.measure, placement, rate, records, race, step, epochs)
         for placement in settings.placements
         for rate in settings.learning_rates
     ]
 
 
-def _row(placement: str, rate: float, records: Mapping[Run, Record], race: Race, step: float, epochs: int) -> Row:
+def _row(
+    metric: Metric, placement: str, rate: float, records: Mapping[Run, Record], race: Race, step: float, epochs: int
+) -> Row:
     runs = cell(records, placement, rate)
     last = np.array([record.test_accuracy[-1] for record in runs])
-    low, high = share_interval(last, step) or (None, None)
+    low, high = metric.inside(interval(last, floor=step)) or (None, None)
     mean_curve = np.mean([curve(record, epochs) for record in runs], axis=0)
     later = [seconds for record in runs for seconds in record.seconds[1:]]
     return Row(
@@ -89,9 +94,9 @@ def _row(placement: str, rate: float, records: Mapping[Run, Record], race: Race,
         test_accuracy=float(last.mean()),
         low=low,
         high=high,
-        epochs_to_reference=epochs_to_reach(mean_curve, reference(records, rate)),
+        epochs_to_reference=_epochs_to_reference(metric, mean_curve, reference(records, rate)),
         seconds_per_epoch=float(np.median(later)) if later else None,
-        gap=float(np.mean([record.train_accuracy[-1] - record.test_accuracy[-1] for record in runs])),
+        gap=float(np.mean([metric.score(run.train_accuracy[-1]) - metric.score(run.test_accuracy[-1]) for run in runs])),
         diverged=sum(record.diverged for record in runs),
         chosen=len(runs) if race.chosen.get(placement) == rate else 0,
         curve=mean_curve.tolist(),
@@ -107,6 +112,11 @@ def reference(records: Mapping[Run, Record], rate: float) -> float | None:
     if not any(record.learned for record in runs):
         return None
     return float(np.mean([record.test_accuracy[-1] for record in runs]))
+
+
+def _epochs_to_reference(metric: Metric, mean_curve: np.ndarray, reference: float | None) -> int | None:
+    sign = metric.score(1.0)
+    return epochs_to_reach(sign * mean_curve, None if reference is None else sign * reference)
 
 
 def epochs_to_reach(mean_curve: np.ndarray, reference: float | None) -> int | None:

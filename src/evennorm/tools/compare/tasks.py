@@ -8,13 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-TASKS = ("classification", "multilabel", "regression")
-DEFAULT_METRICS = {
-    "classification": "accuracy",
-    "multilabel": "binary_accuracy",
-    "regression": "mean_absolute_error",
-}
-
 Measured = Callable[[np.ndarray, np.ndarray], float]
 """A metric's value, from labels and what a model gives for their samples: probabilities or predictions."""
 
@@ -62,7 +55,7 @@ def judged(task: str, measured: Measured, y: np.ndarray, outputs: np.ndarray, fr
     Outputs that are not finite count as those of guessing: the values stay comparable, and the loss tells.
 
     Args:
-        task: one of TASKS.
+        task: one of `measure.TASKS`.
         measured: the metric.
         y: labels (N,) of classes, else targets (N, outputs).
         outputs: of the model, (N, outputs).

@@ -83,8 +83,8 @@ def _not_trained(model: str) -> str:
         return f"--model {model}: {hint}"
     if Path(model).suffix == ".pt2":
         return (
-            f"a .pt2 file holds a program of operations in one mode, whose weights no layer can draw anew; received {model}; "
-            "give --model module:function that returns the torch.nn.Module it was exported from"
+            f"a .pt2 file holds a program of operations in one mode, whose weights no layer can draw anew; received "
+            f"{model}; give --model module:function that returns the torch.nn.Module it was exported from"
         )
     return (
         f"a file of torch weights holds no architecture; received {model}; give --model module:function that returns the "
@@ -101,8 +101,8 @@ def _of_library(library: str, name: str, data: Data) -> Callable[[], nn.Module]:
 
     def make() -> nn.Module:
         if library == "timm":
-            return found.create_model(name, pretrained=False, num_classes=data.classes, in_chans=channels)  # type: ignore
-        return found.models.get_model(name, weights=None, num_classes=data.classes)  # type: ignore[no-any-return]
+            return found.create_model(name, pretrained=False, num_classes=data.classes, in_chans=channels)
+        return found.models.get_model(name, weights=None, num_classes=data.classes)
 
     return lambda: _made(make, f"{library}:{name}")
 
@@ -134,7 +134,7 @@ def _made(make: Callable[[], Any], name: str) -> nn.Module:
         raise InputError(f"--model {name}: calling it fails: {first_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise InputError(
-            f"--model {name}: it must return a torch.nn.Module (or say otherwise by its return annotation, as -> keras.Model); "
+            f"--model {name}: it must return a torch.nn.Module (or say by its return annotation that it is a keras.Model); "
             f"received {type(model).__name__}"
         )
     return model
@@ -169,11 +169,11 @@ def _redraw(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         if callable(getattr(module, "reset_parameters", None)):
-            module.reset_parameters()  # type: ignore[operator]
+            module.reset_parameters()
         elif next(module.parameters(recurse=False), None) is not None:
             raise InputError(
-                "each repeat starts from weights of its own, and --model gives the same ones at every call, of which those of "
-                f"{name or 'the model'!r} ({type(module).__name__}) cannot be drawn anew; give that class reset_parameters()"
+                "each repeat starts from weights of its own, and --model gives the same ones at every call, of which those "
+                f"of {name or 'the model'!r} ({type(module).__name__}) cannot be drawn anew; give it reset_parameters()"
             )
 
 
@@ -195,11 +195,14 @@ def _check(name: str, model: nn.Module, data: Data) -> None:
         y = _forward(model, data.sample_shape)
     except Exception as error:  # whatever its code makes of such samples
         raise InputError(
-            f"{name} is called with samples of shape {data.sample_shape}, as {data.name} has them, and fails: {first_line(error)}"
+            f"{name} is called with samples of shape {data.sample_shape}, as {data.name} has them, and fails: "
+            f"{first_line(error)}"
         ) from error
     if not isinstance(y, torch.Tensor) or tuple(y.shape) != (2, data.classes):
         got = f"shape {tuple(y.shape)[1:]}" if isinstance(y, torch.Tensor) else f"type {type(y).__name__}"
-        raise InputError(f"{name} gives outputs of {got}; {data.name} has {data.outputs_in_words}, which needs ({data.classes},)")
+        raise InputError(
+            f"{name} gives outputs of {got}; {data.name} has {data.outputs_in_words}, which needs ({data.classes},)"
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(f"{name} has no weights that could be trained")
 

@@ -125,7 +125,7 @@ class TorchTrainer:
             y = torch.from_numpy(self.data.y_train[chosen]).to(self.device)
             optimizer.zero_grad(set_to_none=True)
             loss = self._loss(model(self._batch(self.data.x_train[chosen])), y)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             total += loss.detach()
         mean = float(total) / count  # waits for the device

@@ -14,8 +14,10 @@ from evennorm.errors import ArgumentError
 from evennorm.tools.compare.data import Data
 from evennorm.tools.compare.drift import UnitInput
 from evennorm.tools.compare.flat import is_flat
+from evennorm.tools.compare.metrics import measured_by
 from evennorm.tools.compare.models import Architecture, ends_in_logits
 from evennorm.tools.compare.settings import Run, Settings
+from evennorm.tools.compare.tasks import Judgement, chance, judged
 
 if TYPE_CHECKING:
     import keras
@@ -25,7 +27,10 @@ EVALUATION_BATCH = 500
 
 @dataclass(frozen=True)
 class Record:
-    """What one run showed. Lists have one entry per epoch; a run whose loss stopped being finite has fewer."""
+    """What one run showed. Lists have one entry per epoch; a run whose loss stopped being finite has fewer.
+
+    Of another metric than accuracy, its values stand where accuracies do.
+    """
 
     test_accuracy: list[float]
     test_loss: list[float | None]
@@ -69,11 +74,7 @@ class Trainer:
     """
 
     def __init__(self, settings: Settings, data: Data, architecture: Architecture):
-        if len(data.x_train) < settings.batch_size:
-            raise ArgumentError(
-                f"a batch must fit into the training samples; received a batch size of {settings.batch_size} for "
-                f"{len(data.x_train)} samples; choose a smaller --batch-size"
-            )
+        check_batch(settings, data)
         self.settings = settings
         self.architecture = architecture
         self.unchanged = data
@@ -81,6 +82,7 @@ class Trainer:
         self._compiled: dict[str, tuple[keras.Model, list[np.ndarray]]] = {}
         self._initial: dict[tuple[str, int], list[np.ndarray]] = {}
         self._probes: dict[str, UnitInput] = {}
+        self._measured = measured_by(settings.measure, settings.task, "keras", data.y_test, data.classes)
 
     def train(self, run: Run, after_epoch: Callable[[], None] = lambda: None) -> Record:
         """Trains from the initial weights of the run's seed; calls `after_epoch` after every epoch."""
@@ -104,20 +106,28 @@ class Trainer:
             loss, seconds = self._train_epoch(model, random)
             epochs["seconds"].append(seconds)
             for part, samples in (("train", self.data.training_sample), ("test", (self.data.x_test, self.data.y_test))):
-                accuracy, measured = _evaluate(model, *samples)
-                epochs[f"{part}_accuracy"].append(accuracy)
-                epochs[f"{part}_loss"].append(measured if math.isfinite(measured) else None)
+                found = self.judge(model, *samples)
+                epochs[f"{part}_accuracy"].append(found.value)
+                epochs[f"{part}_loss"].append(found.loss)
+                learned = found.learned if part == "train" else learned
             finite = math.isfinite(loss) and epochs["train_loss"][-1] is not None
-            learned = finite and epochs["train_accuracy"][-1] > chance(self.data.training_sample[1])
+            learned = finite and learned
             if self.settings.until_flat:
-                _, measured = _evaluate(model, self.data.x_validation, self.data.y_validation)
-                epochs["validation_loss"].append(measured if math.isfinite(measured) else None)
+                epochs["validation_loss"].append(self.judge(model, self.data.x_validation, self.data.y_validation).loss)
                 flat = is_flat(epochs["validation_loss"], learned, self.settings.epochs)
             if run.placement in self._probes and (percentiles := self._probes[run.placement]()):
                 epochs["unit_input"].append(percentiles)
             after_epoch()
-        validation, _ = _evaluate(model, self.data.x_validation, self.data.y_validation)
-        return Record(**epochs, validation_accuracy=validation, diverged=not finite, learned=learned)
+        validation = self.judge(model, self.data.x_validation, self.data.y_validation)
+        return Record(**epochs, validation_accuracy=validation.value, diverged=not finite, learned=learned)
+
+    def judge(self, model: keras.Model, x: np.ndarray, y: np.ndarray) -> Judgement:
+        """Metric and loss in inference mode."""
+        if self.settings.task == "classification" and self.settings.metric == "accuracy":
+            accuracy, loss = _evaluate(model, x, y)
+            return Judgement(accuracy, loss if math.isfinite(loss) else None, accuracy > chance(y))
+        outputs = model.predict(x, batch_size=min(len(x), EVALUATION_BATCH), verbose=0)
+        return judged(self.settings.task, self._measured, y, outputs, ends_in_logits(model))
 
     def model_of(self, placement: str) -> keras.Model:
         """The model of a placement, as its last training left it."""
@@ -170,8 +180,13 @@ class Trainer:
         import keras
 
         optimizer = keras.optimizers.deserialize(self.architecture.optimizer)
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=ends_in_logits(model))
-        model.compile(optimizer, loss, metrics=["accuracy"])
+        if self.settings.task == "classification":
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=ends_in_logits(model))
+            model.compile(optimizer, loss, metrics=["accuracy"])
+        elif self.settings.task == "multilabel":
+            model.compile(optimizer, keras.losses.BinaryCrossentropy(from_logits=ends_in_logits(model)))
+        else:
+            model.compile(optimizer, "mean_squared_error")
         optimizer.build(model.trainable_variables)
 
 
@@ -180,10 +195,16 @@ def seed_of(seed: int, repeat: int) -> int:
     return int(np.random.SeedSequence([seed, repeat]).generate_state(1)[0])
 
 
-def chance(labels: np.ndarray) -> float:
-    """The accuracy that guessing hardly exceeds: the share of the commonest label and two standard errors of it."""
-    share = float(np.bincount(labels).max()) / len(labels)
-    return share + 2 * math.sqrt(share * (1 - share) / len(labels))
+def check_batch(settings: Settings, data: Data) -> None:
+    """
+    Raises:
+        ArgumentError: there are fewer training samples than a batch takes.
+    """
+    if len(data.x_train) < settings.batch_size:
+        raise ArgumentError(
+            f"a batch must fit into the training samples; received a batch size of {settings.batch_size} for "
+            f"{len(data.x_train)} samples; choose a smaller --batch-size"
+        )
 
 
 def _evaluate(model: keras.Model, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:

@@ -64,25 +64,37 @@ def _headline(settings: Settings, race: Race, mute: frozenset[str]) -> str:
     if not others:
         among = [race.pairs[pair] for pair in race.pairs]
         if all(pair.equivalent for pair in among):
-            return f"All placements are equally accurate, within {points(settings.equivalent)} points."
+            return f"All placements are {_equally(settings).replace(' within', ', within')}."
         return f"No difference between {listed(best)} could be shown."
     if len(best) == 1:
-        return f"Best is {best[0]}, above {listed(others)}."
+        return f"Best is {best[0]}, {settings.measure.better} {listed(others)}{_in_metric(settings)}."
     between = [pair for names, pair in race.pairs.items() if set(names) <= set(best)]
     if all(pair.equivalent for pair in between):
-        return f"Best are {listed(best)}, equally accurate within {points(settings.equivalent)} points."
+        return f"Best are {listed(best)}, {_equally(settings)}."
     return f"Best are {listed(best)}, which could not be told apart."
 
 
 def _line(pair: Difference, settings: Settings) -> str:
     """One pair in a line that is short enough for a terminal."""
-    ends = f"({points(pair.low)} to {points(pair.high)})"
+    metric = settings.measure
+    ends = f"({metric.text(pair.low)} to {metric.text(pair.high)})"
     counted = f"{pair.repeats} repeats"
     if pair.shown:
-        return f"{pair.better} above {pair.worse} by {points(pair.difference)} points {ends}, {counted}"
+        return f"{pair.better} {metric.better} {pair.worse} by {metric.text(pair.difference)}{metric.unit} {ends}, {counted}"
     if pair.equivalent:
-        return f"{pair.better} and {pair.worse} equal within {points(settings.equivalent)} points {ends}, {counted}"
-    return f"{pair.better} and {pair.worse} not told apart: {points(pair.difference)} {ends}, {counted}{_needs(pair)}"
+        within = f"{metric.text(settings.equivalent)}{metric.unit}"
+        return f"{pair.better} and {pair.worse} equal within {within} {ends}, {counted}"
+    return f"{pair.better} and {pair.worse} not told apart: {metric.text(pair.difference)} {ends}, {counted}{_needs(pair)}"
+
+
+def _equally(settings: Settings) -> str:
+    metric = settings.measure
+    how = "equally accurate" if metric.is_share else "equal"
+    return f"{how} within {metric.text(settings.equivalent)}{metric.unit}"
+
+
+def _in_metric(settings: Settings) -> str:
+    return "" if settings.metric == "accuracy" else f" in {settings.measure.title}"
 
 
 def _needs(pair: Difference) -> str:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evennorm.errors import InputError
 from evennorm.tools.compare.data import Data, load_data
@@ -21,6 +21,10 @@ from evennorm.tools.compare.settings import Run, Settings
 from evennorm.tools.compare.study import Study
 from evennorm.tools.compare.train import Record, Trainer
 from evennorm.tools.without_tensorflow import leave_tensorflow_out
+
+if TYPE_CHECKING:
+    from evennorm.tools.compare.torch_models import TorchArchitecture
+    from evennorm.tools.compare.torch_train import TorchTrainer
 
 WAIT_SECONDS = 0.5
 """Between two looks at runs that other processes train."""
@@ -67,16 +71,19 @@ class Progress:
         self._report(min(self._finished + sum(self._partial.values()), self._total), self._total)
 
 
-def prepare(settings: Settings) -> tuple[Data, Architecture, dict[str, Any]]:
+def prepare(settings: Settings, data: Data | None = None) -> tuple[Data, Architecture | TorchArchitecture, dict[str, Any]]:
     """Loads data and model on the engine of the settings and tells what decides the numbers.
 
     Raises:
         EvennormError: data or model cannot be used, or there is no such placement in the model.
     """
-    select_engine(settings.engine)
-    leave_tensorflow_out()
-    data = load_data(settings.data)
-    architecture = load_model(settings.model, data)
+    data = data or prepare_data(settings, settings.task)
+    if settings.framework == "torch":
+        from evennorm.tools.compare.torch_models import load_torch_model
+
+        architecture: Any = load_torch_model(settings.model, data)
+    else:
+        architecture = load_model(settings.model, data)
     fingerprint = {
         "data": f"{data.name} ({data.digest[:16]})",
         "model": f"{architecture.name} ({architecture.digest[:16]})",
@@ -87,20 +94,43 @@ def prepare(settings: Settings) -> tuple[Data, Architecture, dict[str, Any]]:
         "batch size": settings.batch_size,
         "seed": settings.seed,
         "engine": settings.engine,
-        "versions": ", ".join(f"{name} {version}" for name, version in versions(settings.engine).items()),
+        "versions": ", ".join(
+            f"{name} {version}" for name, version in versions(settings.engine, settings.framework).items()
+        ),
     }
+    if settings.framework == "torch":
+        fingerprint |= {"optimizer": "SGD, momentum 0.9", "engine": f"torch on {settings.device}"}
+    if (settings.task, settings.metric) != ("classification", "accuracy"):
+        fingerprint |= {"task": settings.task, "metric": settings.metric}
     return data, architecture, fingerprint
+
+
+def prepare_data(settings: Settings, task: str | None) -> Data:
+    """The data, once the engine is chosen; their task is chosen from the labels where it is None."""
+    if settings.framework == "keras":
+        select_engine(settings.engine)
+    leave_tensorflow_out()
+    return load_data(settings.data, task)
+
+
+def trainer_for(settings: Settings, data: Data, architecture: Any) -> Trainer | TorchTrainer:
+    """What trains the runs of a model."""
+    if settings.framework == "keras":
+        return Trainer(settings, data, architecture)
+    from evennorm.tools.compare.torch_train import TorchTrainer
+
+    return TorchTrainer(settings, data, architecture)
 
 
 def join_study(
     settings: Settings, data: Data, fingerprint: dict[str, Any], notice: Callable[[str], None] = lambda text: None
 ) -> Study:
     """The study of these settings, which hands out the runs that are worth training."""
-    step = 1 / len(data.x_test)
+    step = settings.measure.step(len(data.x_test))
     return Study(settings, fingerprint, notice, lambda records: planned(settings, records, step))
 
 
-def work(study: Study, trainer: Trainer, progress: Progress) -> None:
+def work(study: Study, trainer: Trainer | TorchTrainer, progress: Progress) -> None:
     """Trains until no run is missing, and waits for those that other processes train."""
 
     def train(run: Run) -> Record:

@@ -32,8 +32,7 @@ def main() -> int:
 
 
 def _work(settings: Settings, tell: Any) -> None:
-    from evennorm.tools.compare.train import Trainer
-    from evennorm.tools.compare.work import Progress, join_study, prepare, work
+    from evennorm.tools.compare.work import Progress, join_study, prepare, trainer_for, work
 
     class Told(Progress):
         """Passes each step on instead of adding it up."""
@@ -49,7 +48,7 @@ def _work(settings: Settings, tell: Any) -> None:
 
     data, architecture, fingerprint = prepare(settings)
     study = join_study(settings, data, fingerprint, lambda text: tell("notice", text))
-    work(study, Trainer(settings, data, architecture), Told(settings, 0, lambda done, total: None))
+    work(study, trainer_for(settings, data, architecture), Told(settings, 0, lambda done, total: None))
 
 
 def _end_with_parent() -> None:

@@ -7,7 +7,7 @@ from evennorm.errors import MissingExtra
 EXTRAS = {
     **dict.fromkeys(("click", "rich", "optuna", "sqlalchemy", "scipy", "matplotlib", "PIL", "safetensors"), "tools"),
     **dict.fromkeys(("keras", "h5py"), "keras"),
-    **{name: name for name in ("jax", "torch", "tensorflow", "flax")},
+    **{name: name for name in ("jax", "torch", "tensorflow", "flax", "torchmetrics", "timm", "torchvision")},
     "sklearn": "demo",
     "triton": "gpu",
 }

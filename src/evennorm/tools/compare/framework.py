@@ -40,6 +40,7 @@ def framework_of(model: str) -> str:
     if "nn.Module" in told:
         return "torch"
     names = {_home(value) for value in vars(sys.modules.get(getattr(function, "__module__", ""), sys)).values()}
+    names |= set(getattr(getattr(function, "__code__", None), "co_names", ()))  # what it imports itself
     return "torch" if "torch" in names and "keras" not in names else "keras"
 
 

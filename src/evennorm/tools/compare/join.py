@@ -41,8 +41,7 @@ def join(
         EvennormError: no such study, or this machine has other data, another model or other versions.
     """
     from evennorm.tools.compare.engine import choose_engine
-    from evennorm.tools.compare.train import Trainer
-    from evennorm.tools.compare.work import Progress, join_study, prepare, work, work_in_processes
+    from evennorm.tools.compare.work import Progress, join_study, prepare, trainer_for, work, work_in_processes
 
     if jobs < 1:
         raise ArgumentError(f"the number of jobs must be at least 1; received {jobs}")
@@ -52,7 +51,7 @@ def join(
     joined = join_study(settings, samples, fingerprint, notice)
     counted = Progress(settings, len(joined.records()), progress or (lambda done, total: None), notice)
     if jobs == 1 or not joined.enqueue_missing():
-        work(joined, Trainer(settings, samples, architecture), counted)
+        work(joined, trainer_for(settings, samples, architecture), counted)
     else:
         work_in_processes(settings, jobs, counted)
     return joined.name, len(joined.records())

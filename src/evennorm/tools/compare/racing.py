@@ -95,7 +95,7 @@ def rate_differences(settings: Settings, records: Mapping[Run, Record], step: fl
     found: dict[float, list[Difference]] = {}
     for rate in settings.learning_rates:
         tests = {
-            name: np.array([record.test_accuracy[-1] for record in cell(records, name, rate)])
+            name: np.array([settings.measure.score(record.test_accuracy[-1]) for record in cell(records, name, rate)])
             for name in settings.placements
         }
         for first, second in pairs:
@@ -103,7 +103,7 @@ def rate_differences(settings: Settings, records: Mapping[Run, Record], step: fl
             look = count if settings.sequential and len(settings.placements) > 1 else None
             confidence = pair_confidence(len(pairs) * len(settings.learning_rates), look)
             scores = {name: tests[name][:count] for name in (first, second)}
-            found.setdefault(rate, []).append(compared(first, second, scores, step, confidence, settings.equivalent))
+            found.setdefault(rate, []).append(compared(first, second, scores, step, confidence, settings.equivalent, None, _most(settings)))
     return found
 
 
@@ -180,8 +180,13 @@ def _compare(
     look = len(next(iter(scores.values()))) if settings.sequential else None
     confidence = pair_confidence(pairs, look)
     looking = pairs if settings.sequential else None
-    most = 1.0 if settings.measure.is_share else math.inf
+    most = _most(settings)
     return {pair: compared(*pair, scores, step, confidence, settings.equivalent, looking, most) for pair in left}
+
+
+def _most(settings: Settings) -> float:
+    """What a difference can be at most."""
+    return 1.0 if settings.measure.is_share else math.inf
 
 
 def _drop_rates(

@@ -75,7 +75,7 @@ class Comparison:
             found.differences,
             verdict(settings, records, found),
             found,
-            advantages(settings, records, extra, found, step),
+            advantages(settings, records, extra, found, step) if settings.measure.is_share else [],
             extra,
             rate_differences(settings, records, step),
         )

@@ -108,6 +108,8 @@ class Settings:
         ):
             if value < least:
                 raise ArgumentError(f"the {name} must be at least {least}; received {value}")
+        if self.advantages and not self.measure.is_share:
+            raise ArgumentError(f"advantages are measured in points of accuracy; received the metric {self.metric!r}")
         if self.task not in TASKS:
             raise ArgumentError(f"tasks are {', '.join(TASKS)}; received {self.task!r}")
         if not (0 < self.equivalent < 1 if self.measure.is_share else 0 <= self.equivalent < math.inf):

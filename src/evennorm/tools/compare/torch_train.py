@@ -63,7 +63,12 @@ class TorchTrainer:
     def initial(self, run: Run) -> nn.Module:
         """The model of a placement with the weights of the repeat's seed, on the device."""
         torch.manual_seed(seed_of(self.settings.seed, run.repeat))
-        return self.architecture.place(run.placement).to(self.device)
+        model = self.architecture.place(run.placement)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(run.scale)
+        return model.to(self.device)
 
     def train(self, run: Run, after_epoch: Callable[[], None] = lambda: None) -> Record:
         """Trains from the initial weights of the run's seed; calls `after_epoch` after every epoch."""

@@ -109,7 +109,7 @@ def prepare_data(settings: Settings, task: str | None) -> Data:
     """The data, once the engine is chosen; their task is chosen from the labels where it is None."""
     if settings.framework == "keras":
         select_engine(settings.engine)
-    leave_tensorflow_out()
+        leave_tensorflow_out()
     return load_data(settings.data, task)
 
 

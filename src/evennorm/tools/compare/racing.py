@@ -103,7 +103,9 @@ def rate_differences(settings: Settings, records: Mapping[Run, Record], step: fl
             look = count if settings.sequential and len(settings.placements) > 1 else None
             confidence = pair_confidence(len(pairs) * len(settings.learning_rates), look)
             scores = {name: tests[name][:count] for name in (first, second)}
-            found.setdefault(rate, []).append(compared(first, second, scores, step, confidence, settings.equivalent, None, _most(settings)))
+            margin = settings.equivalent
+            pair = compared(first, second, scores, step, confidence, margin, None, _most(settings))
+            found.setdefault(rate, []).append(pair)
     return found
 
 

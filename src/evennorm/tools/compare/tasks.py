@@ -32,8 +32,8 @@ def task_of(y: np.ndarray) -> str:
         >>> task_of(np.array([0, 1, 1, 2])), task_of(np.array([[0, 1], [1, 1]])), task_of(np.array([0.5, 2.0]))
         ('classification', 'multilabel', 'regression')
     """
-    if y.dtype.kind not in "buif":  # refused later, by what it is
-        return "classification"
+    if y.dtype.kind not in "buif" or y.ndim not in (1, 2) or y.size == 0 or (y == y[0]).all():
+        return "classification"  # and refused later, by what it is
     flat = y.reshape(len(y), -1)
     if flat.shape[1] > 1:
         if not np.isin(flat, (0, 1)).all():

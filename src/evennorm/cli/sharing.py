@@ -23,9 +23,8 @@ def _only(ctx: click.Context, what: str, allowed: tuple[str, ...]) -> None:
         and ctx.get_parameter_source(str(option.name)) is click.core.ParameterSource.COMMANDLINE
     ]
     if given:
-        raise InputError(
-            f"{what} takes {' and '.join(f'--{name}' for name in allowed[1:])} alone beside it; leave out {', '.join(given)}"
-        )
+        others = ", ".join(f"--{name}" for name in allowed[1:])
+        raise InputError(f"{what} goes with {others} alone; leave out {', '.join(given)}")
 
 
 def _given(ctx: click.Context, options: dict[str, Any], name: str) -> Any:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from evennorm.tools.compare.work import Report
 
-FIRST_SECONDS = 60
+FIRST_SECONDS = 300
 """How long a worker waits for its study, since the machines of a cluster start in any order."""
 
 

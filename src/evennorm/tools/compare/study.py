@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 import warnings
@@ -268,8 +269,8 @@ class Study:
                 raise InputError(f"{self.settings.place} holds a study {self.name!r} of another program; choose {other}")
             self._study.set_user_attr(SETTINGS, fingerprint)
             found = self._study.user_attrs.get(SETTINGS)  # another process may have been first
-        if found != fingerprint:
-            names = [name for name in fingerprint | found if found.get(name) != fingerprint.get(name)]
+        names = [name for name in fingerprint | found if _content(found.get(name)) != _content(fingerprint.get(name))]
+        if names:
             differences = "; ".join(f"{name} {found.get(name)} there, {fingerprint.get(name)} here" for name in names)
             raise InputError(
                 f"{self.settings.place} was made by other settings ({differences}); choose {other}, "
@@ -280,6 +281,12 @@ class Study:
 
     def _storage_errors(self) -> AbstractContextManager[None]:
         return storage_errors(self.settings.place, lambda: hasattr(self, "_study"))
+
+
+def _content(value: Any) -> Any:
+    """A part of a fingerprint without the name of a file, which may be another one on another machine."""
+    digest = re.search(r"\([0-9a-f]{16}\)$", value) if isinstance(value, str) else None
+    return value if digest is None else digest.group()
 
 
 def _opened(settings: Settings, fingerprint: dict[str, Any]) -> tuple[BaseStorage, optuna.Study]:

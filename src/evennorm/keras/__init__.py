@@ -17,10 +17,11 @@ except ImportError as error:
 from evennorm.keras import legacy
 from evennorm.keras.convert import convert, revert
 from evennorm.keras.layer import BatchNormalization
+from evennorm.keras.monitor import StatisticsMonitor
 from evennorm.keras.place import place
 from evennorm.keras.states import read_states, write_states
 
-__all__ = ["BatchNormalization", "convert", "legacy", "place", "read_states", "revert", "write_states"]
+__all__ = ["BatchNormalization", "StatisticsMonitor", "convert", "legacy", "place", "read_states", "revert", "write_states"]
 
 
 def __dir__() -> list[str]:

@@ -9,6 +9,7 @@ EXTRAS = {
     **dict.fromkeys(("keras", "h5py"), "keras"),
     **{name: name for name in ("jax", "torch", "tensorflow", "flax", "torchmetrics", "timm", "torchvision")},
     "sklearn": "demo",
+    "tensorboardX": "tensorboard",
     "triton": "gpu",
 }
 """The extra that declares a package, by the name under which it is imported."""

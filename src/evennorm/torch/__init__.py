@@ -12,6 +12,7 @@ from evennorm.torch.backend import batch_norm, engine, normalize
 from evennorm.torch.conversion import convert, report, revert
 from evennorm.torch.lazy import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from evennorm.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from evennorm.torch.monitor import monitor
 from evennorm.torch.placement import place
 from evennorm.torch.recompute import recompute_outputs
 from evennorm.torch.states import read_states, write_states
@@ -30,6 +31,7 @@ __all__ = [
     "batch_norm",
     "convert",
     "engine",
+    "monitor",
     "normalize",
     "place",
     "read_states",

@@ -8,12 +8,11 @@ import numpy as np
 
 from evennorm.core.network import Role
 from evennorm.core.state import BatchNormState
+from evennorm.monitor.measures import dead_below
 from evennorm.tools.check.averages import moved, never_updated
 from evennorm.tools.check.flow import source
 from evennorm.tools.check.rule import Found, Subject, channels, each_layer, rule
 
-_DEAD = 1e-3
-"""A gamma below this part of the layer's median is as good as 0."""
 _CONSTANT = 1e-4
 """A variance below this part of epsilon leaves less than 1 % of the output's spread."""
 _HUGE = 1e8
@@ -70,11 +69,12 @@ def dead_gamma(subject: Subject) -> Iterator[Found]:
         if state is None or state.gamma is None or not moved(state) or not _finite(state):
             continue
         size = np.abs(np.asarray(state.gamma, np.float64))
-        dead = size < max(_DEAD * float(np.median(size)), 1e-6)
+        least = dead_below(size)
+        dead = size < least
         if np.any(dead):
             yield Found(
                 step.layer,
-                f"gamma is below {max(_DEAD * float(np.median(size)), 1e-6):.1g} in {channels(_indices(dead), size.size)}",
+                f"gamma is below {least:.1g} in {channels(_indices(dead), size.size)}",
                 "take weight decay off gamma if they are more than a few, or prune these channels",
             )
 

@@ -13,10 +13,10 @@ from evennorm.core.moments import Moments
 from evennorm.core.network import Network, Step
 from evennorm.core.program import Program
 from evennorm.errors import EvennormError, InputError, first_line
+from evennorm.monitor.measures import drift, drifts, variance_ratio
 from evennorm.numpy import merge, moments
 from evennorm.tools.check.drift import DRIFT, SPREAD
 from evennorm.tools.data.batch import leaves
-from evennorm.tools.recalibrate.population import drift, drifts
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,7 @@ class LayerMeasurement:
     @property
     def variance_ratio(self) -> float:
         """The median over the channels of the data's variance by the moving one, epsilon added to both."""
-        tiny = self.epsilon + np.finfo(np.float32).tiny
-        both = (self.batch_variance + tiny) / (np.maximum(self.moving_variance, 0) + tiny)
-        return float(np.median(np.where(np.isfinite(both), both, np.inf)))
+        return variance_ratio(self.batch_variance, self.moving_variance, self.epsilon)
 
     @property
     def worst(self) -> int:

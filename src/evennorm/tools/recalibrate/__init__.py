@@ -15,11 +15,12 @@ import numpy as np
 
 from evennorm.core.program import Program
 from evennorm.errors import InputError
+from evennorm.monitor.measures import drift
 from evennorm.tools.data import Data, check_fit, open_data
 from evennorm.tools.models import Opened, open_model
 from evennorm.tools.recalibrate.effect import Effect, effect, outputs
 from evennorm.tools.recalibrate.passes import Passes
-from evennorm.tools.recalibrate.population import Population, distance, drift
+from evennorm.tools.recalibrate.population import Population, distance
 from evennorm.tools.recalibrate.report import Layer, Recalibration
 from evennorm.tools.recalibrate.schedule import Stage, stages
 

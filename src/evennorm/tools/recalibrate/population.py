@@ -64,26 +64,6 @@ class Population:
         )
 
 
-def drifts(mean: Any, moving_mean: Any, moving_variance: Any, epsilon: float) -> np.ndarray:
-    """How far a moving mean lies from that of data in each channel, in moving standard deviations.
-
-    Example:
-        >>> drifts([1.0, 2.0], [0.0, 2.0], [0.25, 1.0], 0.0).tolist()
-        [2.0, 0.0]
-    """
-    found = np.asarray(mean, "float64")
-    with np.errstate(invalid="ignore", over="ignore"):
-        variance = np.maximum(np.asarray(moving_variance, "float64").reshape(found.shape), 0)
-        scale = np.sqrt(variance + epsilon + np.finfo("float32").tiny)
-        found = np.abs(found - np.asarray(moving_mean, "float64").reshape(found.shape)) / scale
-    return np.where(np.isfinite(found), found, np.inf)
-
-
-def drift(mean: Any, moving_mean: Any, moving_variance: Any, epsilon: float) -> float:
-    """Their root mean square over the channels."""
-    return float(np.sqrt(np.mean(drifts(mean, moving_mean, moving_variance, epsilon) ** 2)))
-
-
 def distance(new: tuple[Any, Any], old: tuple[Any, Any], epsilon: float) -> float:
     """How far statistics lie apart, in standard deviations of the new ones; infinite where the old ones are no numbers."""
     scale = np.sqrt(np.asarray(new[1], "float64") + epsilon + np.finfo("float32").tiny)

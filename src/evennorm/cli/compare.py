@@ -23,6 +23,7 @@ from evennorm.tools.compare.settings import (
     DEMO_EQUIVALENT,
     PLACEMENTS,
 )
+from evennorm.tools.compare.variants import NORMS
 from evennorm.tools.interrupts import INTERRUPTED, remembered, stop_if_interrupted
 from evennorm.tools.outputs import Output, check_outputs, refuse_inputs
 
@@ -69,7 +70,10 @@ not finite  runs whose loss stopped being finite
     default=",".join(DEFAULT_PLACEMENTS),
     show_default=True,
     metavar="LIST",
-    help=f"Some of {', '.join(PLACEMENTS)}.",
+    help=f"Some of {', '.join(PLACEMENTS)}; search, or search:RUNS, looks for a mixture of the first three, layer by layer.",
+)
+@click.option(
+    "--norms", default="batch", show_default=True, metavar="LIST", help=f"What stands there: some of {', '.join(NORMS)}."
 )
 @click.option(
     "--repeats",
@@ -156,6 +160,7 @@ def compare(
         take_part(ctx, worker, options, _bar) if worker is not None else pass_on(ctx, str(serve), options["storage"])
         return
     options["placements"] = _parts(placements)
+    options["norms"] = _parts(options["norms"])
     options["learning_rates"] = None if learning_rates is None else [_number(part) for part in _parts(learning_rates)]
     if options["out"] is not None:
         _check_folder(Path(options["out"]), {"--data": options["data"], "--model": options["model"]}, force)
@@ -277,6 +282,8 @@ def _print(comparison: Comparison) -> None:
     console.print()
     for line in comparison.verdict.splitlines():
         console.print(Text(printable(line), style="bold"), soft_wrap=not console.is_terminal)
+    for line in [] if comparison.search is None else ["", *comparison.search.lines]:
+        console.print(Text(printable(line)), soft_wrap=not console.is_terminal)
     names = [name for name in comparison.file_names if not name.startswith("best.")]
     console.print(Text(f"\n{', '.join(names[:-1])} and {names[-1]} are in {printable(settings.out)}"), soft_wrap=True)
     for line in [] if comparison.best is None else comparison.best.lines(settings.out):

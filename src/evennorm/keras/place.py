@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -10,6 +10,7 @@ from keras import KerasTensor as Tensor
 from keras import Operation, layers
 
 from evennorm.errors import ArgumentError
+from evennorm.keras import norms
 from evennorm.keras.graph import Insertions, Node, copy_layer, data_inputs, is_model, models_in, rebuild
 from evennorm.keras.layer import BatchNormalization
 from evennorm.keras.sites import (
@@ -24,10 +25,10 @@ from evennorm.keras.sites import (
 )
 
 PLACEMENTS = ("none", "before", "after", "input")
-Where = str | Callable[[keras.Layer], str | None]
+Where = str | Callable[[keras.Layer], str | None] | Mapping[str, str | None]
 
 
-def place(model: keras.Model, where: Where, drop_bias: bool = True, **options: Any) -> keras.Model:
+def place(model: keras.Model, where: Where, drop_bias: bool = True, *, norm: str = "batch", **options: Any) -> keras.Model:
     """A copy of `model` with batch normalization in one place of each hidden layer, and nowhere else.
 
     Batch normalization that the model already has is taken out first, so that placements of one model can be compared; a
@@ -48,9 +49,12 @@ def place(model: keras.Model, where: Where, drop_bias: bool = True, **options: A
             becomes a layer of its own; "after", behind the activation; "input", as the first layer behind every input of
             numbers, but for what must see raw values or tells which axis is the channel (preprocessing, masking, reshaping).
             Or a function that is called with each hidden layer and returns None, "before" (only for layers with or of an
-            activation) or "after" (directly behind any layer).
+            activation) or "after" (directly behind any layer). Or a mapping from names of hidden layers to these words;
+            `sites` lists those that have both places.
         drop_bias: leave out the bias of a layer whose output goes to the normalization only: beta does its work.
-        **options: arguments for each BatchNormalization, such as `momentum` or `epsilon`. Its axis is 1 behind
+        norm: "batch", or "layer", "group" or "rms" for Keras's own layers in the same places: layer and RMS normalization of
+            an image take all of its values, of other tensors the channels; group normalization takes at most 32 groups.
+        **options: arguments for each new layer, such as `momentum` or `epsilon`. Its axis is 1 behind
             channels-first layers, else -1; it is named after the layer that it normalizes, and takes over dtype
             policy and trainable flag.
 
@@ -71,16 +75,18 @@ def place(model: keras.Model, where: Where, drop_bias: bool = True, **options: A
         >>> [layer.name for layer in place(model, "after").layers]
         ['hidden', 'hidden_bn', 'out']
     """
+    if isinstance(where, Mapping):
+        where = _by_name(model, where)
     if not callable(where) and where not in PLACEMENTS:
         raise ArgumentError(
-            f"where is one of {', '.join(PLACEMENTS)}, or a function of a layer that returns None, 'before' or 'after'; "
-            f"received {where!r}"
+            f"where is one of {', '.join(PLACEMENTS)}, or a function of a layer that returns None, 'before' or 'after', "
+            f"or a mapping from layers' names to these; received {where!r}"
         )
-    _check_options(options)
+    norms.check(norm, options)
     outer, *nested = [Sites(found) for found in models_in(model)]
     for sites in (outer, *nested):
         _refuse_hidden_normalization(sites)
-    plan = _Plan(where, options)
+    plan = _Plan(where, norm, options)
     output_part = outer.output_part()
     for sites in (outer, *nested):
         plan.read(sites, output_part)
@@ -90,6 +96,44 @@ def place(model: keras.Model, where: Where, drop_bias: bool = True, **options: A
         raise ArgumentError(f"model {model.name!r} has no place for where={where!r}: {_NO_PLACE[where]}")
     plan.settle_biases([outer, *nested], drop_bias)
     return rebuild(model, plan.copy, Insertions(plan.before, plan.after))
+
+
+def sites(model: keras.Model) -> list[str]:
+    """Names of the hidden layers that have a place before and a place after an activation, in the order of execution.
+
+    Example:
+        >>> import keras
+        >>> from keras.layers import Dense, ReLU
+        >>> layers = [Dense(4, name="hidden"), ReLU(name="act"), Dense(4, "tanh", name="next"), Dense(2, name="out")]
+        >>> sites(keras.Sequential([keras.Input((8,)), *layers]))
+        ['act', 'next']
+    """
+    return [layer.name for layer in _hidden(model) if has_fused_activation(layer) or is_activation(layer)]
+
+
+def _hidden(model: keras.Model) -> list[keras.Layer]:
+    """The hidden layers of a model and of those nested in it, each once."""
+    outer, *nested = [Sites(found) for found in models_in(model)]
+    output_part = outer.output_part()
+    found: dict[keras.Layer, None] = {}
+    for each in (outer, *nested):
+        for node in each.calls:
+            operation = node.operation
+            if isinstance(operation, keras.Layer) and not (
+                node.is_input or operation in output_part or is_model(operation) or is_normalization(operation)
+            ):
+                found[operation] = None
+    return list(found)
+
+
+def _by_name(model: keras.Model, where: Mapping[str, str | None]) -> Callable[[keras.Layer], str | None]:
+    names = [layer.name for layer in _hidden(model)]
+    unknown = [name for name in where if name not in names]
+    if unknown:
+        raise ArgumentError(
+            f"the names are those of hidden layers, {', '.join(names) or 'of which there are none'}; received {unknown[0]!r}"
+        )
+    return lambda layer: where.get(layer.name)
 
 
 _HIDDEN = (
@@ -108,11 +152,12 @@ _NO_PLACE = {
 class _Plan:
     """What to insert around which call, and what to change in which layer."""
 
-    def __init__(self, where: Where, options: dict[str, Any]):
+    def __init__(self, where: str | Callable[[keras.Layer], str | None], norm: str, options: dict[str, Any]):
         self.before: dict[Node, list[keras.Layer]] = {}
         self.after: dict[Node, list[keras.Layer]] = {}
-        self.inserted: dict[Any, BatchNormalization] = {}
+        self.inserted: dict[Any, keras.Layer] = {}
         self._where = where
+        self._norm = norm
         self._options = options
         self._answers: dict[Operation, str | None] = {}
         self._changes: dict[Operation, dict[str, Any]] = {}
@@ -187,15 +232,15 @@ class _Plan:
 
     # Making layers
 
-    def _normalization(self, sites: Sites, tensor: Tensor, site: Operation, inside: bool = False) -> BatchNormalization:
+    def _normalization(self, sites: Sites, tensor: Tensor, site: Operation, inside: bool = False) -> keras.Layer:
         """The layer for a tensor, or with `inside` for what is that tensor before the activation of its own layer."""
         origin, found = sites.origin(tensor)
         key = (found, inside)
         if key not in self.inserted:
             base = origin if origin is not None else site
-            name = self._new_name(sites, f"{base.name}_bn")
+            name = self._new_name(sites, f"{base.name}_{'bn' if self._norm == 'batch' else self._norm}")
             axis = sites.channel_axis(tensor)
-            self.inserted[key] = BatchNormalization(axis=axis, name=name, **_manner(base), **self._options)
+            self.inserted[key] = norms.made(self._norm, tensor, axis, name, **_manner(base), **self._options)
         return self.inserted[key]
 
     def _split(self, sites: Sites, operation: Operation) -> keras.Layer:
@@ -240,7 +285,7 @@ class _Plan:
             for node in sites.calls:
                 if type(node.operation) in LINEAR:
                     uses.setdefault(node.operation, []).append((sites, node))
-        beta_replaces = drop_bias and self._options.get("center", True) and self._options.get("mode", 0) != 1
+        beta_replaces = drop_bias and norms.has_beta(self._norm, self._options)
         for operation, places in uses.items():
             linear = operation in self._activations or not has_fused_activation(operation)
             normalized = linear and all(self._is_normalized(sites, node) for sites, node in places)
@@ -255,7 +300,7 @@ class _Plan:
     def _is_normalized(self, sites: Sites, node: Node) -> bool:
         """Whether all that reads a linear layer's output, or what will be left of it, reads it through a normalization."""
         if self.after.get(node):
-            return isinstance(self.after[node][0], BatchNormalization)
+            return any(self.after[node][0] is layer for layer in self.inserted.values())
         readers = sites.readers(node.outputs[0])
         return bool(readers) and all(self.before.get(reader) for reader in readers) and not sites.is_output(node.outputs[0])
 
@@ -303,16 +348,3 @@ def _refuse_hidden_normalization(sites: Sites) -> None:
                 f"{operation.name!r} of class {type(operation).__name__}, which holds {inner[0].name!r}; put its "
                 "layers into the model itself"
             )
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    settled = sorted(set(options) & {"axis", "name", "dtype", "trainable", "activation", "weights"})
-    if settled:
-        raise ArgumentError(
-            f"options are arguments of BatchNormalization that are the same for every layer, such as momentum; place "
-            f"decides {' and '.join(settled)} itself; received {', '.join(f'{key}={options[key]!r}' for key in settled)}"
-        )
-    try:
-        BatchNormalization(name="options", **options)  # wrong ones are refused also where nothing is placed
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(str(error)) from error

@@ -52,6 +52,7 @@ def compare(
     max_repeats: int = DEFAULT_MAX_REPEATS,
     equivalent: float | None = None,
     advantages: bool = False,
+    norms: Iterable[str] = ("batch",),
     hand_over: bool = True,
     task: str | None = None,
     metric: str | None = None,
@@ -70,7 +71,8 @@ def compare(
             `module:function`.
         model: `article-cnn`, `paper-mlp`, a `.keras` file, `module:function` that returns a Keras model or a
             torch.nn.Module, `timm:NAME` or `torchvision:NAME`.
-        placements: some of `none`, `before`, `after`, `input`, `as-is`.
+        placements: some of `none`, `before`, `after`, `input`, `as-is`, and `search` or `search:BUDGET`, which looks for a
+            mixture of the first three, layer by layer.
         repeats: trainings of each placement at each rate; repeat i has the same seed in all of them. None trains as many as
             each pair takes to be told apart.
         learning_rates: None is 0.02 and 0.1; for `paper-mlp` 0.1 and 0.5; for the demo 0.005 and 0.2.
@@ -91,6 +93,7 @@ def compare(
             says which is better. None is `accuracy`, `binary_accuracy` or `mean_absolute_error`.
         device: where torch models are trained: `cpu`, `cuda` or `mps`; None is the best there is.
         advantages: whether to train from larger and smaller initial weights too, and to record one hidden unit's input.
+        norms: some of `batch`, `layer`, `group`, `rms`, which stand in each of the placements, and `none`.
         hand_over: whether the best placement is trained once more and its model written into `out`.
         progress: called with the number of runs done, in parts, and of all as far as is known.
         notice: called with what to know meanwhile, such as that a database does not answer and is waited for.
@@ -135,10 +138,12 @@ def compare(
         task,
         metric,
         device,
+        norms,
     )
     if jobs < 1:
         raise ArgumentError(f"the number of jobs must be at least 1; received {jobs}")
 
+    from evennorm.tools.compare import search
     from evennorm.tools.compare.engine import device as in_words
     from evennorm.tools.compare.report import Comparison
     from evennorm.tools.compare.work import (
@@ -154,6 +159,9 @@ def compare(
     samples = prepare_data(settings, task)
     settings = judged_by(settings, samples.task, metric, equivalent)
     samples, architecture, fingerprint = prepare(settings, samples)
+    if settings.search:
+        settings = replace(settings, sites=len(architecture.sites()))
+        search.check(settings)
     trainer = trainer_for(settings, samples, architecture)
     for placement in settings.placements:
         architecture.place(placement)  # an impossible one is told before anything is trained
@@ -164,14 +172,20 @@ def compare(
         work(runs, trainer, told)
     else:
         work_in_processes(settings, jobs, told)
+    records = runs.records()
+    known = search.resolved(settings, records)
+    assert known is not None  # its runs have all been trained
     comparison = Comparison.of(
-        settings,
+        known,
         str(samples),
         fingerprint,
         in_words(settings.engine, settings.device),
-        runs.records(),
+        records,
         settings.measure.step(len(samples.x_test)),
     )
+    if settings.search:
+        found = search.outcome(settings, records, architecture.sites(), comparison.race.pairs)
+        comparison = replace(comparison, search=found)
     if hand_over:
         comparison = with_model(comparison, trainer)
     comparison.write()
@@ -212,8 +226,10 @@ def settings_for(
     task: str | None = None,
     metric: str | None = None,
     device: str | None = None,
+    norms: Iterable[str] = ("batch",),
 ) -> Settings:
     """The arguments of `compare` with what was left open filled in, as far as it can be without looking at the data."""
+    from evennorm.tools.compare import search, variants
     from evennorm.tools.compare.models import DEFAULTS, Defaults
 
     if task is not None and task not in TASKS:
@@ -227,10 +243,11 @@ def settings_for(
         most, until_flat = parsed(own_epochs if epochs is None else epochs)
     except ValueError:
         raise ArgumentError(f"epochs are a number, auto or auto:BUDGET, as in auto:50; received {epochs!r}") from None
+    named, budget = search.budget_of(list(placements))
     settings = Settings(
         data,
         model,
-        tuple(placements),
+        variants.expanded(named or (DEFAULT_PLACEMENTS if budget else ()), norms),
         max_repeats if repeats is None else repeats,
         tuple(rates if learning_rates is None else learning_rates),
         most,
@@ -245,6 +262,7 @@ def settings_for(
         advantages=advantages,
         framework=framework,
         device=device,
+        search=budget,
     )
     return judged_by(settings, task or "classification", metric, equivalent)
 

@@ -17,6 +17,7 @@ from evennorm.tools.compare.settings import Run, Settings
 from evennorm.tools.compare.statistics import interval
 from evennorm.tools.compare.table import curve, longest
 from evennorm.tools.compare.train import Record
+from evennorm.tools.compare.variants import variant
 
 STYLES = {
     # Okabe and Ito's colours, which differ for colour-blind eyes too; marker and dash tell them apart in grey.
@@ -26,7 +27,26 @@ STYLES = {
     "input": ("#009E73", "D", "-."),
     "as-is": ("#CC79A7", "v", ":"),
 }
+NORM_STYLES = {"batch": None, "layer": ("v", ":"), "group": ("P", "--"), "rms": ("X", "-.")}
+"""Other normalizations have the colour of their place, and a marker and dash of their own."""
+
+MIXED = ("#E69F00", "*", "-")
 PANELS_PER_ROW = 3
+
+
+def style_of(placement: str) -> tuple[str, str, str]:
+    """Colour, marker and dash.
+
+    Example:
+        >>> style_of("before"), style_of("before:layer"), style_of("mix:b2n")
+        (('#0072B2', 's', '-'), ('#0072B2', 'v', ':'), ('#E69F00', '*', '-'))
+    """
+    found = variant(placement)
+    if found.mixture:
+        return MIXED
+    colour, *own = STYLES[found.where]
+    marker, dash = NORM_STYLES[found.norm] or own
+    return colour, marker, dash
 
 
 def draw_curves(settings: Settings, records: Mapping[Run, Record], title: str, path: Path) -> None:
@@ -63,7 +83,7 @@ def draw_curves(settings: Settings, records: Mapping[Run, Record], title: str, p
 
 
 def _draw_placement(panel: Axes, settings: Settings, records: Mapping[Run, Record], placement: str, rate: float) -> None:
-    colour, marker, dash = STYLES[placement]
+    colour, marker, dash = style_of(placement)
     runs, most = cell(records, placement, rate), longest(records.values())
     curves = np.array([curve(record, most) for record in runs])
     epochs = np.arange(1, most + 1)

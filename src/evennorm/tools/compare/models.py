@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from evennorm.errors import EvennormError, InputError, first_line
 from evennorm.tools.compare.data import Data
 from evennorm.tools.compare.tasks import activation_of
+from evennorm.tools.compare.variants import options_of, variant, where_of
 from evennorm.tools.imported import imported, misnamed
 from evennorm.tools.models import bounded_weights, check_keras_file
 
@@ -61,16 +62,28 @@ class Architecture:
         Raises:
             InputError: the model cannot be rewritten.
         """
-        from evennorm.keras.place import place
+        from evennorm.keras.place import place, sites
 
         model = self.build()
         if where == "as-is":
             return model
         try:
             plain = place(model, "none")
-            return plain if where == "none" else place(plain, where, momentum=MOMENTUM)
+            found = variant(where)
+            places = where_of(found, sites(plain) if found.mixture else ())
+            return plain if where == "none" else place(plain, places, **options_of(found, momentum=MOMENTUM))
         except EvennormError as error:
             raise InputError(f"{self.name} has no placement {where!r}: {error}") from error
+
+    def sites(self) -> list[str]:
+        """Layers at which a mixture of placements may differ.
+
+        Raises:
+            InputError: the model cannot be rewritten.
+        """
+        from evennorm.keras.place import sites
+
+        return sites(self.place("none"))
 
 
 def load_model(model: str, data: Data) -> Architecture:

@@ -17,6 +17,7 @@ from evennorm.tools.atomic import write_text
 from evennorm.tools.compare.advantages import Advantages, advantages
 from evennorm.tools.compare.best import Best
 from evennorm.tools.compare.racing import Race, race, rate_differences, scaled
+from evennorm.tools.compare.search import Found
 from evennorm.tools.compare.settings import Run, Settings
 from evennorm.tools.compare.statistics import Difference
 from evennorm.tools.compare.table import Row, rows
@@ -47,6 +48,9 @@ class Comparison:
 
     at_rates: dict[float, list[Difference]]
     """Every pair at each learning rate by itself."""
+    search: Found | None = None
+    """What a search for a mixture of placements has come to."""
+
     best: Best | None = None
     """The model that was handed over."""
 
@@ -93,6 +97,7 @@ class Comparison:
             "advantages": [asdict(found) for found in self.advantages],
             "at_learning_rates": {f"{rate:g}": [asdict(pair) for pair in pairs] for rate, pairs in self.at_rates.items()},
             "verdict": self.verdict,
+            "search": None if self.search is None else asdict(self.search),
             "model": None if self.best is None else self.best.as_dict(),
             "files": {name: str(Path(self.settings.out, name)) for name in self.file_names},
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +13,8 @@ from typing import NamedTuple
 from evennorm.errors import ArgumentError
 from evennorm.tools.compare.confidence import LOOKS
 from evennorm.tools.compare.measure import TASKS, Metric, metric_named
-
-PLACEMENTS = ("none", "before", "after", "input", "as-is")
-"""Without batch normalization, between each layer and its activation, behind each activation, as first layer, as given."""
+from evennorm.tools.compare.variants import PLACEMENTS as PLACEMENTS
+from evennorm.tools.compare.variants import variant
 
 DEFAULT_PLACEMENTS = ("none", "before", "after", "input")
 DEFAULT_REPEATS = 5
@@ -31,6 +30,10 @@ DEMO_EPOCHS = 5
 DEMO_EQUIVALENT = 0.03
 DEMO_LEARNING_RATES = (0.005, 0.2)
 """Of the articles' network on the digits: of these rates one is too low for it without normalization, one too high."""
+
+
+SEARCH_REPEAT = 10**6
+"""The repeat whose seed all runs of a search have, and none of a comparison."""
 
 
 class Run(NamedTuple):
@@ -63,6 +66,8 @@ class Settings:
         device: where torch models are trained.
         study: name of the study; None is `default_study`, or the only one that a file holds.
         advantages: whether runs from larger and smaller initial weights are trained too, and one unit's input recorded.
+        search: runs to look for a mixture of places by, before it is compared with the placements; 0 is no search.
+        sites: activations of the model, where one is looked for.
 
     Raises:
         ArgumentError: a value outside its range, named.
@@ -88,11 +93,12 @@ class Settings:
     task: str = "classification"
     metric: str = "accuracy"
     device: str | None = None
+    search: int = 0
+    sites: int = 0
 
     def __post_init__(self) -> None:
         for placement in self.placements:
-            if placement not in PLACEMENTS:
-                raise ArgumentError(f"placements are {', '.join(PLACEMENTS)}; received {placement!r}")
+            variant(placement)
         for rate in self.learning_rates:
             if not (math.isfinite(rate) and rate > 0):
                 raise ArgumentError(f"a learning rate is a number above 0; received {rate:g}")
@@ -142,6 +148,19 @@ class Settings:
             for rate in self.learning_rates
             for placement in self.placements
         ]
+
+    def possible(self) -> Callable[[Run], bool]:
+        """What tells of a run whether it may be one of this comparison."""
+        every = {*self.runs, *self.scaled_runs}
+        repeats = {*range(self.repeats), SEARCH_REPEAT}
+
+        def is_ours(run: Run) -> bool:
+            mixed = run.placement.startswith("mix:") or run.repeat == SEARCH_REPEAT
+            return run in every or (
+                self.search > 0 and mixed and run.repeat in repeats and run.learning_rate in self.learning_rates
+            )
+
+        return is_ours
 
     @property
     def default_study(self) -> str:

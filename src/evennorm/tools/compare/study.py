@@ -22,9 +22,10 @@ from evennorm.errors import InputError
 from evennorm.tools.compare.named import COMPARISON, SETTINGS, description, name_of
 from evennorm.tools.compare.patience import PATIENCE_SECONDS, RACE_SECONDS, is_lost, is_race, patiently
 from evennorm.tools.compare.process import is_gone, token
-from evennorm.tools.compare.settings import PLACEMENTS, Run, Settings
+from evennorm.tools.compare.settings import Run, Settings
 from evennorm.tools.compare.storage import HEARTBEAT_SECONDS, STALE_SECONDS, connected, storage_errors, url_of
 from evennorm.tools.compare.train import Record
+from evennorm.tools.compare.variants import choices, parameters
 
 OURS = "evennorm run"
 RECORD = "record"
@@ -87,11 +88,11 @@ class Study:
             return self._records(self._call(lambda: self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))))
 
     def _records(self, trials: Sequence[FrozenTrial]) -> dict[Run, Record]:
-        asked = {*self.settings.runs, *self.settings.scaled_runs}
+        possible = self.settings.possible()
         found: dict[Run, Record] = {}
         for trial in trials:
             run = _run_of(trial)
-            if trial.state is TrialState.COMPLETE and run in asked and run not in found:
+            if trial.state is TrialState.COMPLETE and run is not None and possible(run) and run not in found:
                 found[run] = Record.kept(trial.user_attrs[RECORD])
         return found
 
@@ -110,7 +111,7 @@ class Study:
             if some_wait:  # another one had the turn before
                 return len(left)
         for run in missing:
-            self._study.enqueue_trial(run._asdict(), user_attrs={OURS: list(run)})
+            self._study.enqueue_trial(_parameters(run), user_attrs={OURS: list(run)})
         return len(left)
 
     def _missing(self) -> tuple[list[Run], list[Run], bool]:
@@ -171,16 +172,15 @@ class Study:
         trial.set_user_attr(PROCESS, {"token": token()})
         if OURS not in trial.user_attrs:  # another process was faster, and Optuna made up a trial of its own
             return None
-        # Fixed parameters come back whatever the ranges; constant ranges keep trials of all settings comparable for Optuna.
-        run = Run(
-            str(trial.suggest_categorical("placement", PLACEMENTS)),
-            trial.suggest_float("learning_rate", 1e-12, 1e12, log=True),
-            trial.suggest_int("repeat", 0, 10**9),
-        )
-        if Run(*trial.user_attrs[OURS]).scale != 1:
-            run = run._replace(scale=trial.suggest_float("scale", 1e-12, 1e12, log=True))
-        asked = {*self.settings.runs, *self.settings.scaled_runs}
-        return None if run not in asked or self._taken(trial, run) else run
+        run = Run(*trial.user_attrs[OURS])
+        # For Optuna's pages: constant ranges keep trials of all settings comparable.
+        for name in parameters(run.placement):
+            trial.suggest_categorical(name, choices(name))
+        trial.suggest_float("learning_rate", 1e-12, 1e12, log=True)
+        trial.suggest_int("repeat", 0, 10**9)
+        if run.scale != 1:
+            trial.suggest_float("scale", 1e-12, 1e12, log=True)
+        return None if not self.settings.possible()(run) or self._taken(trial, run) else run
 
     def _end(self, trial: optuna.Trial, record: Record | None) -> None:
         """Keeps the record; nothing of a trial that was taken for dead, as after a long sleep: its run is trained again."""
@@ -299,6 +299,12 @@ def _opened(settings: Settings, fingerprint: dict[str, Any]) -> tuple[BaseStorag
         load_if_exists=True,
     )
     return storage, study
+
+
+def _parameters(run: Run) -> dict[str, Any]:
+    """The run as parameters of a trial."""
+    named = {name: value for name, value in run._asdict().items() if name != "placement"}
+    return parameters(run.placement) | named
 
 
 def _run_of(trial: FrozenTrial) -> Run | None:

@@ -18,6 +18,7 @@ from torch import nn
 from evennorm.errors import EvennormError, InputError, MissingExtra, first_line
 from evennorm.tools.compare.data import Data
 from evennorm.tools.compare.framework import FUNCTION, ZOOS
+from evennorm.tools.compare.variants import variant, where_of
 from evennorm.tools.imported import imported, misnamed
 from evennorm.torch.placement import place
 from evennorm.torch.whole import whole
@@ -47,10 +48,29 @@ class TorchArchitecture:
         model = self.build()
         if where == "as-is":
             return model
+        found = variant(where)
+        if found.norm != "batch":
+            raise InputError(
+                f"--norms compares others than batch in Keras models; {self.name} is one of torch; leave it out"
+            )
         try:
-            return place(model, where, input_shape=self.input_shape)
+            places = where_of(found, self.sites() if found.mixture else ())
+            return place(model, places, input_shape=self.input_shape)
         except EvennormError as error:
             raise InputError(f"{self.name} has no placement {where!r}: {error}") from error
+
+    def sites(self) -> list[str]:
+        """Activations at which a mixture of placements may differ.
+
+        Raises:
+            InputError: the model cannot be rewritten.
+        """
+        from evennorm.torch.placement import sites
+
+        try:
+            return [site.name for site in sites(self.build(), input_shape=self.input_shape) if site.is_activation]
+        except EvennormError as error:
+            raise InputError(f"{self.name} has no places to mix: {error}") from error
 
 
 def load_torch_model(model: str, data: Data) -> TorchArchitecture:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from evennorm.tools.compare.data import Data, load_data
 from evennorm.tools.compare.engine import select_engine, share_of_cores, versions
 from evennorm.tools.compare.models import Architecture, load_model
 from evennorm.tools.compare.racing import planned
+from evennorm.tools.compare.search import resolved, search
 from evennorm.tools.compare.settings import Run, Settings
 from evennorm.tools.compare.study import Study
 from evennorm.tools.compare.train import Record, Trainer
@@ -127,7 +128,14 @@ def join_study(
 ) -> Study:
     """The study of these settings, which hands out the runs that are worth training."""
     step = settings.measure.step(len(data.x_test))
-    return Study(settings, fingerprint, notice, lambda records: planned(settings, records, step))
+    return Study(settings, fingerprint, notice, lambda records: _planned(settings, records, step))
+
+
+def _planned(settings: Settings, records: Mapping[Run, Record], step: float) -> list[Run]:
+    """The runs that are worth training: of a search first, and then of the comparison with what it has found."""
+    searching = search(settings, records).runs if settings.search else []
+    known = resolved(settings, records)
+    return searching if known is None else searching + planned(known, records, step)
 
 
 def work(study: Study, trainer: Trainer | TorchTrainer, progress: Progress) -> None:

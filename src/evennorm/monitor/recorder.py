@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from numbers import Integral
+from typing import Any
 
 from evennorm.core.state import BatchNormState
 from evennorm.errors import ArgumentError
@@ -30,7 +31,8 @@ class Recorder:
     """
 
     def __init__(self, read: Callable[[], States], to: To, every: int = EVERY):
-        if isinstance(every, bool) or not isinstance(every, Integral) or every < 1:
+        given: Any = every
+        if isinstance(given, bool) or not isinstance(given, Integral) or given < 1:
             raise ArgumentError(f"every is a number of steps, 1 or more; received {every!r}")
         self.step = 0
         self._read, self._every = read, int(every)

@@ -152,6 +152,18 @@ def test_images_that_announce_more_than_they_hold(tmp_path) -> None:
     refused(lambda: load_data(str(tmp_path)), "announces 360 MB", "as bombs do")
 
 
+def test_many_images_that_unpack_well(tmp_path) -> None:
+    """Each below what one image may be, all of them together above it."""
+    from PIL import Image
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            Image.new("L", (8_000, 8_000)).save(tmp_path / name / f"{number}.png")
+    refused(lambda: load_data(str(tmp_path)), "its images as far as", "as bombs do")
+    refused(lambda: list(open_data(tmp_path).batches(32)), "its images as far as", "as bombs do")
+
+
 def test_pictures_that_are_programs_are_not_run(tmp_path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

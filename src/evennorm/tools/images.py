@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,6 +72,20 @@ def pixels(path: Path, grey: bool) -> np.ndarray:
         return values[..., None] if grey else values
 
     return _opened(path, read)
+
+
+def all_pixels(paths: Sequence[Path], grey: bool) -> Iterator[np.ndarray]:
+    """`pixels` of each, for those who keep them all.
+
+    Raises:
+        InputError: a damaged image, or images that together unpack to far more than their files.
+    """
+    announced = stored = 0
+    for path in paths:
+        image = pixels(path, grey)
+        announced, stored = announced + image.nbytes, stored + path.stat().st_size
+        check_growth(str(path.parent), f"its images as far as {path.name}", announced, stored)
+        yield image
 
 
 def check_size(first: tuple[Path, np.ndarray], other: tuple[Path, np.ndarray]) -> None:

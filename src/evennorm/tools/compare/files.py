@@ -9,7 +9,7 @@ import numpy as np
 
 from evennorm.errors import InputError
 from evennorm.tools.data import arrays
-from evennorm.tools.images import check_size, class_folders, is_grey, labelled_images, pixels
+from evennorm.tools.images import all_pixels, check_size, class_folders, is_grey, labelled_images
 
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -192,7 +192,7 @@ def _image_paths(folder: Path) -> list[tuple[Path, int]]:
 def _read_images(paths: list[Path]) -> np.ndarray:
     grey = all(map(is_grey, paths))
     opened: list[np.ndarray] = []
-    for path in paths:
-        opened.append(pixels(path, grey))
+    for path, image in zip(paths, all_pixels(paths, grey), strict=True):
+        opened.append(image)
         check_size((paths[0], opened[0]), (path, opened[-1]))
     return np.stack(opened)[..., 0] if grey else np.stack(opened)

@@ -10,7 +10,7 @@ import numpy as np
 from evennorm.errors import InputError
 from evennorm.tools.data.arrays import from_arrays, mapped_npy, open_npy, open_npz
 from evennorm.tools.data.batch import Batch, Data, mapped, ranges
-from evennorm.tools.images import check_size, class_folders, images_in, is_grey, labelled_images, pixels
+from evennorm.tools.images import all_pixels, check_size, class_folders, images_in, is_grey, labelled_images, pixels
 
 
 def open_folder(folder: Path, framework: str) -> Data:
@@ -58,7 +58,7 @@ def _images(folder: Path, framework: str) -> Data:
 
     def read(size: int, limit: int | None) -> Iterator[Batch]:
         for start, stop in ranges(len(found), size, limit):
-            images = [pixels(path, grey) for path, _ in found[start:stop]]
+            images = list(all_pixels([path for path, _ in found[start:stop]], grey))
             for (path, _), image in zip(found[start:stop], images, strict=True):
                 check_size(first, (path, image))
             x = np.stack(images).astype("float32")

@@ -35,9 +35,9 @@ class Opened:
 
     name: str
     framework: str
-    """keras or torch."""
+    """keras, torch or flax."""
     model: Any
-    """keras.Model or torch.nn.Module."""
+    """keras.Model, torch.nn.Module or flax.nnx.Module."""
     path: Path | None = None
     """The file it was read from."""
     notes: tuple[str, ...] = ()
@@ -48,9 +48,9 @@ def open_model(model: Any, weights: str | os.PathLike[str] | None = None) -> Ope
     """The model behind the MODEL argument of a command.
 
     Args:
-        model: a keras.Model or a torch.nn.Module; the path of a `.keras` file or of a `.h5` file of a whole model; or
-            `module:function`, the user's own code, which is imported from the current folder and called without arguments.
-            It may also name a model that the module holds. What was opened before is given back.
+        model: a keras.Model, a torch.nn.Module or an nnx module of Flax; the path of a `.keras` file or of a `.h5` file of a
+            whole model; or `module:function`, the user's own code, which is imported from the current folder and called
+            without arguments. It may also name a model that the module holds. What was opened before is given back.
         weights: a file to load into it: a state_dict for torch (`.pt`, `.pth`, `.safetensors`), `.weights.h5` for Keras.
 
     Raises:
@@ -70,6 +70,8 @@ def open_model(model: Any, weights: str | os.PathLike[str] | None = None) -> Ope
         opened = _from_function(*function.groups()) if function and not os.path.exists(text) else _from_file(Path(text))
     else:
         opened = _recognized(model, getattr(model, "name", None) or type(model).__name__)
+    if weights is not None and opened.framework == "flax":
+        raise InputError(f"weights are loaded into models of Keras and torch; let the function of {opened.name} load them")
     if weights is not None:
         load_weights(opened.model, opened.framework, opened.name, Path(weights))
     return opened
@@ -101,6 +103,11 @@ def check_output(framework: str, path: str | os.PathLike[str]) -> None:
     Raises:
         InputError: no model of that framework is written with this suffix, or there is no such folder.
     """
+    if framework == "flax":
+        raise InputError(
+            f"no files of whole nnx models are written; call the tool from Python and keep nnx.state of its model; received "
+            f"{os.fspath(path)!r}"
+        )
     suffixes = {"keras": (".keras", ".h5"), "torch": (".safetensors", ".pt", ".pth")}[framework]
     if Path(path).suffix not in suffixes:
         what = "Keras models" if framework == "keras" else "state_dicts of torch models"
@@ -141,6 +148,9 @@ def _recognized(model: Any, name: str) -> Opened:
         inner = getattr(model, "_orig_mod", model)  # of torch.compile
         parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
         return Opened(name, "torch", inner.module if isinstance(inner, parallel) else inner)
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is not None and isinstance(model, nnx.Module):
+        return Opened(name, "flax", model)
     raise InputError(f"a model is {_FORMS}, a keras.Model or a torch.nn.Module; received {name!r} of {type(model).__name__}")
 
 

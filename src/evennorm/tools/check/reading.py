@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from evennorm.core.network import Network
 from evennorm.errors import EvennormError, InputError, first_line
 from evennorm.tools.models import Opened
@@ -14,9 +16,9 @@ def read(opened: Opened, optimizer: Any = None, shape: Sequence[int] | None = No
     """The network of a model.
 
     Args:
-        opened: a Keras model or a torch.nn.Module.
+        opened: a Keras model, a torch.nn.Module or an nnx module of Flax.
         optimizer: of a torch model; a compiled Keras model holds its own.
-        shape: of an input batch, by which a torch model's steps get shapes.
+        shape: of an input batch, by which the steps of a torch or nnx model get shapes.
 
     Raises:
         InputError: a torch model that does not take that shape.
@@ -25,6 +27,10 @@ def read(opened: Opened, optimizer: Any = None, shape: Sequence[int] | None = No
         from evennorm.keras.network import network
 
         return network(opened.model)
+    if opened.framework == "flax":
+        from evennorm.flax.network import network as flax_network
+
+        return flax_network(opened.model, None if shape is None else np.zeros(tuple(shape), "float32"))
     from evennorm.torch.context import example, with_optimizer
     from evennorm.torch.network import network as torch_network
 

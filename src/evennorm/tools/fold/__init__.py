@@ -14,7 +14,7 @@ from evennorm.errors import InputError, first_line
 from evennorm.tools.data import check_fit, open_data
 from evennorm.tools.fold import files
 from evennorm.tools.fold.difference import TOLERANCES, Difference, Run, difference, repeats
-from evennorm.tools.fold.frameworks import KerasModel, TorchModel, adapter
+from evennorm.tools.fold.frameworks import FlaxModel, Framework, TorchModel, adapter
 from evennorm.tools.fold.inputs import random_batch
 from evennorm.tools.fold.report import Report
 from evennorm.tools.fold.speed import speed
@@ -45,8 +45,9 @@ def fold(
     are compared before anything is written.
 
     Args:
-        model: a keras.Model or torch.nn.Module, a `.keras` or `.h5` file, or `module:function`.
-        output: the file to write: `.keras` or `.h5`; `.pt2`, `.safetensors`, `.pt` or `.pth` for torch. None to write none.
+        model: a keras.Model, a torch.nn.Module or an nnx.Sequential of Flax, a `.keras` or `.h5` file, or `module:function`.
+        output: the file to write: `.keras` or `.h5`; `.pt2`, `.safetensors`, `.pt` or `.pth` for torch; `.safetensors` for
+            Flax. None to write none.
         data: what to compare the outputs on besides random inputs; anything that `open_data` takes. Torch models are folded
             for the rank of its samples.
         batches: how many batches of 32 samples of it.
@@ -135,9 +136,7 @@ def fold(
 _Arrays = tuple[np.ndarray, ...]
 
 
-def _examples(
-    framework: KerasModel | TorchModel, shapes: Sequence[tuple[int, ...]], given: Any
-) -> tuple[_Arrays, list[_Arrays]]:
+def _examples(framework: Framework, shapes: Sequence[tuple[int, ...]], given: Any) -> tuple[_Arrays, list[_Arrays]]:
     """A random batch, and batches of the other ranks that the model takes; none where nobody but data says what inputs are.
 
     Raises:
@@ -148,6 +147,8 @@ def _examples(
         others = [] if shapes else framework.others(found)
         return random_batch(found), [random_batch(each) for each in others]
     said = bool(shapes)
+    if isinstance(framework, FlaxModel):
+        shapes = shapes or [tuple(framework.arrays(given.first(1).x)[0].shape[1:])]
     if isinstance(framework, TorchModel):
         arrays = framework.arrays(given.first(1).x)
         if reason := framework.failure(arrays):
@@ -182,7 +183,7 @@ def _shape(array: np.ndarray) -> str:
     return f"({', '.join(['samples', *map(str, array.shape[1:])])})"
 
 
-def _on_data(before: Run, after: Run, given: Any, framework: KerasModel | TorchModel, batches: int, name: str) -> Difference:
+def _on_data(before: Run, after: Run, given: Any, framework: Framework, batches: int, name: str) -> Difference:
     def read() -> Iterator[tuple[np.ndarray, ...]]:
         for batch in itertools.islice(given.batches(_BATCH, batches), batches):
             yield framework.arrays(batch.x)

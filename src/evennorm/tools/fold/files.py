@@ -31,6 +31,12 @@ def check(framework: str, path: str | os.PathLike[str]) -> None:
             "folded torch models are written to .pt2, as a program that runs without the model's code, or to .safetensors, "
             f".pt or .pth, as a state_dict; received {os.fspath(path)!r}"
         )
+    if framework == "flax" and Path(path).suffix != ".safetensors":
+        raise InputError(
+            f"folded nnx models are written to .safetensors, their arrays by their paths; received {os.fspath(path)!r}"
+        )
+    if framework == "flax":
+        framework = "torch"  # whose state_dicts are such files too
     program = framework == "torch" and Path(path).suffix == ".pt2"
     check_output(framework, Path(path).with_suffix(".pt") if program else path)
 
@@ -55,7 +61,8 @@ def write(opened: Opened, folded: Any, path: str | os.PathLike[str], example: Se
         with replacing(path) as partial:
             partial.write_bytes(content)
     elif suffix == ".safetensors":
-        content = as_safetensors(folded.state_dict(), {FOLDED_FOR: inputs})
+        state = folded.state_dict() if opened.framework == "torch" else _nnx_state(folded)
+        content = as_safetensors(state, {FOLDED_FOR: inputs})
         with replacing(path) as partial:
             partial.write_bytes(content)
     elif suffix == ".keras":
@@ -66,6 +73,15 @@ def write(opened: Opened, folded: Any, path: str | os.PathLike[str], example: Se
     else:
         with quiet():
             save_model(opened, folded, path)
+
+
+def _nnx_state(model: Any) -> dict[str, Any]:
+    """The arrays of an nnx model by their paths: "layers.0.kernel"."""
+    import numpy as np
+    from flax import nnx
+
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
+    return {".".join(map(str, path)): np.asarray(variable[...]) for path, variable in flat}
 
 
 def _settle(path: Path) -> None:

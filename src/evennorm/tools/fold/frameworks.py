@@ -148,7 +148,52 @@ class TorchModel:
         return next((each for each in ("bfloat16", "float16", "float32") if each in dtypes), "float64")
 
 
-def adapter(opened: Opened) -> KerasModel | TorchModel:
+@dataclass(frozen=True)
+class FlaxModel:
+    opened: Opened
+
+    def fold(self, example: Sequence[np.ndarray], others: Sequence[Sequence[np.ndarray]]) -> tuple[Any, Plan]:
+        from evennorm.flax.fold import fold
+
+        try:
+            return fold(self.opened.model, example[0])
+        except ArgumentError as error:
+            raise InputError(str(error)) from error
+
+    def run(self, model: Any) -> Run:
+        from evennorm.flax.program import Program
+
+        return lambda batch: Program(model).predict(tuple(batch))
+
+    def arrays(self, x: Any) -> tuple[np.ndarray, ...]:
+        return tuple(leaves(x))
+
+    def inputs(self, shapes: Sequence[tuple[int, ...]]) -> list[Input]:
+        if len(shapes) != 1:
+            raise InputError(
+                f"{self.opened.name} does not say what it takes; say what one sample is by --input-shape, as in 32,32,3, "
+                "or give --data"
+            )
+        return [Input("input", shapes[0])]
+
+    def others(self, found: Sequence[Input]) -> list[list[Input]]:
+        """None: the channels of Flax's layers are the last axis at every rank."""
+        return []
+
+    @property
+    def dtype(self) -> str:
+        import jax
+
+        dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(self.opened.model) if hasattr(leaf, "dtype")}
+        return next((each for each in ("bfloat16", "float16", "float32") if each in dtypes), "float64")
+
+
+Framework = KerasModel | TorchModel | FlaxModel
+
+
+def adapter(opened: Opened) -> Framework:
+    if opened.framework == "flax":
+        return FlaxModel(opened)
     return KerasModel(opened) if opened.framework == "keras" else TorchModel(opened)
 
 

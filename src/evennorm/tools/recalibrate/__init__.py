@@ -7,7 +7,6 @@ which each normalizes by the batch, as in training (Wu & Johnson 2021, arXiv 210
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,7 +76,7 @@ def recalibrate(
     """
     if (batches is not None and batches < 1) or batch_size < 1:
         raise InputError(f"batches and their size are 1 or more; received batches={batches} and batch_size={batch_size}")
-    opened = _opened(model)
+    opened = open_model(model)
     source = open_data(data, opened.framework)
     check_fit(source, opened)
     work = _Work(opened, source, batch_size, batches, cache, progress)
@@ -233,14 +232,6 @@ class _Work:
 
 def _batches(number: int) -> str:
     return f"{number} batch{'es' * (number != 1)}"
-
-
-def _opened(model: Any) -> Opened:
-    """Open a model; those of nnx, which no file holds and no other tool takes, are recognized here."""
-    nnx = sys.modules.get("flax.nnx")
-    if nnx is not None and isinstance(model, nnx.Module):
-        return Opened(type(model).__name__, "flax", model)
-    return open_model(model)
 
 
 def program_of(opened: Opened) -> Program:

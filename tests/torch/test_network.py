@@ -9,6 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 from evennorm.core.network import Network, Role
 from evennorm.errors import ArgumentError, InputError
 from evennorm.torch import BatchNorm2d, convert
+from evennorm.torch.fold import fold
 from evennorm.torch.network import network
 from tests.torch import architectures
 
@@ -176,3 +177,18 @@ def test_tensors_that_code_makes_are_not_fixed_in_the_graph() -> None:
             return x + torch.randn(3)
 
     assert network(nn.Sequential(nn.Linear(3, 3), Noisy())).gaps == ("1: Noisy makes a tensor in its code",)
+
+
+@pytest.mark.parametrize("name", ["a\nb", 'a"b', "a\\b", "a\x1b[2J"])
+def test_names_that_break_the_code_of_a_graph(name) -> None:
+    """One line that says so, where shapes are asked for and where the model is folded; without shapes it is read."""
+    model = nn.Sequential()
+    model.add_module(name, nn.Linear(4, 4))
+    model.add_module("norm", nn.BatchNorm1d(4))
+    x = torch.zeros(3, 4)
+    for call in (lambda: network(model, (x,)), lambda: fold(model, (x,))):
+        with pytest.raises(InputError, match="writes the names of layers into code") as error:
+            call()
+        assert "\n" not in str(error.value)
+        assert repr(name) in str(error.value)
+    assert network(model).steps[1].layer == name

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from evennorm.core.fold_plan import Folded, Plan, plan
 from evennorm.core.folding import ScaleShift
 from evennorm.core.network import Role, Step
-from evennorm.errors import ArgumentError, first_line
+from evennorm.errors import ArgumentError, EvennormError, first_line
 from evennorm.torch.conversion.places import checked
 from evennorm.torch.conversion.steps import is_watched
 from evennorm.torch.linear import Describer, write
@@ -65,7 +65,7 @@ def fold(model: nn.Module, inputs: Sequence[Any], others: Sequence[Sequence[Any]
         ) from error
     try:
         views = [_View.of(model, example) for example in (inputs, *others)]
-    except ArgumentError:
+    except EvennormError:
         raise
     except Exception as error:
         raise ArgumentError(

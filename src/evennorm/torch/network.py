@@ -83,6 +83,7 @@ def read(model: nn.Module, inputs: Sequence[Any] = ()) -> Reading:
 
 def propagate(model: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> None:
     """Notes shapes at the nodes; in evaluation, so that no statistic moves."""
+    _check_names(model)
     modes = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in modes:
@@ -95,6 +96,19 @@ def propagate(model: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> None:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _check_names(model: nn.Module) -> None:
+    """
+    Raises:
+        InputError: the name of a layer is no text that torch.fx can write into the code that it makes of a graph.
+    """
+    for path, _ in model.named_modules():
+        if not path.isprintable() or '"' in path or "\\" in path:
+            raise InputError(
+                f"torch.fx writes the names of layers into code, where line breaks, other control characters, quotes and "
+                f"backslashes break it; received a layer named {path!r}; rename it"
+            )
 
 
 def _unfit(inputs: Sequence[Any], error: Exception) -> InputError:

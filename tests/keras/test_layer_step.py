@@ -15,6 +15,9 @@ from evennorm.keras import BatchNormalization
 SCRIPT = runpy.run_path(str(Path(__file__).resolve().parents[2] / "benchmarks" / "layer_step.py"))
 
 
+NONE = "On jax no difference shows: a step takes"
+
+
 def result(none: list[float], theirs: list[float], ours: list[float]) -> dict:
     found = {"shape": [64, 48, 48, 1], "dtype": "float32", "compiled": True, "processes": 1}
     found["milliseconds"] = {"none": none, "keras": theirs, "ours": ours}
@@ -52,13 +55,16 @@ def test_steps_take_turns() -> None:
 @pytest.mark.parametrize(
     ("ours", "sentence"),
     [
-        ([30.0] * 6, "On jax evennorm is slower: a step takes 1.50 times as long as with Keras's layer."),
-        ([10.0] * 6, "On jax evennorm is faster: a step takes 0.50 times as long as with Keras's layer."),
+        ([30.0] * 6, "On jax evennorm is slower: a step takes 1.50 (1.50 to 1.50) times as long as with Keras's layer."),
+        ([10.0] * 6, "On jax evennorm is faster: a step takes 0.50 (0.50 to 0.50) times as long as with Keras's layer."),
         (
             [30.0] * 5 + [10.0],
-            "On jax no difference shows: a step takes 1.50 times as long with evennorm as with Keras's layer.",
+            f"{NONE} 1.50 (0.50 to 1.50) times as long with evennorm as with Keras's layer.",
         ),
-        ([20.0] * 6, "On jax no difference shows: a step takes 1.00 times as long with evennorm as with Keras's layer."),
+        (
+            [20.0] * 6,
+            f"{NONE} 1.00 (1.00 to 1.00) times as long with evennorm as with Keras's layer.",
+        ),
     ],
     ids=["slower", "faster", "one round of six disagrees", "the same"],
 )

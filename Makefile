@@ -8,6 +8,8 @@ WORKERS ?= 2 # processes that tests are spread over, of some 7 GB each
 SPREAD = -n $(WORKERS) --dist worksteal
 SLOWEST = --durations=20 --durations-min=2
 ROWS = # of grids: those that pyproject.toml chooses
+# The GPU kernels' tests have no conftest.py, which says this to all others and why.
+WAITING = OMP_WAIT_POLICY=passive OPENBLAS_NUM_THREADS=1
 PYTEST = TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest $(SPREAD) $(SLOWEST) $(ROWS)
 
 .DEFAULT_GOAL := help
@@ -42,7 +44,7 @@ TRITON_VERSION := $(shell grep -o 'triton==[0-9.]*' constraints.txt)
 GPU_TESTS := -m pytest --noconftest $(wildcard tests/contract/test_triton*.py)
 
 test-triton: $(VENV)/.installed ## Run the tests of the GPU kernels without a GPU.
-	@if [ -d $(TRITON) ]; then PYTHONPATH=$(TRITON) TRITON_INTERPRET=1 $(BIN)/python $(GPU_TESTS) $(SPREAD) $(SLOWEST) $(filter-out --hypothesis-profile=%,$(ROWS)); \
+	@if [ -d $(TRITON) ]; then PYTHONPATH=$(TRITON) TRITON_INTERPRET=1 $(WAITING) $(BIN)/python $(GPU_TESTS) $(SPREAD) $(SLOWEST) $(filter-out --hypothesis-profile=%,$(ROWS)); \
 	else echo "SKIPPED: the tests of the GPU kernels need Triton, which is not installed here: it is there for Linux on x86-64"; fi
 
 # On the GPU's own machine, with the Python that has its torch: no .venv, nothing built. Needs torch, triton, numpy and pytest.

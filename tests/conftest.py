@@ -9,7 +9,7 @@ from contextlib import suppress
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "agg")
-# Threads of torch and of NumPy's OpenBLAS spin while they wait, on cores that other tests need: a step may take 20 times as long.
+# Threads of torch and of NumPy's OpenBLAS spin while they wait, on cores that others need: a step may take 20 times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

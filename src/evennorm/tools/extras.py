@@ -7,7 +7,7 @@ from evennorm.errors import MissingExtra
 EXTRAS = {
     **dict.fromkeys(("click", "rich", "optuna", "sqlalchemy", "scipy", "matplotlib", "PIL", "safetensors"), "tools"),
     **dict.fromkeys(("keras", "h5py"), "keras"),
-    **{name: name for name in ("jax", "torch", "tensorflow", "flax", "torchmetrics", "timm", "torchvision")},
+    **{name: name for name in ("jax", "torch", "tensorflow", "flax", "torchmetrics")},
     "sklearn": "demo",
     "tensorboardX": "tensorboard",
     "triton": "gpu",

@@ -4,6 +4,7 @@
 // x comes first, then the other operands and the results, in the order of the enums below; of those that may be absent, `given` and
 // `wanted` have a bit each.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
 
 #include <algorithm>
 #include <array>
@@ -12,6 +13,7 @@
 #include <new>
 
 #include "batch_norm.h"
+#include "kept_memory.h"
 #include "pages.h"
 #include "xla/ffi/api/ffi.h"
 #include "xla_workers.h"
@@ -150,7 +152,8 @@ ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs re
         .epsilon = epsilon,
         .negative_slope = negative_slope,
     };
-    operations().forward(call, workers);
+    const Operations& kernels = operations();
+    ((wanted >> y & 1) != 0 ? kernels.forward : kernels.moments)(call, workers);
   });
 }
 
@@ -220,5 +223,10 @@ NB_MODULE(_xla, m) {
     targets["evennorm_backward"] = nb::capsule(reinterpret_cast<void*>(backward_handler));
     return targets;
   });
+  m.def("allocator", [] {
+    const Allocator found = allocator();
+    return nb::make_tuple(found.name, found.settable);
+  });
+  m.def("keep_memory", &keep_memory);
   m.def("set_num_threads", [](int threads) { thread_limit = std::max(0, threads); });
 }

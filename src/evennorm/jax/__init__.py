@@ -22,12 +22,13 @@ except ImportError as error:
 from evennorm.jax import lowering, synchronized
 from evennorm.jax.composed import Options
 from evennorm.jax.devices import AxisName, Devices
+from evennorm.jax.memory import KeptMemory, keep_memory, memory_kept
 from evennorm.jax.meshes import explicit_mesh, trained_by_xla
 from evennorm.jax.namespace import xp
 from evennorm.jax.primitives import STATISTICS, forward_p
 from evennorm.jax.varying import all_varying
 
-__all__ = ["Moments", "batch_norm", "engine", "normalize"]
+__all__ = ["KeptMemory", "Moments", "batch_norm", "engine", "keep_memory", "memory_kept", "normalize"]
 
 
 def __dir__() -> list[str]:

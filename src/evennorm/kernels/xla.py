@@ -42,6 +42,16 @@ def set_num_threads(threads: int) -> None:
         _xla.set_num_threads(threads)
 
 
+def allocator() -> tuple[str, bool]:
+    """Whose malloc serves this process, and whether `keep_memory` can set it; nobody's where the kernels are not built."""
+    return ("", False) if _xla is None else _xla.allocator()
+
+
+def keep_memory(keep: bool) -> bool:
+    """Have glibc keep what is freed, or give it back; False where it did not take the settings."""
+    return False if _xla is None else bool(_xla.keep_memory(keep))
+
+
 def places(names: tuple[str, ...], order: tuple[str, ...]) -> int:
     """Which of the arrays in `order` are there, one bit each, as the handlers read it.
 

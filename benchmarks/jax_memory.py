@@ -1,7 +1,7 @@
 """Measure what JAX gains on the CPU from memory that the C library keeps: whole training steps, and the layer alone.
 
-Writes benchmarks/results/jax-memory.json and, from it, docs/jax-memory.md. A setting holds for a process, so each way of treating
-freed memory has processes of its own, which alternate; within one, Keras's layer and ours take their steps in turns.
+Writes benchmarks/results/jax-memory.json and, from it, docs/jax-memory.md. A setting holds for a process, so each way of
+treating freed memory has processes of its own; within one, Keras's layer and ours take their steps in turns.
 """
 
 from __future__ import annotations
@@ -132,16 +132,23 @@ def _resident() -> float | None:
         return None
 
 
-def in_processes(options: list[str], processes: int) -> list[dict[str, Any]]:
-    """What processes of each way say, in turns."""
+def in_processes(options: list[str], processes: int, together: bool) -> list[dict[str, Any]]:
+    """What processes of each way say: in turns, or all ways together, so that other work meets them alike."""
     runs = []
     for _ in range(processes):
+        started = []
         for way, variables in WAYS.items():
             print(f"jax_memory: {way}", file=sys.stderr)
             around = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", **variables}
             command = [sys.executable, __file__, "--way", way, *options]
-            run = subprocess.run(command, env=around, stdout=subprocess.PIPE, text=True, check=True)
-            runs.append(json.loads(run.stdout.splitlines()[-1]))
+            started.append(subprocess.Popen(command, env=around, stdout=subprocess.PIPE, text=True))
+            if not together:
+                started[-1].wait()
+        for process in started:
+            out, _ = process.communicate()
+            if process.returncode:
+                sys.exit(process.returncode)
+            runs.append(json.loads(out.splitlines()[-1]))
     return runs
 
 
@@ -161,11 +168,12 @@ def _page(result: dict[str, Any]) -> Iterator[str]:
     alone = [what for what in runs[0]["milliseconds"] if what not in NETWORKS]
     variables = " ".join(f"{name}={value}" for name, value in WAYS["environment"].items())
     loads = [run["load before"] for run in runs if run["load before"] is not None]
+    order = "all ran at the same time" if result["together"] else "they alternate"
     yield from f"""# Memory that JAX gets back
 
-On the CPU, XLA takes the memory of results, and of all that lies between within a program, from malloc, and frees it after the
-step. glibc gives large pieces back to the system; the next step gets new pages, which are filled with zeros before
-anything is written to them. One call keeps them:
+On the CPU, XLA takes the memory of results, and of all that lies between within a program, from malloc, and frees it
+after the step. glibc gives large pieces back to the system; the next step gets new pages, which are filled with zeros
+before anything is written to them. One call keeps them:
 
 ```python
 from evennorm.jax import keep_memory
@@ -174,15 +182,16 @@ print(keep_memory())
 ```
 
 It says `glibc 2.36 keeps the memory that this process frees`, or why it could not: it sets three of glibc's thresholds
-(`mallopt`: `M_MMAP_MAX`, `M_TRIM_THRESHOLD`, `M_TOP_PAD`), for all of the process, at any time, and does nothing on another C
-library (musl, macOS, Windows) or with another malloc in its place (jemalloc by `LD_PRELOAD`). `memory_kept()` asks,
-`keep_memory(False)` undoes it and gives back at once what is free. **It costs resident memory**: the process stays as large as
-its largest moment, also between a large step and small ones.
+(`mallopt`: `M_MMAP_MAX`, `M_TRIM_THRESHOLD`, `M_TOP_PAD`), for all of the process, at any time, and does nothing on
+another C library (musl, macOS, Windows) or with another malloc in its place (jemalloc by `LD_PRELOAD`). `memory_kept()`
+asks, `keep_memory(False)` undoes it and gives back at once what is free. **It costs resident memory**: the process
+stays as large as its largest moment, also between a large step and small ones.
 
-This page is written by `python benchmarks/jax_memory.py`, from `benchmarks/results/jax-memory.json`. Times are medians with their
-95 % intervals, in milliseconds, from processes that alternate; within each, Keras's layer and ours take turns, and their ratio is
-taken within each turn, so that above 1 evennorm is faster. Load average before: {min(loads)} to {max(loads)} on {os.cpu_count()}
-cores: other work ran meanwhile, so that ratios say more here than times.
+This page is written by `python benchmarks/jax_memory.py`, from `benchmarks/results/jax-memory.json`. Times are medians
+with their 95 % intervals, in milliseconds; each way has a process of its own, and {order}. Within a process
+Keras's layer and ours take turns, and their ratio is taken within each turn, so that above 1 evennorm is faster. Load
+average before: {min(loads)} to {max(loads)} on {os.cpu_count()} cores. Where that is above the cores, other work ran
+meanwhile: times are then several times as long as on an idle machine, intervals wide, and ratios say more.
 
 ## Whole training steps
 
@@ -190,9 +199,13 @@ Keras's `train_on_batch` on JAX, float32, SGD:
 """.splitlines()
     yield ""
     columns = ["returned", "kept", "ratio, returned", "ratio, kept"]
-    yield "| network, input | " + " | ".join(
-        [*(f"{layer}, {way}" for way in columns[:2] for layer in LAYERS.values()), *columns[2:], "gain by keeping"]
-    ) + " |"
+    yield (
+        "| network, input | "
+        + " | ".join(
+            [*(f"{layer}, {way}" for way in columns[:2] for layer in LAYERS.values()), *columns[2:], "gain by keeping"]
+        )
+        + " |"
+    )
     yield "| --- |" + " ---: |" * 7
     for name, title in NETWORKS.items():
         if name in runs[0]["milliseconds"]:
@@ -213,14 +226,16 @@ Keras's `train_on_batch` on JAX, float32, SGD:
     yield from f"""
 ## Other ways
 
-- **The environment** does the same without a change to the program: `{variables}` set before it starts (the last column above).
-  glibc takes thresholds of more than 32 MB from the environment alone, which is why `keep_memory` sets `M_MMAP_MAX` instead.
-- **Huge pages**: `GLIBC_TUNABLES={HUGE["GLIBC_TUNABLES"]}`, set before the process starts, has glibc ask for them. Fewer pages are
-  filled then, but as many bytes; it goes together with `keep_memory`. The kernels ask for huge pages for their results anyway.
-- **Donated arguments** (`donate_argnums`) do not help. A donated dy may become dx only where the call says that the two are
-  one (`operand_output_aliases`); without that XLA copies dy first, and a step takes longer. With it, what goes on within a jitted program is the
-  same: XLA has already laid the intermediate arrays over each other, and a program of three layers asks for as many bytes
-  (128.5 MB at 32x56x56x64) with the alias as without. y has to be new in any case, since backward reads x again.
+- **The environment** does the same without a change to the program (the last column above), set before it starts:
+  `{variables}`. `mallopt` takes no such thresholds,
+  being limited to 32 MB by its manual; so `keep_memory` sets `M_MMAP_MAX`.
+- **Huge pages**: `GLIBC_TUNABLES={HUGE["GLIBC_TUNABLES"]}`, set before the process starts, has glibc ask for them. It goes
+  together with `keep_memory`. The kernels ask for huge pages for their own results anyway.
+- **Donated arguments** (`donate_argnums`) do not replace it. A donated dy may become dx only where the call says that the
+  two are one (`operand_output_aliases`); without that XLA copies dy first, and a step took about twice as long. With
+  the alias nothing changes within a jitted program: XLA has already laid the intermediate arrays over each other, and a
+  program of three layers asks for as many bytes (128.5 MB at 32x56x56x64) with it as without. y has to be new in any
+  case, since backward reads x again.
 - **A scratch result** of the call is a result like others: XLA takes it from malloc for each step, and gives it back.
 """.splitlines()
     yield ""
@@ -239,7 +254,8 @@ def _targets(runs: list[dict[str, Any]], alone: list[str]) -> Iterator[str]:
     """What was to be reached, and whether it is; arrays below 1 MB measure what a call costs, and do not count."""
     from evennorm.tools.bench.cases import LARGE, cases
 
-    counted = [case.place for case in cases(SHAPES) if case.bytes >= LARGE and case.place in alone] or alone
+    large = {case.place for case in cases("all") if case.bytes >= LARGE}
+    counted = [what for what in alone if what in large] or alone
     for way, (mean, worst) in TARGETS.items():
         found = {what: ratio(t["keras"], t["ours"]).value for what in counted for t in [joined(runs, way, what)]}
         slowest = min(found, key=found.__getitem__)
@@ -257,17 +273,20 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny arrays; prints the page and writes nothing")
     parser.add_argument("--way", choices=WAYS, help="measure one way in this process, and print JSON")
     parser.add_argument("--rounds", type=int, default=7, help="samples per process (default 7)")
+    parser.add_argument("--shapes", default=SHAPES, help="of the layer alone, as evennorm bench takes them")
+    parser.add_argument("--together", action="store_true", help="run the ways at the same time, not one after the other")
     parser.add_argument("--processes", type=int, default=2, help="of each way (default 2)")
     asked = parser.parse_args()
     if asked.way:
-        networks, shapes = (QUICK, "4x3x2x5") if asked.quick else (INPUTS, SHAPES)
+        networks, shapes = (QUICK, "4x3x2x5") if asked.quick else (INPUTS, asked.shapes)
         print(json.dumps(measured(asked.way, networks, shapes, asked.rounds)))
         return
     if asked.page:
         PAGE.write_text(page(json.loads(RESULT.read_text())))
         return
-    options = ["--rounds", str(asked.rounds), *(["--quick"] if asked.quick else [])]
-    result = {**environment(), "runs": in_processes(options, 1 if asked.quick else asked.processes)}
+    options = ["--rounds", str(asked.rounds), "--shapes", asked.shapes, *(["--quick"] if asked.quick else [])]
+    runs = in_processes(options, 1 if asked.quick else asked.processes, asked.together)
+    result = {**environment(), "together": asked.together, "runs": runs}
     if asked.quick:
         print(page(result))
         return

@@ -364,3 +364,61 @@ def test_arrays_that_lie_on_a_mesh(spec: Any, axis: Any, options: dict[str, Any]
             np.testing.assert_allclose(a, b, rtol=0, atol=3e-6 * max(1, abs(b).max()))
         if kind == AxisType.Explicit:
             assert got[0].sharding.is_equivalent_to(lying[0].sharding, 4)
+
+
+@pytest.mark.skipif(choose("jax", "float32") != "cpu", reason="the kernels are not built, or not wanted")
+@pytest.mark.parametrize(
+    ("spec", "axis", "activation", "exchanged"),
+    [
+        (P("d"), -1, "relu", [("all-gather", 3 * 8 + 1), ("all-reduce", 2 * 8)]),
+        (P("d"), 1, None, [("all-gather", 3 * 8 + 1), ("all-reduce", 2 * 8)]),
+        (P(None, "d"), 1, "leaky_relu", []),
+        (P(None, None, None, "d"), -1, None, []),
+        (P(), -1, "relu", []),
+    ],
+    ids=str,
+)
+def test_each_device_runs_the_kernels_on_its_part_of_an_array_that_lies(
+    spec: Any, axis: int, activation: str | None, exchanged: list[tuple[str, int]]
+) -> None:
+    """As one batch, with one exchange forward and one backward, and none where channels are spread."""
+    rng = np.random.default_rng(1)
+    samples, channels = 2 * DEVICES, 8
+    sizes = (samples, 3, 3, channels) if axis == -1 else (samples, channels, 3, 3)
+    given = {name: rng.normal(mean, 1, sizes).astype("float32") for name, mean in (("x", 100), ("dy", 0))}
+    given |= {name: rng.uniform(0.5, 1.5, channels).astype("float32") for name in ("gamma", "beta")}
+    options: dict[str, Any] = {"axis": axis, "activation": activation}
+    on_mesh = mesh()
+    lying = {name: jax.device_put(a, NamedSharding(on_mesh, P() if a.ndim == 1 else spec)) for name, a in given.items()}
+
+    def every(x: Any, gamma: Any, beta: Any, dy: Any) -> Any:
+        def forward(*inputs: Any) -> Any:
+            y, m = batch_norm(*inputs, **options)
+            return y, (m.mean + m.mean_low, m.variance)
+
+        y, back, moments = jax.vjp(forward, x, gamma, beta, has_aux=True)
+        return y, *moments, *back(dy)
+
+    inputs = [lying[name] for name in ("x", "gamma", "beta", "dy")]
+    if DEVICES in (2, 4):
+        assert collectives(every, *inputs) == exchanged
+    text = jax.jit(every).lower(*inputs).compile().as_text()
+    assert 'custom_call_target="evennorm_forward"' in text
+    assert 'custom_call_target="evennorm_backward"' in text
+    results = jax.jit(every)(*inputs)
+    if spec != P():
+        assert results[0].sharding.is_equivalent_to(inputs[0].sharding, 4)
+    got = dict(zip(("y", "mean", "variance", "d_x", "d_gamma", "d_beta"), map(np.asarray, results), strict=True))
+    wide = {name: a.astype(np.float64) for name, a in given.items()}
+    dy = wide.pop("dy")
+    y, m = even.batch_norm(**wide, **options)
+    g = even.batch_norm_gradient(dy, moments=m, **wide, **options)
+    expected = {
+        "y": y,
+        "mean": m.mean + m.mean_low,
+        "variance": m.variance,
+        "d_x": g.x,
+        "d_gamma": g.gamma,
+        "d_beta": g.beta,
+    }
+    assert_same(got, expected, 1e-6)

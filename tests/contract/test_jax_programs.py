@@ -14,6 +14,8 @@ import pytest
 from jax import export
 
 from evennorm.jax import batch_norm
+from evennorm.jax.composed import Options
+from evennorm.jax.primitives import STATISTICS, forward_p
 from evennorm.kernels import choose, xla
 
 CALL = "@evennorm_"
@@ -59,6 +61,28 @@ def test_a_mask_takes_the_composed_form() -> None:
     masked = jax.jit(lambda x: batch_norm(x, mask=np.ones((8, 5, 5), bool))[0])
     assert CALL not in masked.lower(x).as_text()
     assert CALL in jax.jit(lambda x: batch_norm(x)[0]).lower(x).as_text()
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(1, 300, 64, 1), (2, 6, 5, 9), (2, 3, 1, 4, 1), (1, 0, 3, 2)], ids=str)
+def test_statistics_alone_are_those_of_the_whole_pass(shape: tuple[int, ...], dtype: str) -> None:
+    """The same bits, without a y."""
+    x = jnp.asarray(np.random.default_rng(0).normal(50, 2, shape), dtype)
+
+    def run(*wanted: str) -> Any:
+        options = Options(1e-3, 1.0, "cpu")
+        return jax.jit(lambda x: forward_p.bind(x, given=("x",), linear=(), options=options, wanted=wanted))
+
+    alone = run(*STATISTICS)
+    assert CALL in alone.lower(x).as_text()
+    for a, b in zip(alone(x), run("y", *STATISTICS)(x)[1:], strict=True):
+        np.testing.assert_array_equal(a, b)
+    mean, low, variance = (np.asarray(a, np.float64) for a in alone(x))
+    exact = np.asarray(x, np.float64)
+    if exact.size:
+        np.testing.assert_allclose(mean + low, exact.mean((-3, -1)).reshape(mean.shape), rtol=1e-9)
+        np.testing.assert_allclose(variance, exact.var((-3, -1)).reshape(mean.shape), rtol=1e-6)
 
 
 def test_exported_programs_run_anywhere() -> None:

@@ -19,13 +19,13 @@ try:
 except ImportError as error:
     raise MissingExtra("evennorm.jax", "jax", error.name) from error
 
-from evennorm.jax import lowering, synchronized
+from evennorm.jax import lowering, partitioned, synchronized
 from evennorm.jax.composed import Options
 from evennorm.jax.devices import AxisName, Devices
 from evennorm.jax.memory import KeptMemory, keep_memory, memory_kept
 from evennorm.jax.meshes import explicit_mesh, trained_by_xla
 from evennorm.jax.namespace import xp
-from evennorm.jax.primitives import STATISTICS, forward_p
+from evennorm.jax.primitives import STATISTICS, backward_p, forward_p
 from evennorm.jax.varying import all_varying
 
 __all__ = ["KeptMemory", "Moments", "batch_norm", "engine", "keep_memory", "memory_kept", "normalize"]
@@ -50,6 +50,8 @@ def _train(
     options = Options(call.epsilon, call.negative_slope, choose("jax", x.dtype.name, training=True))
     if devices is not None and devices.number > 1:
         return synchronized.train(devices, options, arrays)
+    if options.kernel == "cpu":
+        partitioned.ask_for_devices(forward_p, backward_p)
     y, *statistics = forward_p.bind(
         *arrays.values(), given=tuple(arrays), linear=(), options=options, wanted=("y", *STATISTICS)
     )

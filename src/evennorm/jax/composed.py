@@ -75,7 +75,7 @@ def tangent(saved: Arrays, moving: Arrays, options: Options, wanted: Names) -> A
         t = t._replace(z=jnp.where(saved["alone"], 0.0 if rest is None else rest, 0.0 if t.z is None else t.z))
     z = t.z if "residual" not in wide else wide["residual"] if t.z is None else t.z + wide["residual"]
     z = xp.broadcast_to(z, xp.shape(x))
-    found = {"y": xp.astype(_gated(z, saved, options), xp.dtype(saved["x"])), "mean_low": t.mean, "variance": t.variance}
+    found = {"y": xp.astype(gated(z, saved, options), xp.dtype(saved["x"])), "mean_low": t.mean, "variance": t.variance}
     return {name: found[name] for name in wanted}
 
 
@@ -90,7 +90,7 @@ def backward(saved: Arrays, cotangents: Arrays, options: Options, wanted: Names)
     dy = reference.wide(xp, cotangents["y"])
     if mask is not None:
         dy = jnp.where(acting(xp, mask, reference.wide(xp, saved["x"]), dy), dy, 0.0)
-    dz = _gated(dy, saved, options)
+    dz = gated(dy, saved, options)
     if options.exchanged:
         return _backward_by_given(saved, dz, cotangents, options, wanted)
     gamma, beta = saved.get("gamma"), saved.get("beta")
@@ -155,7 +155,7 @@ def _statistics(saved: Arrays) -> Moments:
     return Moments(count, saved["mean"], saved["mean_low"], saved["variance"])
 
 
-def _gated(z: jax.Array, saved: Arrays, options: Options) -> jax.Array:
+def gated(z: jax.Array, saved: Arrays, options: Options) -> jax.Array:
     """`z` times the activation's derivative: by the signs that were kept, else by those of the normalized x."""
     if options.negative_slope == 1:
         return z

@@ -12,12 +12,13 @@ from functools import cache, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from evennorm.errors import reason_of
-from evennorm.jax import composed, primitives
+from evennorm.jax import composed, partitioned, primitives
 from evennorm.jax.composed import Names, Options
 from evennorm.kernels import parts, xla
 
@@ -62,7 +63,11 @@ def _register(primitive: Primitive, as_composed: Callable[..., Any], on_cpu: Cal
         ready = kernels_are_registered()
         if not ready:
             parts.warn_once("jax")
-        call = on_cpu(**params) if ready and _kernel_may_serve(ctx, params["given"], params["options"]) else None
+        serves = ready and _kernel_may_serve(ctx, params["given"], params["options"])
+        if serves and _spread_by_xla(ctx.module_context.axis_context):
+            call = _on_parts(ctx, **params)
+        else:
+            call = on_cpu(**params) if serves else None
         return (as_composed if call is None else call)(ctx, *operands, **({} if call else params))
 
     mlir.register_lowering(primitive, choose, platform="cpu")
@@ -70,9 +75,8 @@ def _register(primitive: Primitive, as_composed: Callable[..., Any], on_cpu: Cal
 
 def _kernel_may_serve(ctx: Any, given: Names, options: Options) -> bool:
     module = ctx.module_context
-    if options.kernel != "cpu" or "mask" in given or getattr(module.lowering_parameters, "for_export", False):
-        return False
-    return not _spread_by_xla(module.axis_context)
+    exported = getattr(module.lowering_parameters, "for_export", False)
+    return options.kernel == "cpu" and "mask" not in given and not exported
 
 
 def _spread_by_xla(axis_context: Any) -> bool:
@@ -80,6 +84,40 @@ def _spread_by_xla(axis_context: Any) -> bool:
     if manual is not None:
         return set(manual) != set(axis_context.mesh.axis_names)
     return getattr(axis_context, "num_devices", 1) != 1
+
+
+def _on_parts(ctx: Any, given: Names, linear: Names, options: Options, wanted: Names) -> Callable[..., Any] | None:
+    """The kernels on each device's part, where the mesh is known."""
+    context, x = ctx.module_context.axis_context, ctx.avals_in[0]
+    mesh = getattr(context, "abstract_mesh", None)
+    if mesh is None or mesh.empty or options.exchanged or not partitioned.serves(given, linear, wanted, x):
+        return None
+    cut = partitioned.backward if linear else partitioned.forward
+    target = _kernel_of(xla.BACKWARD if linear else xla.FORWARD, options)
+    return mlir.lower_fun(lambda *operands: list(cut(target, options, given, wanted)(*operands)), multiple_results=True)
+
+
+def _kernel_of(target: str, options: Options) -> partitioned.Kernel:
+    """A call of compiled code within a program that is traced."""
+    places = {
+        xla.FORWARD: (xla.FORWARD_GIVEN, xla.FORWARD_WANTED),
+        xla.BACKWARD: (xla.BACKWARD_GIVEN, xla.BACKWARD_WANTED),
+    }
+
+    def run(given: Names, arrays: composed.Arrays, wanted: Names) -> composed.Arrays:
+        x = arrays["x"]
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        groups, _, channel, _ = x.shape
+        row = jax.ShapeDtypeStruct((channel,), wide)
+        statistic = jax.ShapeDtypeStruct((groups, channel), wide)
+        like_x = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        types = {"gamma": row, "beta": row, "mean": statistic, "mean_low": statistic, "variance": statistic}
+        in_order, out_order = places[target]
+        attributes = _attributes((given[1:], in_order), (wanted, out_order), options)
+        call = jax.ffi.ffi_call(target, [types.get(name, like_x) for name in wanted])
+        return dict(zip(wanted, call(*(arrays[name] for name in given), **attributes), strict=True))
+
+    return run
 
 
 def _forward(given: Names, linear: Names, options: Options, wanted: Names) -> Callable[..., Any]:

@@ -41,8 +41,8 @@ def keep_memory(keep: bool = True) -> KeptMemory:
     With memory kept, the whole process stays as large as it once was; docs/limits.md has the gain and the cost.
 
     Sets glibc's M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD, for all threads and libraries of the process, at any time. Where
-    the C library or its malloc is another, or XLA's kernels are not built, it does nothing and says so. A second call changes
-    nothing more.
+    the C library or its malloc is another, or XLA's kernels are not built, it does nothing and says so. A second call
+    changes nothing more.
 
     Args:
         keep: False gives back at once what is free, and from then on what is freed, as glibc does by itself, except that its

@@ -299,6 +299,8 @@ def page(result: dict[str, Any]) -> str:
         *jax_table(result["jax"]),
         "",
         *jax_conclusion(result["jax"]),
+        "[`evennorm.jax.keep_memory()`](jax-memory.md) keeps it from within a program, at the cost of resident memory.",
+        "",
         sentence(result),
     ]
     return "\n".join([*lines, ""])

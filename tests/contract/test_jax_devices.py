@@ -28,7 +28,7 @@ def environment(devices: int) -> dict[str, str]:
     return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
-@pytest.mark.parametrize(("devices", "chosen"), [(2, "as_one or value or lie"), (4, ""), (5, "as_one or masks or groups")])
+@pytest.mark.parametrize(("devices", "chosen"), [(2, "as_one or value"), (4, ""), (5, "as_one or masks or groups")])
 def test_on_several_devices(devices: int, chosen: str, pytestconfig: pytest.Config) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen]
     command += ["-m", pytestconfig.getoption("markexpr"), "tests/contract/on_jax_devices.py"]

@@ -1,8 +1,8 @@
 """What the primitives become in a program: calls of the compiled kernels on CPU, the composed form everywhere else.
 
 The composed form also serves masks, programs that are exported (they run anywhere, and may hold no calls that only this
-package knows), and arrays that XLA itself spreads over several devices, which it can do to the parts of the composed form
-alone. Inside `shard_map` every device has its own array, and the kernels serve.
+package knows), and some arrays that XLA itself spreads over several devices; `partitioned` has the others. Inside
+`shard_map` every device has its own array, and the kernels serve.
 """
 
 from __future__ import annotations

@@ -34,6 +34,10 @@ WAYS: dict[str, dict[str, str]] = {
 }
 """What happens to freed memory: what glibc does by itself; `keep_memory()`; variables when the process starts."""
 
+MISSING = """\
+Whole training steps have not been measured yet on a machine that does nothing else: `python benchmarks/jax_memory.py`
+does it, and writes this page. [limits.md](limits.md#jax) has the layer alone, with memory kept by the environment."""
+
 HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Has glibc ask for huge pages, from the start of a process on."""
 
@@ -165,11 +169,8 @@ def page(result: dict[str, Any]) -> str:
 
 def _page(result: dict[str, Any]) -> Iterator[str]:
     runs = result["runs"]
-    alone = [what for what in runs[0]["milliseconds"] if what not in NETWORKS]
     variables = " ".join(f"{name}={value}" for name, value in WAYS["environment"].items())
-    loads = [run["load before"] for run in runs if run["load before"] is not None]
-    order = "all ran at the same time" if result["together"] else "they alternate"
-    yield from f"""# Memory that JAX gets back
+    yield from """# Memory that JAX gets back
 
 On the CPU, XLA takes the memory of results, and of all that lies between within a program, from malloc, and frees it
 after the step. glibc gives large pieces back to the system; the next step gets new pages, which are filled with zeros
@@ -186,10 +187,38 @@ It says `glibc 2.36 keeps the memory that this process frees`, or why it could n
 another C library (musl, macOS, Windows) or with another malloc in its place (jemalloc by `LD_PRELOAD`). `memory_kept()`
 asks, `keep_memory(False)` undoes it and gives back at once what is free. **It costs resident memory**: the process
 stays as large as its largest moment, also between a large step and small ones.
+""".splitlines()
+    yield ""
+    yield from _figures(result) if runs else MISSING.splitlines()
+    yield from f"""
+## Other ways
 
+- **The environment** does the same without a change to the program, set before it starts:
+  `{variables}`. `mallopt` takes no such thresholds,
+  being limited to 32 MB by its manual; so `keep_memory` sets `M_MMAP_MAX`.
+- **Huge pages**: `GLIBC_TUNABLES={HUGE["GLIBC_TUNABLES"]}`, set before the process starts, has glibc ask for them. It goes
+  together with `keep_memory`. The kernels ask for huge pages for their own results anyway.
+- **Donated arguments** (`donate_argnums`) do not replace it. A donated dy may become dx only where the call says that the
+  two are one (`operand_output_aliases`); without that XLA copies dy first, and a step takes longer. With
+  the alias nothing changes within a jitted program: XLA has already laid the intermediate arrays over each other, and a
+  program of several layers asks for as many bytes with it as without. y has to be new in any case, since
+  backward reads x again.
+- **A scratch result** of the call is a result like others: XLA takes it from malloc for each step, and gives it back.
+""".splitlines()
+    if runs:
+        yield ""
+        yield sentence(result)
+
+
+def _figures(result: dict[str, Any]) -> Iterator[str]:
+    runs = result["runs"]
+    alone = [what for what in runs[0]["milliseconds"] if what not in NETWORKS]
+    loads = [run["load before"] for run in runs if run["load before"] is not None]
+    order = "all ran at the same time" if result["together"] else "they alternate"
+    yield from f"""\
 This page is written by `python benchmarks/jax_memory.py`, from `benchmarks/results/jax-memory.json`. Times are medians
-with their 95 % intervals, in milliseconds; each way has a process of its own, and {order}. Within a process
-Keras's layer and ours take turns, and their ratio is taken within each turn, so that above 1 evennorm is faster. Load
+with their 95 % intervals, in milliseconds; each way has a process of its own, and {order}. Within a
+process Keras's layer and ours take turns, and their ratio is taken within each turn, so that above 1 evennorm is faster. Load
 average before: {min(loads)} to {max(loads)} on {os.cpu_count()} cores. Where that is above the cores, other work ran
 meanwhile: times are then several times as long as on an idle machine, intervals wide, and ratios say more.
 
@@ -223,23 +252,6 @@ Keras's `train_on_batch` on JAX, float32, SGD:
         yield from _layer_table(runs, alone)
         yield ""
         yield from _targets(runs, alone)
-    yield from f"""
-## Other ways
-
-- **The environment** does the same without a change to the program (the last column above), set before it starts:
-  `{variables}`. `mallopt` takes no such thresholds,
-  being limited to 32 MB by its manual; so `keep_memory` sets `M_MMAP_MAX`.
-- **Huge pages**: `GLIBC_TUNABLES={HUGE["GLIBC_TUNABLES"]}`, set before the process starts, has glibc ask for them. It goes
-  together with `keep_memory`. The kernels ask for huge pages for their own results anyway.
-- **Donated arguments** (`donate_argnums`) do not replace it. A donated dy may become dx only where the call says that the
-  two are one (`operand_output_aliases`); without that XLA copies dy first, and a step took about twice as long. With
-  the alias nothing changes within a jitted program: XLA has already laid the intermediate arrays over each other, and a
-  program of three layers asks for as many bytes (128.5 MB at 32x56x56x64) with it as without. y has to be new in any
-  case, since backward reads x again.
-- **A scratch result** of the call is a result like others: XLA takes it from malloc for each step, and gives it back.
-""".splitlines()
-    yield ""
-    yield sentence(result)
 
 
 def _layer_table(runs: list[dict[str, Any]], alone: list[str]) -> Iterator[str]:
@@ -282,7 +294,7 @@ def main() -> None:
         print(json.dumps(measured(asked.way, networks, shapes, asked.rounds)))
         return
     if asked.page:
-        PAGE.write_text(page(json.loads(RESULT.read_text())))
+        PAGE.write_text(page(json.loads(RESULT.read_text()) if RESULT.exists() else {"runs": []}))
         return
     options = ["--rounds", str(asked.rounds), "--shapes", asked.shapes, *(["--quick"] if asked.quick else [])]
     runs = in_processes(options, 1 if asked.quick else asked.processes, asked.together)

@@ -218,9 +218,10 @@ def _figures(result: dict[str, Any]) -> Iterator[str]:
     yield from f"""\
 This page is written by `python benchmarks/jax_memory.py`, from `benchmarks/results/jax-memory.json`. Times are medians
 with their 95 % intervals, in milliseconds; each way has a process of its own, and {order}. Within a
-process Keras's layer and ours take turns, and their ratio is taken within each turn, so that above 1 evennorm is faster. Load
-average before: {min(loads)} to {max(loads)} on {os.cpu_count()} cores. Where that is above the cores, other work ran
-meanwhile: times are then several times as long as on an idle machine, intervals wide, and ratios say more.
+process Keras's layer and ours take turns, and their ratio is taken within each turn, so that above 1 evennorm is faster.
+Load average before: {min(loads)} to {max(loads)} on {os.cpu_count()} cores. Where that is above the
+cores, other work ran meanwhile: times are then several times as long as on an idle machine, intervals wide, and
+ratios say more.
 
 ## Whole training steps
 

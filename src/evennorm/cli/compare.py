@@ -221,7 +221,14 @@ def remembered_interrupts() -> Iterator[Callable[[], None]]:
 
 def _check_folder(out: Path, inputs: dict[str, str], force: bool) -> None:
     refuse_inputs(out, inputs, "--out")
-    names = {"runs.csv": ".csv", "summary.json": ".json", "curves.png": ".png", "best.keras": ".keras"}
+    names = {
+        "runs.csv": ".csv",
+        "summary.json": ".json",
+        "curves.png": ".png",
+        "best.keras": ".keras",
+        "best.pt2": ".pt2",
+        "best.pt": ".pt",
+    }
     check_outputs([Output("--out", out / name, (suffix,)) for name, suffix in names.items() if out.is_dir()], inputs, force)
 
 

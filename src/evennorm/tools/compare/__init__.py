@@ -195,9 +195,9 @@ def compare(
 def with_model(comparison: Comparison, trainer: Any) -> Comparison:
     """The comparison with the model that it hands over, trained where it is not there yet; none where no run has learned.
 
-    Of Keras models that are judged by their accuracy in classes; of others none is handed over.
+    Of models that are judged by their accuracy in classes; of others none is handed over.
     """
-    if (comparison.settings.framework, comparison.settings.metric) != ("keras", "accuracy"):
+    if comparison.settings.metric != "accuracy":
         return comparison
     from evennorm.tools.compare import best
 

@@ -27,6 +27,7 @@ from evennorm.tools.interrupts import stop_if_interrupted
 
 if TYPE_CHECKING:
     from evennorm.tools.compare.data import Data
+    from evennorm.tools.compare.torch_train import TorchTrainer
     from evennorm.tools.compare.train import Record, Trainer
 
 TRIES = 3
@@ -126,7 +127,7 @@ def _why(best: str, settings: Settings, race: Race) -> str:
     return f"{by}; that it is better than all others could not be shown"
 
 
-def hand_over(trainer: Trainer, fingerprint: Mapping[str, Any], choice: Choice) -> Best:
+def hand_over(trainer: Trainer | TorchTrainer, fingerprint: Mapping[str, Any], choice: Choice) -> Best:
     """Writes the model of `choice` into the folder of the results, unless the one there was made by the same choice.
 
     Several processes that end at the same moment write one model: who comes second waits, and finds it.
@@ -155,18 +156,19 @@ def told(values: Mapping[str, Any]) -> Best:
     return Best(**{**values, "choice": made, "files": tuple(values["files"])})
 
 
-def _trained(trainer: Trainer, choice: Choice, key: str) -> Best:
+def _trained(trainer: Any, choice: Choice, key: str) -> Best:
     data = together(trainer.unchanged)
     settings = replace(trainer.settings, epochs=choice.epochs, until_flat=False)
     other = type(trainer)(settings, data, trainer.architecture)
     for repeat in range(TRIES):
-        record = other.train(Run(choice.placement, choice.learning_rate, repeat), stop_if_interrupted)
+        model, record = other.trained(Run(choice.placement, choice.learning_rate, repeat), stop_if_interrupted)
         if record.learned:
             break
     right, count = round(record.test_accuracy[-1] * len(data.x_test)), len(data.x_test)
     low, high = share_interval(right, count)
-    model = other.model_of(choice.placement)
-    findings, unchecked = _checked(model, other.data, settings.batch_size)
+    if settings.framework == "torch":
+        model = model.cpu().eval()
+    findings, unchecked = _checked(model, other, settings)
     best = Best(
         handed.names(settings),
         choice,
@@ -179,7 +181,7 @@ def _trained(trainer: Trainer, choice: Choice, key: str) -> Best:
         findings,
         unchecked,
     )
-    handed.write(settings, model, key, asdict(best), data.input_shape)
+    handed.write(settings, model, key, asdict(best), other)
     return best
 
 
@@ -205,16 +207,16 @@ def share_interval(right: int, count: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def _checked(model: Any, data: Data, batch_size: int) -> tuple[list[dict[str, Any]], str | None]:
+def _checked(model: Any, trainer: Any, settings: Settings) -> tuple[list[dict[str, Any]], str | None]:
     """What `evennorm check` says of the model on training batches."""
     from evennorm.tools.check import check
 
-    count = min(CHECKED_BATCHES, len(data.x_train) // batch_size)
-    ends = [(index * batch_size, (index + 1) * batch_size) for index in range(count)]
+    data, size = trainer.data, settings.batch_size
+    count = min(CHECKED_BATCHES, len(data.x_train) // size)
+    x = trainer.example(count * size) if settings.framework == "torch" else data.x_train
+    ends = [(index * size, (index + 1) * size) for index in range(count)]
     try:
-        report = check(
-            model, [(data.x_train[low:high], data.y_train[low:high]) for low, high in ends], batch_size=batch_size
-        )
+        report = check(model, [(x[low:high], data.y_train[low:high]) for low, high in ends], batch_size=size)
     except EvennormError as error:
         return [], first_line(error)
     return [finding.as_dict() for finding in report.findings], None

@@ -54,7 +54,7 @@ class TorchTrainer:
         check_batch(settings, data)
         self.settings = settings
         self.architecture = architecture
-        self.data = data
+        self.data = self.unchanged = data
         self.device = torch.device(settings.device or "cpu")
         self._measured = measured_by(settings.measure, settings.task, "torch", data.y_test, data.classes)
         if self.device.type == "cuda":  # on the processor all operations are
@@ -106,6 +106,10 @@ class TorchTrainer:
             after_epoch()
         validation = self.judge(model, self.data.x_validation, self.data.y_validation)
         return model, Record(**epochs, validation_accuracy=validation.value, diverged=not finite, learned=learned)
+
+    def example(self, count: int) -> torch.Tensor:
+        """The first training samples as the model takes them, on the processor."""
+        return self._batch(self.data.x_train[:count]).cpu()
 
     def judge(self, model: nn.Module, x: np.ndarray, y: np.ndarray) -> Judgement:
         """Metric and loss in inference mode."""

@@ -129,6 +129,11 @@ class Trainer:
         outputs = model.predict(x, batch_size=min(len(x), EVALUATION_BATCH), verbose=0)
         return judged(self.settings.task, self._measured, y, outputs, ends_in_logits(model))
 
+    def trained(self, run: Run, after_epoch: Callable[[], None] = lambda: None) -> tuple[keras.Model, Record]:
+        """The model, until the next run of its placement, and what it showed."""
+        record = self.train(run, after_epoch)
+        return self.model_of(run.placement), record
+
     def model_of(self, placement: str) -> keras.Model:
         """The model of a placement, as its last training left it."""
         return self._compiled[placement][0]

@@ -74,6 +74,8 @@ class Study:
         self._plan = plan or (lambda records: settings.runs)
         self._tell = notice
         self._lost_at: float | None = None
+        self._turn: tuple[Any, float] = None, 0.0
+        """Who asked last to enqueue, and since when that is known here."""
         self._seen: dict[int, tuple[Any, float]] = {}
         """The last beats of running trials, and when they were first seen: no clock of another machine is asked."""
         with self._storage_errors():
@@ -132,6 +134,12 @@ class Study:
         Twenty that begin together would enqueue every run twenty times. None is trained twice for that, but a hundred runs
         took minutes to sort out.
         """
+        turn = self._study.user_attrs.get(TURN)
+        if turn not in (None, token()):  # leave the one that asked last its time, or all ask for ever
+            if self._turn[0] != turn:
+                self._turn = turn, time.monotonic()
+            if time.monotonic() - self._turn[1] < 3 * TURN_SECONDS:
+                return False
         self._study.set_user_attr(TURN, token())
         time.sleep(TURN_SECONDS)
         return bool(self._study.user_attrs.get(TURN) == token())

@@ -103,7 +103,7 @@ PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   if (by_batch && tracks) {
     if (!mean.defined()) Py_RETURN_NONE;
     mean_low = own.tensor(buffers, names.running_mean_low);
-    skipped = own.tensor(buffers, names.refused_batches);
+    skipped = own.tensor(buffers, names.skipped_batches);
     batches = own.tensor(buffers, names.num_batches_tracked);
     if (!own.usual || !row(mean_low, channels, computed) || !counter(skipped) || (batches.defined() && !counter(batches))) Py_RETURN_NONE;
   }
@@ -238,7 +238,7 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT, EVENNORM_MODULE_NAME, nullptr, 
 PyObject* initialized() {
   const auto intern = [](const char* name) { return PyUnicode_InternFromString(name); };
   names = {intern("_parameters"), intern("_buffers"), intern("weight"), intern("bias"), intern("running_mean"), intern("running_var"),
-           intern("running_mean_low"), intern("refused_batches"), intern("num_batches_tracked"), intern("training"),
+           intern("running_mean_low"), intern("skipped_batches"), intern("num_batches_tracked"), intern("training"),
            intern("track_running_stats"), intern("eps"), intern("momentum"), intern("activation"), intern("negative_slope"),
            intern("virtual_batch_size"), intern("memory")};
   ordinary = at::detail::empty_cpu({1}, at::kFloat).key_set();

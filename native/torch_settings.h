@@ -12,7 +12,7 @@ namespace evennorm {
 
 // Names of attributes.
 struct Names {
-  PyObject *parameters, *buffers, *weight, *bias, *running_mean, *running_var, *running_mean_low, *refused_batches, *num_batches_tracked,
+  PyObject *parameters, *buffers, *weight, *bias, *running_mean, *running_var, *running_mean_low, *skipped_batches, *num_batches_tracked,
       *training, *track_running_stats, *eps, *momentum, *activation, *negative_slope, *virtual_batch_size, *memory;
 };
 inline Names names;

@@ -44,7 +44,7 @@ def test_a_model_is_measured_and_left_as_it_was() -> None:
     assert found.gained > 0
     assert re.search(r"normalize +1 x 5001 x 24 x 1 .* ms .* ms +\d+ x \d+ programs, \d+ warps", str(found))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert model[0].refused_batches.item() == 0
+    assert model[0].skipped_batches.item() == 0
     assert torch.equal(torch.random.get_rng_state(), drawn)
     assert not any(module.training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -239,7 +239,7 @@ def test_an_empty_batch_changes_no_statistic(masked: bool) -> None:
     jax.tree.map(np.testing.assert_array_equal, state_of(ours), before)
 
 
-def test_refused_batches_are_told_to_who_captures() -> None:
+def test_skipped_batches_are_told_to_who_captures() -> None:
     ours, _ = pair(2)
     run = nnx.capture(lambda module, x: module(x), nnx.Intermediate)
     x = data((4, 2))

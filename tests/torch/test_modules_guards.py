@@ -32,7 +32,7 @@ def test_a_batch_that_is_not_finite(momentum: float | None, compiled: bool) -> N
         assert not torch.isfinite(run(poisoned([torch.nan, torch.inf, -torch.inf][k]))).all()
         for key, value in before.items():
             assert torch.equal(module.state_dict()[key], value)
-    assert int(module.refused_batches) == 3
+    assert int(module.skipped_batches) == 3
     # As torch counts, but where the count is the weight of the plain average.
     assert int(module.num_batches_tracked) == (3 if momentum is None else 6)
     torch.testing.assert_close(module.running_mean, witness.running_mean, rtol=1e-5, atol=1e-6)
@@ -46,7 +46,7 @@ def test_batches_that_hold_nothing(compiled: bool) -> None:
     run = torch.compile(module, fullgraph=True, dynamic=False) if compiled else module
     run(torch.randn(0, 4, 3, 2))
     run(torch.randn(6, 4, 3, 2), mask=torch.zeros(6, 3, 2, dtype=torch.bool))
-    assert int(module.refused_batches) == 2
+    assert int(module.skipped_batches) == 2
     assert not module.running_mean.any()
     assert (module.running_var == 1).all()
 
@@ -61,7 +61,7 @@ def test_a_channel_without_two_values_keeps_its_variance() -> None:
     np.testing.assert_allclose(array(module.running_var)[0], 0.9 + 0.1 * array(x)[:, 0].var(ddof=1), rtol=1e-6)
     np.testing.assert_allclose(array(module.running_mean)[1], 0.1 * array(x)[0, 1], rtol=1e-6)
     assert module.running_var[1] == 1
-    assert int(module.refused_batches) == 0
+    assert int(module.skipped_batches) == 0
 
 
 def test_scaled_gradients_that_overflow() -> None:
@@ -79,7 +79,7 @@ def test_scaled_gradients_that_overflow() -> None:
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
-    assert int(model[1].refused_batches) == 1
+    assert int(model[1].skipped_batches) == 1
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     assert scaler.get_scale() == 2.0
 

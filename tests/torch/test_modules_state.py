@@ -79,10 +79,10 @@ def test_what_does_not_fit_is_refused_as_by_torch(strict: bool) -> None:
 def test_loading_forgets_what_belonged_to_other_statistics() -> None:
     module = trained(ours.BatchNorm2d(4, momentum=None))
     module(torch.full((6, 4, 3, 2), torch.nan))
-    assert int(module.refused_batches) == 1
+    assert int(module.skipped_batches) == 1
     assert module.running_mean_low.any()
     module.load_state_dict(nn.BatchNorm2d(4).state_dict())
-    assert int(module.refused_batches) == 0
+    assert int(module.skipped_batches) == 0
     assert not module.running_mean_low.any()
     trained(module)
     theirs = trained(nn.BatchNorm2d(4, momentum=None))
@@ -103,7 +103,7 @@ def test_copies_go_on_where_the_module_stood(how: str) -> None:
         file.seek(0)
         other = torch.load(file, weights_only=False)
     assert repr(other) == repr(module)
-    assert int(other.refused_batches) == 1
+    assert int(other.skipped_batches) == 1
     trained(module), trained(other)
     for (key, a), (_, b) in zip(module.named_buffers(), other.named_buffers(), strict=True):
         torch.testing.assert_close(b, a, rtol=0, atol=0, msg=key)
@@ -173,7 +173,7 @@ def initialized_by_hand(module: nn.Module, state: dict[str, torch.Tensor], how: 
 def filled(module: nn.Module, value: float, refused: int) -> None:
     with torch.no_grad():
         module.running_mean_low.fill_(value)
-        module.refused_batches.fill_(refused)
+        module.skipped_batches.fill_(refused)
 
 
 @pytest.mark.parametrize("composed", [False, True])
@@ -213,14 +213,14 @@ def test_memory_from_to_empty_is_written_to() -> None:
     """Another module's memory may lie there; what is derived is 0, and what was known stays."""
     module = ours.BatchNorm2d(4, device="meta").to_empty(device="cpu")
     assert not module.running_mean_low.any()
-    assert int(module.refused_batches) == 0
+    assert int(module.skipped_batches) == 0
     module.reset_parameters()
     module(torch.full((6, 4, 3, 2), torch.nan))
     trained(module)
     low = module.running_mean_low.clone()
     module.double().float().to_empty(device="cpu")
     assert torch.equal(module.running_mean_low, low)
-    assert int(module.refused_batches) == 1
+    assert int(module.skipped_batches) == 1
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
@@ -231,7 +231,7 @@ def test_a_checkpoint_holds_all_that_the_next_step_needs(momentum: float | None)
     for x in good[:3]:
         one(x)
         one(torch.full((6, 4, 3, 2), torch.nan))
-    assert int(one.refused_batches) == 3
+    assert int(one.skipped_batches) == 3
     two.load_state_dict(one.state_dict())
     theirs.load_state_dict(one.state_dict())
     for x in good[3:]:
@@ -248,7 +248,7 @@ def test_memory_given_later() -> None:
     module = ours.BatchNorm2d(4, device="meta").to_empty(device="cpu")
     module.reset_parameters()
     torch.testing.assert_close(dict(trained(module).state_dict()), dict(trained(ours.BatchNorm2d(4)).state_dict()))
-    assert int(module.refused_batches) == 0
+    assert int(module.skipped_batches) == 0
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

@@ -72,7 +72,7 @@ def test_no_elements(shape) -> None:
     y = module(torch.zeros(shape, requires_grad=True))
     y.sum().backward()
     assert y.shape == shape
-    assert (int(module.num_batches_tracked), int(module.refused_batches)) == (1, 1)
+    assert (int(module.num_batches_tracked), int(module.skipped_batches)) == (1, 1)
     assert not module.weight.grad.any()
     assert torch.equal(module.running_var, torch.ones(4))
 

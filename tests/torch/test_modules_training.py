@@ -188,5 +188,5 @@ def test_distributed_data_parallel(tmp_path: Path) -> None:
         expected(torch.randn(8, 3, generator=torch.Generator().manual_seed(step)))
     np.testing.assert_allclose(buffers[0]["0.running_mean"], expected.running_mean.numpy(), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(buffers[0]["0.running_var"], expected.running_var.numpy(), rtol=1e-5)
-    assert buffers[0]["0.refused_batches"] == 1
+    assert buffers[0]["0.skipped_batches"] == 1
     assert buffers[0]["0.num_batches_tracked"] == buffers[1]["0.num_batches_tracked"] == 3

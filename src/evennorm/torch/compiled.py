@@ -261,7 +261,7 @@ def forward(module: _BatchNorm, input: Tensor, residual: Tensor | None, slope: f
     normalize = _batch_norm if exporting else batch_norm
     y, shift, rest, variance = normalize(input, module.weight, module.bias, residual, [1], module.eps, slope, None)
     if updates:
-        buffers = module.running_mean, module.running_mean_low, module.running_var, module.refused_batches
+        buffers = module.running_mean, module.running_mean_low, module.running_var, module.skipped_batches
         count = input.numel() // input.shape[1]
         # By the device's type: `is_cpu` would be a node of the graph.
         on_cpu = native.AVAILABLE and not exporting and input.device.type == "cpu"

@@ -205,11 +205,11 @@ class _BatchNorm(batchnorm._BatchNorm):
             low = UninitializedBuffer(**like) if is_lazy(mean) else torch.zeros(mean.shape, **like)
             refused = torch.zeros((), dtype=torch.long, device=mean.device)
         self.register_buffer("running_mean_low", low, persistent=False)
-        self.register_buffer("refused_batches", refused, persistent=False)
+        self.register_buffer("skipped_batches", refused, persistent=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """What casts, moves and `to_empty` run: the latter gives memory that nobody has written to."""
-        names = ("running_mean_low", "refused_batches")
+        names = ("running_mean_low", "skipped_batches")
         before = {name: self._buffers.get(name) for name in names}
         super()._apply(fn, recurse)
         for name, old in before.items():
@@ -232,7 +232,7 @@ class _BatchNorm(batchnorm._BatchNorm):
             self._register_bookkeeping()
         else:
             low.zero_()
-            self.refused_batches.zero_()
+            self.skipped_batches.zero_()
 
     def reset_running_stats(self) -> None:
         super().reset_running_stats()
@@ -319,9 +319,9 @@ class BatchNorm2d(_BatchNorm, batchnorm.BatchNorm2d):
         slope: for a module without an activation, the slope below zero of one that this call applies: 0 for relu.
 
     A batch that would poison the running statistics (NaN or infinity in any channel, no values, everything masked) leaves
-    them as they were; the buffer `refused_batches` counts such batches. `num_batches_tracked` counts every batch, and with
+    them as they were; the buffer `skipped_batches` counts such batches. `num_batches_tracked` counts every batch, and with
     `momentum=None` those that the average holds. A forward pass that activation checkpointing takes again updates nothing.
-    `refused_batches` and `running_mean_low`, which keeps what rounding took from the running mean, stand in no state_dict.
+    `skipped_batches` and `running_mean_low`, which keeps what rounding took from the running mean, stand in no state_dict.
 
     Raises:
         ValueError: a rank, an argument, a mask or a ghost batch that does not fit; one value per channel in training.
@@ -336,7 +336,7 @@ class BatchNorm2d(_BatchNorm, batchnorm.BatchNorm2d):
         >>> module = BatchNorm2d(3, activation="relu")
         >>> x = torch.randn(8, 3, 5, 5)
         >>> y = module(x, residual=x)
-        >>> bool((y >= 0).all()), int(module.num_batches_tracked), int(module.refused_batches)
+        >>> bool((y >= 0).all()), int(module.num_batches_tracked), int(module.skipped_batches)
         (True, 1, 0)
         >>> _ = torch.nn.BatchNorm2d(3).load_state_dict(module.state_dict())
     """

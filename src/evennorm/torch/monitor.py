@@ -93,5 +93,5 @@ def monitor(model: nn.Module, to: To, every: int = EVERY) -> Monitor:
 
 
 def _skipped(module: nn.Module) -> int | None:
-    skipped = getattr(module, "refused_batches", None)
+    skipped = getattr(module, "skipped_batches", None)
     return None if skipped is None else int(skipped)

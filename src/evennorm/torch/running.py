@@ -31,13 +31,13 @@ def for_kernel(module: _BatchNorm, mean: Tensor | None, variance: Tensor | None)
     decay = None if momentum is None else 1.0 - momentum
     if batches is None and momentum is None:
         decay = 1.0  # without a count nothing moves, as in torch
-    low, skipped = buffers.get("running_mean_low"), buffers.get("refused_batches")
+    low, skipped = buffers.get("running_mean_low"), buffers.get("skipped_batches")
     return mean, low, variance, decay, True, batches, skipped
 
 
 def _fit_bookkeeping(module: _BatchNorm, mean: Tensor) -> None:
     """A program may have given the module other statistics: of fewer channels, of another dtype, in other memory."""
-    low, refused = module.running_mean_low, module.refused_batches
+    low, refused = module.running_mean_low, module.skipped_batches
     if (
         low is None
         or refused is None
@@ -61,9 +61,9 @@ def update(module: _BatchNorm, mean: Tensor | None, variance: Tensor | None, mom
             decay = _cumulative_decay(module, moments.mean.dtype) if momentum is None else 1.0 - momentum
             accepted = _assign(mean, low, variance, moments, decay)
         if isinstance(accepted, Tensor):
-            module.refused_batches.add_(~accepted)
+            module.skipped_batches.add_(~accepted)
         elif not accepted:
-            module.refused_batches.add_(1)
+            module.skipped_batches.add_(1)
     batches = module.num_batches_tracked
     if batches is not None:
         batches.add_(1 if module.momentum is not None else accepted)

@@ -14,7 +14,7 @@ PYTEST = TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest $(SPREAD) $(SLOWEST) $(R
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # pip installs into one .venv
-.PHONY: help install demo test test-all test-triton test-gpu test-native lint format bench bench-gpu bench-door docs-figures docs-figures-fashion-mnist release-check clean compiler
+.PHONY: help docs install demo test test-all test-triton test-gpu test-native lint format bench bench-gpu bench-door docs-figures docs-figures-fashion-mnist release-check clean compiler
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -90,6 +90,10 @@ docs-figures: $(VENV)/.installed ## Run the demo; rewrites its table, time and p
 
 docs-figures-fashion-mnist: $(VENV)/.installed ## The same for docs/fashion-mnist.md; takes hours. FASHION=folder of the IDX files.
 	$(BIN)/python benchmarks/_docs_figures.py fashion-mnist $(FASHION)
+
+docs: $(VENV)/.installed ## Build the documentation as a site, in build/site.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "build/site is ready; to read it: $(BIN)/python -m http.server --directory build/site"
 
 release-check: $(VENV)/.installed ## Build sdist and wheel in isolation, and try the wheel in clean ENVIRONMENTS.
 	CXX=$(CXX) $(BIN)/python .ci/release_check.py $(ENVIRONMENTS)

@@ -25,7 +25,7 @@ def test_it_prints_a_table_and_a_verdict(finished):
     assert max(map(len, lines[3:9])) <= 80
     [pair] = [line for line in lines if " 3 repeats" in line]
     assert pair.startswith(("none and before", "before and none", "none above before", "before above none"))
-    assert f"runs.csv, summary.json and curves.png are in {out}" in lines
+    assert f"runs.csv, summary.json, curves.png and report.html are in {out}" in lines
     assert lines[-1].startswith(f"The model is in {out / 'best.keras'}: ")
     assert result.stderr.strip() == ""
 

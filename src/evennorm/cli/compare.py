@@ -128,6 +128,7 @@ not finite  runs whose loss stopped being finite
     help="Train from other initial weights too, and record one hidden unit's input.",
 )
 @click.option("--no-model", is_flag=True, help="Hand over no model. [default: the best one, trained anew, as best.keras]")
+@click.option("--open", "show", is_flag=True, help="Show report.html in the browser.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @force_option
 @click.pass_context
@@ -140,6 +141,7 @@ def compare(
     worker: str | None,
     serve: str | None,
     no_model: bool,
+    show: bool,
     **options: Any,
 ) -> None:
     """Train a network with batch normalization in each placement, and tell which differences that shows.
@@ -176,6 +178,14 @@ def compare(
         click.echo(printable_json(comparison.as_dict()))
     else:
         _print(comparison)
+    if show:
+        _show(Path(comparison.settings.out, "report.html"))
+
+
+def _show(page: Path) -> None:
+    """Opens the page where there is a browser; else says where it is."""
+    if click.launch(page.resolve().as_uri()) != 0:
+        click.echo(f"evennorm: no browser could be opened; the page is {printable(str(page))}", err=True)
 
 
 @contextmanager
@@ -225,6 +235,7 @@ def _check_folder(out: Path, inputs: dict[str, str], force: bool) -> None:
         "runs.csv": ".csv",
         "summary.json": ".json",
         "curves.png": ".png",
+        "report.html": ".html",
         "best.keras": ".keras",
         "best.pt2": ".pt2",
         "best.pt": ".pt",

@@ -6,6 +6,7 @@ from evennorm.errors import MissingExtra
 
 EXTRAS = {
     **dict.fromkeys(("click", "rich", "optuna", "sqlalchemy", "scipy", "matplotlib", "PIL", "safetensors"), "tools"),
+    **dict.fromkeys(("plotly", "jinja2"), "tools"),
     **dict.fromkeys(("keras", "h5py"), "keras"),
     **{name: name for name in ("jax", "torch", "tensorflow", "flax", "torchmetrics")},
     "sklearn": "demo",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PLACEMENTS", "Run", "Settings", "compare", "settings_for"]
 
-NEEDED = {"optuna": "tools", "matplotlib": "tools", "scipy": "tools", "keras": "demo"}
+NEEDED = {**dict.fromkeys(("optuna", "matplotlib", "scipy", "plotly", "jinja2"), "tools"), "keras": "demo"}
 
 
 def compare(
@@ -81,7 +81,7 @@ def compare(
         batch_size: None is 32, for `paper-mlp` 60.
         engine: Keras backend; None is that of KERAS_BACKEND, else the lightest that is installed.
         jobs: how many processes train.
-        out: folder for study, runs.csv, summary.json and curves.png; None is `evennorm-runs/DATA-MODEL-ENGINE`.
+        out: folder for study, runs.csv, summary.json, curves.png and report.html; None is `evennorm-runs/DATA-MODEL-ENGINE`.
         storage: URL of an Optuna storage that several machines share; None is a SQLite file in `out`.
         study: its name in that storage; None is DATA-MODEL-ENGINE.
         seed: another one gives other initial weights, orders and dropout in every repeat.

@@ -24,6 +24,8 @@ from evennorm.tools.compare.table import Row, rows
 from evennorm.tools.compare.train import Record, seed_of
 from evennorm.tools.compare.verdict import verdict
 
+PAGE = "report.html"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -105,19 +107,21 @@ class Comparison:
     @property
     def file_names(self) -> list[str]:
         """The files in the folder of the results."""
-        return ["runs.csv", "summary.json", "curves.png", *(self.best.files if self.best is not None else ())]
+        return ["runs.csv", "summary.json", "curves.png", PAGE, *(self.best.files if self.best is not None else ())]
 
     def write(self) -> None:
-        """Writes the three files into the folder of the results.
+        """Writes the files into the folder of the results.
 
         Raises:
             InputError: one cannot be written; the older one of that name is as it was.
         """
         from evennorm.tools.compare.curves import draw_curves
+        from evennorm.tools.compare.page import page
 
         out = Path(self.settings.out)
         write_text(out / "runs.csv", self._runs_csv())
         write_text(out / "summary.json", json.dumps(self.as_dict(), indent=2) + "\n")
+        write_text(out / PAGE, page(self))
         partial = out / f".{token_hex(8)}.part"
         try:
             title = f"{self.settings.model} on {Path(self.settings.data).name}"

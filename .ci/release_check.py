@@ -79,6 +79,7 @@ def look(wheel: Path) -> None:
         (metadata,) = (archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
     for part in PARTS:
         must(any(name.startswith(f"evennorm/{part}") for name in names), f"the wheel lacks evennorm/{part}")
+    must("evennorm/tools/compare/page.html.j2" in names, "the wheel lacks the template of a comparison's page")
     for text in LICENSES:
         must(any(name.endswith(text) for name in names), f"the wheel lacks {text}")
     must(not any("_torch_" in name for name in names), "the wheel holds an extension that serves one torch alone")

@@ -29,7 +29,10 @@ def test_other_data_under_the_same_name(finished, data, tmp_path):
     [
         ({"data": "nonsense"}, "received 'nonsense', which is none of these"),
         ({"model": "nonsense"}, "received 'nonsense', which is none of these"),
-        ({"placements": "none,nonsense"}, "placements are none, before, after, input, as-is; received 'nonsense'"),
+        (
+            {"placements": "none,nonsense"},
+            "or before:layer and the like with layer, group or rms normalization; received 'nonsense'",
+        ),
         ({"placements": "none,none"}, "placements are one or more, each named once; received none, none"),
         ({"placements": ","}, "placements are one or more, each named once; received none"),
         ({"engine": "nonsense"}, "engines that train are jax, torch, tensorflow; received 'nonsense'"),

@@ -38,7 +38,8 @@ def main(page: str, picture: str) -> int:
         )
         with Image.open(taken) as image:
             smaller = image.convert("RGB").resize((SHOWN, HEIGHT * SHOWN // WIDTH), Image.Resampling.LANCZOS)
-    smaller.quantize(64, dither=Image.Dither.NONE).save(picture, optimize=True)
+    few = smaller.quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)  # which keeps thin coloured lines
+    few.save(picture, optimize=True)
     print(f"wrote {picture}, {Path(picture).stat().st_size // 1024} KiB")
     return 0
 

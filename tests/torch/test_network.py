@@ -179,7 +179,7 @@ def test_tensors_that_code_makes_are_not_fixed_in_the_graph() -> None:
     assert network(nn.Sequential(nn.Linear(3, 3), Noisy())).gaps == ("1: Noisy makes a tensor in its code",)
 
 
-@pytest.mark.parametrize("name", ["a\nb", 'a"b', "a\\b", "a\x1b[2J"])
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\0b", 'a"b', "a\\b", "a\ud800b"])
 def test_names_that_break_the_code_of_a_graph(name) -> None:
     """One line that says so, where shapes are asked for and where the model is folded; without shapes it is read."""
     model = nn.Sequential()
@@ -192,3 +192,10 @@ def test_names_that_break_the_code_of_a_graph(name) -> None:
         assert "\n" not in str(error.value)
         assert repr(name) in str(error.value)
     assert network(model).steps[1].layer == name
+
+
+def test_other_odd_names_are_read() -> None:
+    model = nn.Sequential()
+    model.add_module("a\x1b[2J'\u202e{}%\x85", nn.Linear(4, 4))
+    model.add_module("norm", nn.BatchNorm1d(4))
+    assert network(model, (torch.zeros(3, 4),)).steps[1].shape == (3, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
@@ -81,6 +82,9 @@ def read(model: nn.Module, inputs: Sequence[Any] = ()) -> Reading:
     return Reading(result, found.graph, steps.nodes)
 
 
+_BREAKS_CODE = re.compile('[\n\r\0"\\\\\ud800-\udfff]')
+
+
 def propagate(model: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> None:
     """Notes shapes at the nodes; in evaluation, so that no statistic moves."""
     _check_names(model)
@@ -104,10 +108,10 @@ def _check_names(model: nn.Module) -> None:
         InputError: the name of a layer is no text that torch.fx can write into the code that it makes of a graph.
     """
     for path, _ in model.named_modules():
-        if not path.isprintable() or '"' in path or "\\" in path:
+        if _BREAKS_CODE.search(path):
             raise InputError(
-                f"torch.fx writes the names of layers into code, where line breaks, other control characters, quotes and "
-                f"backslashes break it; received a layer named {path!r}; rename it"
+                "torch.fx writes the names of layers into code, which line breaks, double quotes, backslashes, null characters "
+                f"and lone surrogates break; received a layer named {path!r}; rename it"
             )
 
 

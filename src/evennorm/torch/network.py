@@ -110,8 +110,8 @@ def _check_names(model: nn.Module) -> None:
     for path, _ in model.named_modules():
         if _BREAKS_CODE.search(path):
             raise InputError(
-                "torch.fx writes the names of layers into code, which line breaks, double quotes, backslashes, null characters "
-                f"and lone surrogates break; received a layer named {path!r}; rename it"
+                "torch.fx writes the names of layers into code, which line breaks, double quotes, backslashes, null "
+                f"characters and lone surrogates break; received a layer named {path!r}; rename it"
             )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from evennorm.keras import BatchNormalization, StatisticsMonitor
+from tests.monitor.events import events
 
 
 def data() -> np.ndarray:
@@ -58,6 +59,25 @@ def test_steps_that_run_together(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["3", "6"]
     assert all(0 < float(row["batch_variance_median"]) < 20 for row in rows)
+
+
+def test_the_last_execution_of_an_epoch_is_a_shorter_one() -> None:
+    model, seen, x = model_of(BatchNormalization(name="bn"), steps_per_execution=4), [], data()
+    see = StatisticsMonitor(lambda step, layer, found: seen.append((step, found["batch_mean_max"])), every=1)
+    model.fit(x, np.zeros(24), batch_size=5, epochs=2, shuffle=False, verbose=0, callbacks=[see])
+    assert [step for step, _ in seen] == [4, 5, 9, 10]
+    for step, found in seen:
+        if step % 5 == 0:  # an execution of one step
+            assert found == pytest.approx(x[20:].astype("float64").mean(0).max(), rel=1e-4)
+
+
+def test_two_trainings_are_one_log(tmp_path: Path) -> None:
+    model, see = model_of(BatchNormalization(name="bn")), StatisticsMonitor(tmp_path / "runs", every=2)
+    for _ in range(2):
+        model.fit(data(), np.zeros(24), batch_size=8, verbose=0, callbacks=[see])
+    found = events(tmp_path / "runs")
+    assert {step for _, step in found} == {1, 2, 4, 6}
+    assert found["bn/moving_mean_max", 6] == pytest.approx(float(np.max(model.layers[0].moving_mean)))
 
 
 def test_training_is_not_changed() -> None:

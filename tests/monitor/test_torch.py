@@ -13,6 +13,7 @@ from torch import nn
 from evennorm.errors import ArgumentError, InputError
 from evennorm.monitor import FIELDS
 from evennorm.torch import BatchNorm1d, BatchNorm2d, convert, monitor
+from tests.monitor.events import events
 
 
 def network(norm: type[nn.Module] = nn.BatchNorm1d, **options: object) -> nn.Module:
@@ -112,23 +113,26 @@ def test_a_csv_file_is_appended_to(tmp_path: Path) -> None:
     assert float(rows[1]["moving_variance_max"]) > 0
 
 
-def test_tensorboard_files(tmp_path: Path) -> None:
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import masked_crc32c
+def test_a_row_that_was_cut_off_does_not_swallow_the_next(tmp_path: Path) -> None:
+    path, model, (x,) = tmp_path / "statistics.csv", network(), batches(1)
+    with monitor(model, path, every=1):
+        model(x)
+    path.write_bytes(path.read_bytes()[:-20])
+    with monitor(model, path, every=1):
+        model(x)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["1", "1"]
+    assert float(rows[1]["moving_mean_max"]) == pytest.approx(model[1].running_mean.max().item())
 
-    model = network()
-    with monitor(model, tmp_path / "runs", every=1):
+
+def test_tensorboard_files(tmp_path: Path) -> None:
+    model, other = network(), network()
+    with monitor(model, tmp_path / "lr0.1", every=1), monitor(other, tmp_path / "lr0.1", every=1):
         for x in batches(2):
             model(x)
-    (path,) = (tmp_path / "runs").iterdir()
-    data, found = path.read_bytes(), {}
-    while data:  # length, its checksum, a record, its checksum
-        length = int.from_bytes(data[:8], "little")
-        record = data[12 : 12 + length]
-        assert int.from_bytes(data[12 + length : 16 + length], "little") == masked_crc32c(record)
-        event = Event.FromString(record)
-        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
-        data = data[16 + length :]
+    assert len(list((tmp_path / "lr0.1").iterdir())) == 2  # files of one second have names of their own
+    found = events(tmp_path / "lr0.1")
     assert found["1/gamma_median", 1] == 1
     assert found["1/moving_mean_max", 2] == pytest.approx(model[1].running_mean.max().item())
     assert {step for _, step in found} == {1, 2}

@@ -46,16 +46,19 @@ class StatisticsMonitor(keras.callbacks.Callback):
     def __init__(self, to: To, every: int = EVERY):
         super().__init__()
         self._recorder = Recorder(self._read, to, every)
-        self._steps = 1
+        self._together = self._now = 1
+        """Steps of one execution, and of the one that runs now."""
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._steps = int(getattr(self.model, "steps_per_execution", 1) or 1)
+        self._together = int(getattr(self.model, "steps_per_execution", 1) or 1)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self._recorder.before(self._steps)
+        of_epoch = self.params.get("steps")  # where it is known, the last execution of an epoch may be a shorter one
+        self._now = min(self._together, of_epoch - batch) if of_epoch else self._together
+        self._recorder.before(self._now)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._recorder.after(self._steps)
+        self._recorder.after(self._now)
 
     def on_train_end(self, logs: Any = None) -> None:
         self._recorder.close()

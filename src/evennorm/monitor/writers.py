@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Protocol
 
 from evennorm.errors import ArgumentError, InputError, MissingExtra
@@ -42,7 +43,7 @@ def writer_to(to: To) -> Writer:
     path = Path(to)
     if path.suffix.lower() == ".csv":
         return _Csv(path)
-    if path.is_file() or path.suffix:
+    if path.is_file() or (path.suffix[1:].isalpha() and not path.is_dir()):  # lr0.1 is a folder's name
         raise ArgumentError(f"a monitor writes to a folder (for TensorBoard) or a file .csv; received {str(path)!r}")
     return _TensorBoard(path)
 
@@ -74,6 +75,8 @@ class _Csv:
                 raise InputError(f"{path} holds something else than the log of a monitor; give another file")
             if first is None:
                 self._append([self.HEADER])
+            else:
+                self._end_last_row()
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"{path} cannot be used as the log of a monitor: {error}; give another file") from error
 
@@ -83,6 +86,13 @@ class _Csv:
     def close(self) -> None:
         """Every write is complete by itself."""
 
+    def _end_last_row(self) -> None:
+        """A row that a crash cut off must not swallow the next one."""
+        with self._path.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+
     def _append(self, rows: list[tuple[Any, ...]]) -> None:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
@@ -91,21 +101,40 @@ class _Csv:
 
 
 class _TensorBoard:
+    """Writes one event per step, with a number per tag: an event for each number would take ten times as long."""
+
     def __init__(self, folder: Path):
         try:
-            from tensorboardX import SummaryWriter
+            import tensorboardX  # noqa: F401
         except ImportError as error:
             raise MissingExtra("logging to TensorBoard", "tensorboard", "tensorboardX", "give a file .csv") from error
-        try:
-            self._writer = SummaryWriter(str(folder))
-        except OSError as error:
-            raise InputError(f"{folder} cannot be written to: {error.strerror}; give another folder") from error
+        self._folder = folder
+        self._file: Any = None
+        self._open()  # so that a place that cannot be written to is told before the training
 
     def write(self, step: int, layers: Mapping[str, Mapping[str, float]]) -> None:
-        for layer, numbers in layers.items():
-            for name, value in numbers.items():
-                self._writer.add_scalar(f"{layer}/{name}", value, step)
-        self._writer.flush()
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        if self._file is None:  # another training with the same monitor
+            self._open()
+        values = [
+            Summary.Value(tag=f"{layer}/{name}", simple_value=value)
+            for layer, numbers in layers.items()
+            for name, value in numbers.items()
+        ]
+        self._file.add_summary(Summary(value=values), step)
+        self._file.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self) -> None:
+        from tensorboardX import FileWriter
+
+        try:
+            # Two files of one second and host would have one name otherwise, and the second would begin the first anew.
+            self._file = FileWriter(str(self._folder), filename_suffix=f".{os.getpid()}.{token_hex(4)}")
+        except OSError as error:
+            raise InputError(f"{self._folder} cannot be written to: {error.strerror}; give another folder") from error

@@ -9,14 +9,15 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, t
 
-from evennorm.tools.compare.best import choose, share_interval, together
+from evennorm.tools.compare.best import choose, together
 from evennorm.tools.compare.data import load_data
+from evennorm.tools.compare.intervals import bootstrap_interval, share_interval
 from evennorm.tools.compare.racing import race
 from evennorm.tools.compare.settings import Run
 from evennorm.tools.compare.train import Trainer
-from tests.tools.comparing import ENGINE, SOURCES, command, record, settings
+from tests.tools.comparing import ENGINE, SOURCES, TINY, command, importable, record, settings
 
 
 def summary_of(out):
@@ -64,6 +65,49 @@ def test_the_interval_is_that_of_clopper_and_pearson():
     assert binom.sf(17, 20, low) == pytest.approx(0.025)
     assert binom.cdf(18, 20, high) == pytest.approx(0.025)
     assert share_interval(20, 20)[1] == 1
+
+
+def test_where_lower_is_better_the_lowest_error_is_chosen(tmp_path):
+    given = settings(tmp_path, repeats=3, task="regression", metric="mean_absolute_error")
+    records = made(given, {"none": (0.9, 3e-12), "before": (0.6, 2e-12)})
+    chosen = choose(given, records, race(given, records, 0.0))
+    assert chosen.placement == "before"
+    assert chosen.why == "by the mean validation mean absolute error of its repeats, as the test samples have it too"
+
+
+def test_the_bootstrap_is_near_students_interval_for_a_mean():
+    errors = np.random.default_rng(1).exponential(size=200)
+    low, high = bootstrap_interval(lambda chosen: errors[chosen].mean(), 200, seed=3)
+    half = t.ppf(0.975, 199) * errors.std(ddof=1) / 200**0.5
+    assert (low, high) == pytest.approx((errors.mean() - half, errors.mean() + half), abs=0.2 * half)
+    assert (low, high) == bootstrap_interval(lambda chosen: errors[chosen].mean(), 200, seed=3)
+    holes = bootstrap_interval(lambda chosen: float("nan") if 0 in chosen else errors[chosen].mean(), 200, seed=3)
+    assert all(np.isfinite(holes))
+
+
+def test_a_model_of_errors_is_handed_over_with_an_interval(tmp_path):
+    """The error is that of the file, by hand in float64, and the interval surrounds it."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(90, 2)).astype("float32")
+    path = tmp_path / "lines.npz"
+    np.savez(path, x_train=x[:60], y_train=x[:60, :1] * 2 + 0.5, x_test=x[60:], y_test=x[60:, :1] * 2 + 0.5)
+    (tmp_path / "linear_network.py").write_text(TINY.replace('"softmax"', '"linear"'))
+    out = tmp_path / "results"
+    changes = {"model": "linear_network:network", "placements": "none", "learning_rates": "0.05", "repeats": 1}
+    with importable(tmp_path):
+        result = command(path, out, **changes)
+    assert result.exit_code == 0, result.output
+    model = summary_of(out)["model"]
+    predicted = keras.saving.load_model(out / "best.keras").predict(x[60:], verbose=0).astype("float64")
+    errors = np.abs(predicted - (x[60:, :1] * 2 + 0.5)).mean(axis=1)
+    assert model["test_accuracy"] == pytest.approx(errors.mean(), rel=1e-5)
+    half = t.ppf(0.975, 29) * errors.std(ddof=1) / 30**0.5
+    assert (model["low"], model["high"]) == pytest.approx((errors.mean() - half, errors.mean() + half), abs=0.4 * half)
+    assert (model["metric"], model["interval"]) == ("mean_absolute_error", "percentile bootstrap over test samples")
+    last = result.stdout.splitlines()[-1]
+    assert f"mean absolute error {errors.mean():.3g} (" in last
+    assert last.endswith("on 30 test samples")
+    assert '<th scope="row">test mean absolute error</th>' in (out / "report.html").read_text()
 
 
 def test_the_model_stands_in_the_summary_and_in_the_last_lines(finished):

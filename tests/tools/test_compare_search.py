@@ -5,7 +5,7 @@ import json
 import pytest
 
 from evennorm.errors import ArgumentError
-from evennorm.tools.compare import search, settings_for
+from evennorm.tools.compare import compare, search, settings_for
 from evennorm.tools.compare.racing import race
 from evennorm.tools.compare.settings import SEARCH_REPEAT, Run
 from evennorm.tools.compare.variants import LETTERS, choices, expanded, mixture_name, parameters, variant
@@ -18,6 +18,13 @@ from keras import layers as L
 def network(input_shape, classes):
     return keras.Sequential([keras.Input(input_shape), L.Dense(4, "tanh", name="first"), L.Dense(4, "tanh", name="second"),
                              L.Dense(classes, "softmax")])
+"""
+
+DEEP_TORCH = """
+from torch import nn
+
+def network(classes: int, input_shape) -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, classes))
 """
 
 
@@ -117,7 +124,7 @@ def test_the_words_of_the_command(tmp_path):
 
 
 def test_a_search_end_to_end(data, tmp_path, monkeypatch):
-    """Interrupted in the middle: the records are kept, and the whole is that of one that was not."""
+    """The mixture that was found is compared in fresh repeats, and a second command trains nothing more."""
     (tmp_path / "deep_network.py").write_text(DEEP)
     monkeypatch.syspath_prepend(tmp_path)
     out = tmp_path / "results"
@@ -136,6 +143,45 @@ def test_a_search_end_to_end(data, tmp_path, monkeypatch):
     again = command(data, out, "--no-model", **changes, repeats=2)
     assert again.stdout == result.stdout
     assert trials(out) == 11
+
+
+def trained(out):
+    """Of every finished trial: what was trained, and its value."""
+    import optuna
+
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{out / 'study.sqlite3'}")
+    return sorted((str(sorted(each.params.items())), each.value) for each in study.trials if each.state.name == "COMPLETE")
+
+
+def test_an_interrupted_search_of_a_torch_model_comes_to_the_same(data, tmp_path, monkeypatch):
+    """Interrupted in the second and third round of proposals: runs and mixture are those of one that was not."""
+    pytest.importorskip("torch")
+    (tmp_path / "deep_torch.py").write_text(DEEP_TORCH)
+    monkeypatch.syspath_prepend(tmp_path)
+    asked = {"placements": ["search:14", "none"], "learning_rates": [0.1, 0.5], "repeats": 1, "epochs": 1, "batch_size": 16}
+
+    def compared(name, progress=None):
+        return compare(data, "deep_torch:network", out=str(tmp_path / name), progress=progress, hand_over=False, **asked)
+
+    def stops_at(most):
+        def progress(done, total):
+            if done >= most:
+                raise KeyboardInterrupt
+
+        return progress
+
+    whole = compared("whole")
+    for most in (7, 11):
+        with pytest.raises(KeyboardInterrupt):
+            compared("parts", stops_at(most))
+        assert most - 1 <= trials(tmp_path / "parts", "COMPLETE") <= most
+    parts = compared("parts")
+    assert len(trained(tmp_path / "parts")) == 14 + 2 * 2
+    assert trained(tmp_path / "parts") == trained(tmp_path / "whole")
+    assert (parts.search, parts.verdict) == (whole.search, whole.verdict)
+    assert parts.search.tried == 14
+    assert list(parts.search.layers) == ["1", "3"]
+    assert parts.search.layers == dict(zip(("1", "3"), variant(parts.search.mixture).mixture, strict=True))
 
 
 def test_norms_end_to_end(data, tmp_path):

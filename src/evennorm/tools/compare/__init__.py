@@ -193,12 +193,7 @@ def compare(
 
 
 def with_model(comparison: Comparison, trainer: Any) -> Comparison:
-    """The comparison with the model that it hands over, trained where it is not there yet; none where no run has learned.
-
-    Of models that are judged by their accuracy in classes; of others none is handed over.
-    """
-    if comparison.settings.metric != "accuracy":
-        return comparison
+    """The comparison with the model that it hands over, trained where it is not there yet; none where no run has learned."""
     from evennorm.tools.compare import best
 
     choice = best.choose(comparison.settings, comparison.records, comparison.race)

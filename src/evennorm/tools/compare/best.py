@@ -1,8 +1,8 @@
 """Train the best placement once more, on training and validation samples together, and hand that model over as a file.
 
-Which placement and rate, is decided by the mean validation accuracy of the repeats; how long, by their epochs. So test
-samples have no part in the choice, and the accuracy of the model on them is that on new samples. A copy of the best repeat
-would be picked for its luck, and have learned from fewer samples.
+Which placement and rate, is decided by the mean of the metric on validation samples over the repeats; how long, by their
+epochs. So test samples have no part in the choice, and what they show of the model is what to expect of new samples. A copy
+of the best repeat would be picked for its luck, and have learned from fewer samples.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import numpy as np
 
 from evennorm.errors import EvennormError, first_line
 from evennorm.tools.compare import handed
+from evennorm.tools.compare.intervals import bootstrap_interval, share_interval
+from evennorm.tools.compare.measure import Metric, metric_named
 from evennorm.tools.compare.racing import Race, cell
 from evennorm.tools.compare.settings import Run, Settings
 from evennorm.tools.compare.verdict import leaders
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from evennorm.tools.compare.data import Data
     from evennorm.tools.compare.torch_train import TorchTrainer
     from evennorm.tools.compare.train import Record, Trainer
+
+CLOPPER_PEARSON = "Clopper and Pearson"
+BOOTSTRAP = "percentile bootstrap over test samples"
 
 TRIES = 3
 """Seeds that are tried, one after the other, until a training ends better than guessing."""
@@ -45,7 +50,7 @@ class Choice:
     learning_rate: float
     epochs: int
     validation_accuracy: float
-    """Mean over the repeats."""
+    """Mean over the repeats: of another metric than accuracy, its values stand where accuracies do."""
 
     why: str
 
@@ -65,7 +70,7 @@ class Best:
     test_accuracy: float
     low: float
     high: float
-    """95 % interval (Clopper and Pearson) for the accuracy of this one model on new samples like those of the test."""
+    """95 % interval for the metric of this one model on new samples like those of the test, by `interval`."""
 
     test_samples: int
     findings: list[dict[str, Any]] = field(default_factory=list)
@@ -74,6 +79,25 @@ class Best:
     unchecked: str | None = None
     """Why it could not be checked; None where it was."""
 
+    metric: str = "accuracy"
+    """What `test_accuracy` is a value of."""
+
+    interval: str = CLOPPER_PEARSON
+
+    @property
+    def measure(self) -> Metric:
+        """The metric with its direction."""
+        return metric_named(self.metric)
+
+    @property
+    def measured(self) -> str:
+        """The metric on the test samples, with its interval, in words."""
+        metric = self.measure
+        value, low, high = (metric.text(each) for each in (self.test_accuracy, self.low, self.high))
+        if metric.name == "accuracy" and self.interval == CLOPPER_PEARSON:
+            return f"{value} % of {self.test_samples} test samples right ({low} to {high})"
+        return f"{metric.title} {value}{' %' * metric.is_share} ({low} to {high}) on {self.test_samples} test samples"
+
     def as_dict(self) -> dict[str, Any]:
         """For summary.json."""
         found = asdict(self)
@@ -81,7 +105,6 @@ class Best:
 
     def lines(self, out: str | Path) -> list[str]:
         """What the check says of the model, why it is this one, and where it is."""
-        percent = f"{100 * self.test_accuracy:.1f} % of {self.test_samples} test samples right"
         if self.unchecked is not None:
             checked = [f"could not look at the model: {self.unchecked}"]
         else:
@@ -93,12 +116,12 @@ class Best:
             f"It was chosen {self.choice.why}, and trained on {self.samples} training and validation samples, "
             f"epochs: {self.choice.epochs}",
             f"The model is in {' and '.join(str(Path(out, name)) for name in self.files)}: {self.choice.placement} at "
-            f"learning rate {self.choice.learning_rate:g}, {percent} ({100 * self.low:.1f} to {100 * self.high:.1f})",
+            f"learning rate {self.choice.learning_rate:g}, {self.measured}",
         ]
 
 
 def choose(settings: Settings, records: Mapping[Run, Record], race: Race) -> Choice | None:
-    """The placement with the highest mean validation accuracy, at its rate; None where no run has learned.
+    """The placement with the best mean validation metric, at its rate; None where no run has learned.
 
     Args:
         settings, records, race: of a study that is over.
@@ -110,18 +133,20 @@ def choose(settings: Settings, records: Mapping[Run, Record], race: Race) -> Cho
             means[name] = float(np.mean([record.validation_accuracy for record in runs]))
     if not means:
         return None
-    best = max(means, key=lambda name: round(means[name], 9))  # sums in other orders; ties go to the first
+    score = settings.measure.score
+    best = max(means, key=lambda name: float(f"{score(means[name]):.9g}"))  # sums in other orders; ties go to the first
     rate = race.chosen[best]
     epochs = round(float(np.median([len(record.seconds) for record in cell(records, best, rate) if record.learned])))
     return Choice(best, rate, epochs, means[best], _why(best, settings, race))
 
 
 def _why(best: str, settings: Settings, race: Race) -> str:
-    by = "by the mean validation accuracy of its repeats"
+    metric = settings.measure
+    by = f"by the mean validation {metric.title} of its repeats"
     if len(race.chosen) == 1:
         return "as the only placement"
     if any(pair.shown and pair.worse == best for pair in race.pairs.values()):
-        return f"{by}, though another placement is above it on the test samples"
+        return f"{by}, though another placement is {metric.better} it on the test samples"
     if leaders(settings, race) == [best]:
         return f"{by}, as the test samples have it too"
     return f"{by}; that it is better than all others could not be shown"
@@ -164,8 +189,7 @@ def _trained(trainer: Any, choice: Choice, key: str) -> Best:
         model, record = other.trained(Run(choice.placement, choice.learning_rate, repeat), stop_if_interrupted)
         if record.learned:
             break
-    right, count = round(record.test_accuracy[-1] * len(data.x_test)), len(data.x_test)
-    low, high = share_interval(right, count)
+    value, (low, high), method = _on_test(model, record, other)
     if settings.framework == "torch":
         model = model.cpu().eval()
     findings, unchecked = _checked(model, other, settings)
@@ -174,15 +198,31 @@ def _trained(trainer: Any, choice: Choice, key: str) -> Best:
         choice,
         repeat,
         len(data.x_train),
-        right / count,
+        value,
         low,
         high,
-        count,
+        len(data.x_test),
         findings,
         unchecked,
+        settings.metric,
+        method,
     )
     handed.write(settings, model, key, asdict(best), other)
     return best
+
+
+def _on_test(model: Any, record: Record, trainer: Any) -> tuple[float, tuple[float, float], str]:
+    """The metric on the test samples, its interval, and whose that is."""
+    settings, y = trainer.settings, trainer.data.y_test
+    value, count = record.test_accuracy[-1], len(y)
+    if settings.task == "classification" and settings.metric == "accuracy":
+        right = round(value * count)
+        return right / count, share_interval(right, count), CLOPPER_PEARSON
+    predicted = trainer.predicted(model, trainer.data.x_test, y)
+    low, high = bootstrap_interval(lambda chosen: trainer.measured(y[chosen], predicted[chosen]), count, settings.seed)
+    if settings.measure.is_share and low == high:  # as where all are right, which no resampling makes wrong
+        return value, share_interval(round(value * count), count), CLOPPER_PEARSON
+    return value, (low, high), BOOTSTRAP
 
 
 def together(data: Data) -> Data:
@@ -190,21 +230,6 @@ def together(data: Data) -> Data:
     x = np.concatenate([data.x_train, data.x_validation])
     y = np.concatenate([data.y_train, data.y_validation])
     return replace(data, x_train=x, y_train=y)
-
-
-def share_interval(right: int, count: int) -> tuple[float, float]:
-    """95 % interval for a share of which `right` of `count` independent samples were seen.
-
-    Source: Clopper and Pearson, Biometrika 26 (1934), which never covers less than it says.
-
-    Example:
-        >>> [round(end, 4) for end in share_interval(95, 100)]
-        [0.8872, 0.9836]
-    """
-    from scipy.stats import binomtest
-
-    found = binomtest(right, count).proportion_ci(0.95, method="exact")
-    return float(found.low), float(found.high)
 
 
 def _checked(model: Any, trainer: Any, settings: Settings) -> tuple[list[dict[str, Any]], str | None]:

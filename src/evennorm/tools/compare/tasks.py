@@ -67,12 +67,11 @@ def judged(task: str, measured: Measured, y: np.ndarray, outputs: np.ndarray, fr
         >>> judged("classification", lambda y, p: (p.argmax(1) == y).mean(), y, outputs, True).learned
         True
     """
-    outputs = np.asarray(outputs, dtype="float64")
+    finite = bool(np.isfinite(outputs).all())
+    outputs = predictions(task, y, outputs, from_logits)
+    if not finite:
+        return Judgement(measured(y, outputs), None, False)
     guess = guessed(task, y)
-    if not np.isfinite(outputs).all():
-        return Judgement(measured(y, np.broadcast_to(guess, outputs.shape)), None, False)
-    if from_logits and task != "regression":
-        outputs = _softmax(outputs) if task == "classification" else 1 / (1 + np.exp(-np.clip(outputs, -500, 500)))
     losses = _losses(task, y, outputs)
     loss = float(losses.mean())
     if task == "classification":
@@ -81,6 +80,21 @@ def judged(task: str, measured: Measured, y: np.ndarray, outputs: np.ndarray, fr
         gain = _losses(task, y, np.broadcast_to(guess, outputs.shape)) - losses
         learned = bool(gain.mean() > 2 * gain.std() / math.sqrt(len(gain)))
     return Judgement(measured(y, outputs), loss if math.isfinite(loss) else None, learned)
+
+
+def predictions(task: str, y: np.ndarray, outputs: np.ndarray, from_logits: bool) -> np.ndarray:
+    """What a metric takes, in float64: probabilities, or targets; those of guessing where outputs are not finite.
+
+    Example:
+        >>> predictions("multilabel", np.array([[1.0]]), np.array([[0.0]]), from_logits=True)
+        array([[0.5]])
+    """
+    outputs = np.asarray(outputs, dtype="float64")
+    if not np.isfinite(outputs).all():
+        return np.broadcast_to(guessed(task, y), outputs.shape)
+    if not from_logits or task == "regression":
+        return outputs
+    return _softmax(outputs) if task == "classification" else 1 / (1 + np.exp(-np.clip(outputs, -500, 500)))
 
 
 def guessed(task: str, y: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from torch import nn
 from evennorm.errors import EvennormError, InputError, MissingExtra, first_line
 from evennorm.tools.compare.data import Data
 from evennorm.tools.compare.framework import FUNCTION, ZOOS
-from evennorm.tools.compare.variants import variant, where_of
+from evennorm.tools.compare.variants import options_of, variant, where_of
 from evennorm.tools.imported import imported, misnamed
 from evennorm.torch.placement import place
 from evennorm.torch.whole import whole
@@ -49,13 +49,9 @@ class TorchArchitecture:
         if where == "as-is":
             return model
         found = variant(where)
-        if found.norm != "batch":
-            raise InputError(
-                f"--norms compares others than batch in Keras models; {self.name} is one of torch; leave it out"
-            )
         try:
             places = where_of(found, self.sites() if found.mixture else ())
-            return place(model, places, input_shape=self.input_shape)
+            return place(model, places, input_shape=self.input_shape, **options_of(found))
         except EvennormError as error:
             raise InputError(f"{self.name} has no placement {where!r}: {error}") from error
 

@@ -17,7 +17,7 @@ from evennorm.tools.compare.data import Data
 from evennorm.tools.compare.flat import is_flat
 from evennorm.tools.compare.metrics import measured_by
 from evennorm.tools.compare.settings import Run, Settings
-from evennorm.tools.compare.tasks import Judgement, judged
+from evennorm.tools.compare.tasks import Judgement, judged, predictions
 from evennorm.tools.compare.torch_models import TorchArchitecture
 from evennorm.tools.compare.train import EVALUATION_BATCH, Record, check_batch, seed_of
 
@@ -56,7 +56,7 @@ class TorchTrainer:
         self.architecture = architecture
         self.data = self.unchanged = data
         self.device = torch.device(settings.device or "cpu")
-        self._measured = measured_by(settings.measure, settings.task, "torch", data.y_test, data.classes)
+        self.measured = measured_by(settings.measure, settings.task, "torch", data.y_test, data.classes)
         if self.device.type == "cuda":  # on the processor all operations are
             torch.use_deterministic_algorithms(True, warn_only=True)
 
@@ -113,11 +113,17 @@ class TorchTrainer:
 
     def judge(self, model: nn.Module, x: np.ndarray, y: np.ndarray) -> Judgement:
         """Metric and loss in inference mode."""
+        return judged(self.settings.task, self.measured, y, self._outputs(model, x), self.architecture.from_logits)
+
+    def predicted(self, model: nn.Module, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """What the metric takes, for samples `x` with labels `y`."""
+        return predictions(self.settings.task, y, self._outputs(model, x), self.architecture.from_logits)
+
+    def _outputs(self, model: nn.Module, x: np.ndarray) -> np.ndarray:
         model.eval()
         with torch.no_grad():
             parts = [model(self._batch(x[i : i + EVALUATION_BATCH])) for i in range(0, len(x), EVALUATION_BATCH)]
-        outputs = torch.cat([part.double().cpu() for part in parts]).numpy()
-        return judged(self.settings.task, self._measured, y, outputs, self.architecture.from_logits)
+        return torch.cat([part.double().cpu() for part in parts]).numpy()
 
     def _train_epoch(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, random: np.random.Generator

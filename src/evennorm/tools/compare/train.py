@@ -17,7 +17,7 @@ from evennorm.tools.compare.flat import is_flat
 from evennorm.tools.compare.metrics import measured_by
 from evennorm.tools.compare.models import Architecture, ends_in_logits
 from evennorm.tools.compare.settings import Run, Settings
-from evennorm.tools.compare.tasks import Judgement, chance, judged
+from evennorm.tools.compare.tasks import Judgement, chance, judged, predictions
 
 if TYPE_CHECKING:
     import keras
@@ -82,7 +82,7 @@ class Trainer:
         self._compiled: dict[str, tuple[keras.Model, list[np.ndarray]]] = {}
         self._initial: dict[tuple[str, int], list[np.ndarray]] = {}
         self._probes: dict[str, UnitInput] = {}
-        self._measured = measured_by(settings.measure, settings.task, "keras", data.y_test, data.classes)
+        self.measured = measured_by(settings.measure, settings.task, "keras", data.y_test, data.classes)
 
     def train(self, run: Run, after_epoch: Callable[[], None] = lambda: None) -> Record:
         """Trains from the initial weights of the run's seed; calls `after_epoch` after every epoch."""
@@ -127,7 +127,12 @@ class Trainer:
             accuracy, loss = _evaluate(model, x, y)
             return Judgement(accuracy, loss if math.isfinite(loss) else None, accuracy > chance(y))
         outputs = model.predict(x, batch_size=min(len(x), EVALUATION_BATCH), verbose=0)
-        return judged(self.settings.task, self._measured, y, outputs, ends_in_logits(model))
+        return judged(self.settings.task, self.measured, y, outputs, ends_in_logits(model))
+
+    def predicted(self, model: keras.Model, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """What the metric takes, for samples `x` with labels `y`."""
+        outputs = model.predict(x, batch_size=min(len(x), EVALUATION_BATCH), verbose=0)
+        return predictions(self.settings.task, y, outputs, ends_in_logits(model))
 
     def trained(self, run: Run, after_epoch: Callable[[], None] = lambda: None) -> tuple[keras.Model, Record]:
         """The model, until the next run of its placement, and what it showed."""

@@ -9,16 +9,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from evennorm.errors import ArgumentError
-from evennorm.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from evennorm.torch.placement import norms
 from evennorm.torch.placement.removal import refuse_hidden, relying_on_beta, remove
 from evennorm.torch.placement.sites import LINEAR, Graph, Site, shape_of
 from evennorm.torch.placement.tracing import traced, unused_name
 
 PLACEMENTS = ("none", "before", "after", "input")
 Where = str | Callable[[Site], str | None] | Mapping[str, str | None]
-
-_BY_RANK: dict[int, Any] = {2: BatchNorm1d, 3: BatchNorm1d, 4: BatchNorm2d, 5: BatchNorm3d}
-_SETTLED = ("num_features", "device", "dtype", "activation", "negative_slope", "alpha", "memory")
 
 
 def place(
@@ -28,6 +25,7 @@ def place(
     *,
     input_shape: Sequence[int] | None = None,
     inputs: Tensor | Sequence[Any] | None = None,
+    norm: str = "batch",
     **options: Any,
 ) -> fx.GraphModule:
     """A copy of `model` with batch normalization in one place of each hidden layer, and nowhere else.
@@ -52,7 +50,11 @@ def place(
         drop_bias: leave out the bias of a layer whose output goes to the normalization only: beta does its work.
         input_shape: of one sample, without the batch: (3, 32, 32). The model is run on a batch of two such.
         inputs: in its place, example inputs of at least two samples, where there are several or they are no floats.
-        **options: arguments for each BatchNorm1d, 2d or 3d, such as `momentum` or `eps`. It normalizes axis 1 around
+        norm: "batch"; or "layer", "group", "rms", for torch's own modules in the same places. Layer and RMS normalization
+            take all of an image, otherwise the channels; group normalization at most 32 groups of two channels at least.
+            Only batch normalization is taken out of the model first.
+        **options: arguments for each module, such as `momentum` or `eps`. Batch normalization is BatchNorm1d, 2d or 3d. It
+            normalizes axis 1 around
             convolutions and the last axis around linear layers, is named after the layer that it normalizes, and takes over
             its dtype, device, mode and `requires_grad`.
 
@@ -73,9 +75,9 @@ def place(
         ['hidden', 'act', 'hidden_bn', 'out']
     """
     _check_where(where)
-    _check_options(options)
+    norms.check(norm, options)
     graph, relying = _plain(model, input_shape, inputs)
-    plan = _Plan(graph, options)
+    plan = _Plan(graph, norm, options)
     if where == "input":
         plan.normalize_inputs()
     elif where != "none":
@@ -155,10 +157,11 @@ class _Target(NamedTuple):
 class _Plan:
     """Puts normalizations into a graph."""
 
-    def __init__(self, graph: Graph, options: dict[str, Any]):
+    def __init__(self, graph: Graph, norm: str, options: dict[str, Any]):
         self.inserted: dict[Any, str] = {}
         """Path of the module, by what it normalizes."""
         self._graph = graph
+        self._norm = norm
         self._options = options
         self._behind: dict[fx.Node, fx.Node] = {}
         """The normalized value of a node, for the activations that read it."""
@@ -215,15 +218,18 @@ class _Plan:
         """The node of a normalization that reads `node`."""
         if target.key not in self.inserted:
             self.inserted[target.key] = self._new(node, target)
-        graph, axis = self._graph.graph, target.axis
+        graph, rank = self._graph.graph, len(shape_of(node))
+        axis = target.axis % rank
+        taken = norms.channel_axis_taken(self._norm, rank, axis)
+        moved = axis != taken % rank
         with graph.inserting_after(node):
-            x = node if axis == 1 else graph.call_method("movedim", (node, -1, 1))
+            x = graph.call_method("movedim", (node, target.axis, taken)) if moved else node
         with graph.inserting_after(x):
             y = graph.call_module(self.inserted[target.key], (x,))
         self._norms.add(y)
-        if axis != 1:
+        if moved:
             with graph.inserting_after(y):
-                y = graph.call_method("movedim", (y, 1, -1))
+                y = graph.call_method("movedim", (y, taken, target.axis))
             self._norms |= {x, y}
         return y
 
@@ -242,7 +248,7 @@ class _Plan:
         weights = [] if layer is None else list(layer.parameters())
         first = next(iter(weights or self._graph.model.parameters()), None)
         like = {"device": None if first is None else first.device, "dtype": node.meta["tensor_meta"].dtype}
-        norm: nn.Module = _BY_RANK[len(shape)](shape[axis], **self._options, **like)
+        norm = norms.made(self._norm, shape, axis, **self._options, **like)
         if weights and not any(weight.requires_grad for weight in weights):
             norm.requires_grad_(False)
         return norm.train(self._graph.model.training if layer is None else layer.training)
@@ -258,7 +264,7 @@ class _Plan:
             module = self._graph.module(node)
             if type(module) in LINEAR:
                 uses.setdefault(module, []).append(node)
-        beta = drop_bias and self._options.get("affine", True) and self._options.get("bias", True)
+        beta = drop_bias and norms.has_beta(self._norm, self._options)
         for module, nodes in uses.items():
             normalized = all(node.users and all(reader in self._norms for reader in node.users) for node in nodes)
             if normalized and beta and f"{names[module]}.bias" not in read:
@@ -321,16 +327,3 @@ def _check_where(where: Any) -> None:
             f"where is one of {', '.join(PLACEMENTS)}, a function of a site that returns None, 'before' or 'after', or a "
             f"mapping of sites' names to these; received {where!r}"
         )
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    settled = sorted(set(options) & set(_SETTLED))
-    if settled:
-        raise ArgumentError(
-            f"options are arguments of BatchNorm that are the same for every layer, such as momentum; place decides "
-            f"{' and '.join(settled)} itself; received {', '.join(f'{key}={options[key]!r}' for key in settled)}"
-        )
-    try:
-        BatchNorm1d(1, **options)  # wrong ones are refused also where nothing is placed
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(str(error)) from error

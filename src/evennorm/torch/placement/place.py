@@ -219,17 +219,17 @@ class _Plan:
         if target.key not in self.inserted:
             self.inserted[target.key] = self._new(node, target)
         graph, rank = self._graph.graph, len(shape_of(node))
-        axis = target.axis % rank
+        axis = 1 if target.axis == 1 else target.axis - rank  # of linear layers -1, as `removal` expects it
         taken = norms.channel_axis_taken(self._norm, rank, axis)
-        moved = axis != taken % rank
+        moved = axis % rank != taken % rank
         with graph.inserting_after(node):
-            x = graph.call_method("movedim", (node, target.axis, taken)) if moved else node
+            x = graph.call_method("movedim", (node, axis, taken)) if moved else node
         with graph.inserting_after(x):
             y = graph.call_module(self.inserted[target.key], (x,))
         self._norms.add(y)
         if moved:
             with graph.inserting_after(y):
-                y = graph.call_method("movedim", (y, taken, target.axis))
+                y = graph.call_method("movedim", (y, taken, axis))
             self._norms |= {x, y}
         return y
 

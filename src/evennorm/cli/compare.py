@@ -128,6 +128,9 @@ not finite  runs whose loss stopped being finite
     help="Train from other initial weights too, and record one hidden unit's input.",
 )
 @click.option("--no-model", is_flag=True, help="Hand over no model. [default: the best one, trained anew, as best.keras]")
+@click.option(
+    "--tensorboard", metavar="DIR", help="Write the curves of every run for TensorBoard, each into a folder in DIR."
+)
 @click.option("--open", "show", is_flag=True, help="Show report.html in the browser.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @force_option

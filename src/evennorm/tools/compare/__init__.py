@@ -54,6 +54,7 @@ def compare(
     advantages: bool = False,
     norms: Iterable[str] = ("batch",),
     hand_over: bool = True,
+    tensorboard: str | None = None,
     task: str | None = None,
     metric: str | None = None,
     device: str | None = None,
@@ -88,6 +89,7 @@ def compare(
         max_repeats: where `repeats` is None: the last look comes after so many at most.
         equivalent: a difference below counts as none: in percentage points, or in the unit of another metric. None is 2
             points, for the demo, `article-cnn` on the digits, 3; of another metric 0.
+        tensorboard: folder that takes the curves of every run, in a folder of its own.
         task: `classification`, `multilabel` or `regression`; None chooses it from the labels.
         metric: what runs are judged by: Keras's name, or for torch models that of torchmetrics; `:min` or `:max` behind it
             says which is better. None is `accuracy`, `binary_accuracy` or `mean_absolute_error`.
@@ -140,6 +142,10 @@ def compare(
         device,
         norms,
     )
+    if tensorboard is not None:
+        from evennorm.tools.compare import tensorboard as curves
+
+        curves.check(tensorboard)
     if jobs < 1:
         raise ArgumentError(f"the number of jobs must be at least 1; received {jobs}")
 
@@ -189,6 +195,8 @@ def compare(
     if hand_over:
         comparison = with_model(comparison, trainer)
     comparison.write()
+    if tensorboard is not None:
+        curves.write_runs(tensorboard, {**comparison.records, **comparison.scaled}, settings.measure.name)
     return comparison
 
 

@@ -215,7 +215,7 @@ def test_functions_are_called_with_what_they_ask_for(functions):
     [
         ("demanding", "depth needs a default"),
         ("failing", "calling it fails: RuntimeError: no"),
-        ("number", "must return a keras.Model; received int"),
+        ("number", "torch.nn.Module, and say so by its return annotation); received int"),
         ("nowhere", "functions_of_users has no function 'nowhere'"),
     ],
 )

@@ -235,18 +235,21 @@ class Study:
 
         Optuna's heartbeat knows most, unless the database was away, when nobody's heart could beat. On this machine there is
         no need to wait for silence, since a process that ended left its lock. One that died before it said who it was, or
-        that is behind a proxy, is known by what is seen here: that it says nothing new for as long.
+        that is behind a proxy, is known by what is seen here: that it says nothing new for as long. Another process may
+        have failed a trial in the meantime, which is as good.
         """
         if self._lost_at is None or time.monotonic() - self._lost_at > STALE_SECONDS:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                optuna.storages.fail_stale_trials(self._study)
+                with suppress(UpdateFinishedTrialError):
+                    optuna.storages.fail_stale_trials(self._study)
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             process = trial.user_attrs.get(PROCESS)
             dead = self._is_silent(trial) if process is None or BEAT in trial.user_attrs else False
             dead = dead or (process is not None and is_gone(str(process.get("token", ""))))
             if dead:
-                self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+                with suppress(UpdateFinishedTrialError):
+                    self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _is_silent(self, trial: FrozenTrial) -> bool:
         """Whether a running trial has shown no new beat here for long, while the database was there to show it."""

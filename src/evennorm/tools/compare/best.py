@@ -113,7 +113,7 @@ class Best:
             ]
         return [
             *(f"evennorm check: {line}" for line in checked or ["nothing looks wrong with the model"]),
-            f"It was chosen {self.choice.why}, and trained on {self.samples} training and validation samples, "
+            f"It was chosen {self.choice.why}. It was trained on {self.samples} training and validation samples, "
             f"epochs: {self.choice.epochs}",
             f"The model is in {' and '.join(str(Path(out, name)) for name in self.files)}: {self.choice.placement} at "
             f"learning rate {self.choice.learning_rate:g}, {self.measured}",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from evennorm.keras import BatchNormalization, StatisticsMonitor
-from tests.monitor.events import events
+from tests.events import events
 
 
 def data() -> np.ndarray:

@@ -13,7 +13,7 @@ from torch import nn
 from evennorm.errors import ArgumentError, InputError
 from evennorm.monitor import FIELDS
 from evennorm.torch import BatchNorm1d, BatchNorm2d, convert, monitor
-from tests.monitor.events import events
+from tests.events import events
 
 
 def network(norm: type[nn.Module] = nn.BatchNorm1d, **options: object) -> nn.Module:

@@ -7,29 +7,10 @@ import pytest
 
 from evennorm.tools.compare.settings import Run
 from evennorm.tools.compare.tensorboard import write_runs
+from tests.events import events
 from tests.tools.comparing import command, record, refused
 
 pytest.importorskip("tensorboardX")
-
-
-def events(folder):
-    """Tag and step of every scalar, and its value; nothing stands there twice."""
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import masked_crc32c
-
-    found = {}
-    for path in folder.iterdir():
-        data = path.read_bytes()
-        while data:  # length, its checksum, a record, its checksum
-            length = int.from_bytes(data[:8], "little")
-            part = data[12 : 12 + length]
-            assert int.from_bytes(data[12 + length : 16 + length], "little") == masked_crc32c(part)
-            event = Event.FromString(part)
-            for value in event.summary.value:
-                assert (value.tag, event.step) not in found
-                found[value.tag, event.step] = value.simple_value
-            data = data[16 + length :]
-    return found
 
 
 def files(folder):

@@ -22,6 +22,6 @@ def printed(text):
 def test_the_page_shows_real_output():
     text = PAGE.read_text()
     shown = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
-    assert len(shown) == 9
+    assert len(shown) == 10
     lines = [[line.rstrip() for line in block.splitlines()] for block in printed(text)]
     assert lines == [block.splitlines() for block in shown]

@@ -131,8 +131,8 @@ def reference_of_tools() -> str:
 
 def which_axis() -> str:
     """A page that shows each axis of some layouts, drawn and explained by the code of `evennorm explain`."""
-    from evennorm.tools.drawing import draw
     from evennorm.tools.explain import explain
+    from evennorm.tools.explain.drawing import draw
 
     options, figures = [], []
     for number, (layout, shape) in enumerate(LAYOUTS.items()):

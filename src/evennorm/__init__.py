@@ -12,10 +12,10 @@ Example:
 from typing import TYPE_CHECKING
 
 from evennorm.core.geometry import Geometry
-from evennorm.core.state import BatchNormState
 from evennorm.errors import ArgumentError, EvennormError, InputError, MissingExtra, ShapeError, SynchronizationError
 from evennorm.kernels.buffers import set_buffer_limit
 from evennorm.kernels.threads import num_threads, set_num_threads
+from evennorm.models.state import BatchNormState
 
 __version__ = "0.1.0"
 

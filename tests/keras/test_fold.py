@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers as L  # noqa: N812
 
-from evennorm.core.fold_plan import Plan
 from evennorm.errors import ArgumentError
 from evennorm.keras import BatchNormalization
 from evennorm.keras.fold import fold
 from evennorm.keras.legacy import BatchNormalization as OldBatchNormalization
+from evennorm.models.fold_plan import Plan
 
 WIDE = "float64" if keras.backend.backend() == "tensorflow" else "float32"
 """JAX has float64 for the whole process or not at all, and Keras on torch rounds it to float32 here and there."""

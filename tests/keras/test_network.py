@@ -6,8 +6,8 @@ import keras
 import numpy as np
 from keras import layers
 
-from evennorm.core.network import Role
 from evennorm.keras.network import network
+from evennorm.models.network import Role
 
 
 class Block(layers.Layer):

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from keras import layers
 
-from evennorm.core.program import Call
 from evennorm.errors import InputError
 from evennorm.keras import BatchNormalization
 from evennorm.keras.program import Program
+from evennorm.models.program import Call
 from evennorm.tools.recalibrate import recalibrate
 from tests.tools.populations import array, check
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from evennorm.core.network import Network, Role, Step
-from evennorm.core.state import BatchNormState
+from evennorm.models.network import Network, Role, Step
+from evennorm.models.state import BatchNormState
 from evennorm.tools.check.rule import Finding, Subject
 from evennorm.tools.check.rules import RULES
 

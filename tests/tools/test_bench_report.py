@@ -14,6 +14,7 @@ from evennorm.tools.bench.picture import draw
 from evennorm.tools.bench.report import FORMAT, Benchmark, geometric_mean, read
 from evennorm.tools.bench.rows import ALONE, IN_TURNS, Row
 from evennorm.tools.bench.settings import Settings
+from evennorm.tools.spread import Median
 
 BIG, WIDE, TINY = Case((512, 1024)), Case((4, 256, 32, 32), "first"), Case((8, 16))
 
@@ -70,6 +71,26 @@ def test_ratios_are_taken_to_the_best_of_a_family(found: Benchmark) -> None:
     assert eager.worst.case == BIG
     assert [r.ratio for r in plain.large] == [4.0]
     assert (alone.protocol, [r.ratio for r in alone.large]) == (ALONE, [1.5])
+
+
+def test_the_time_of_a_copy_has_an_interval_beside_it() -> None:
+    """Of rounds where both took turns; of both medians where the copy was timed in another pass."""
+    ours = [4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
+    copies = [each / 2 for each in ours]
+    rows = [
+        Row(IN_TURNS, BIG, passes, name, family, None, tuple(samples))
+        for passes, name, family, samples in (
+            ("forward", OURS, OURS, ours),
+            ("forward", COPY, LIMIT, copies),
+            ("both", OURS, OURS, [10.0] * 6),
+        )
+    ]
+    found = Benchmark(Settings("numpy", (BIG,), threads=2), {}, {}, tuple(rows))
+    assert [found.beside_limit(row) for row in rows] == [
+        Median(2.0, 2.0, 2.0),
+        None,
+        Median(10 / 3.25, 10 / 4.5, 10 / 2.0),
+    ]
 
 
 def test_losses_are_told(found: Benchmark) -> None:

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from evennorm.core.network import Role
 from evennorm.errors import ArgumentError
+from evennorm.models.network import Role
 from evennorm.tools.check.epsilon import rounding_variance
 from evennorm.tools.check.rules import RULES, selected
 from tests.tools.networks import BN, chain, codes, found, network, one, state, step

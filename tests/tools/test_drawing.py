@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evennorm import ShapeError
-from evennorm.tools.drawing import draw
-from evennorm.tools.drawn_axes import GroupColours, drawn_axes
 from evennorm.tools.explain import explain
+from evennorm.tools.explain.axes import GroupColours, drawn_axes
+from evennorm.tools.explain.drawing import draw
 from evennorm.tools.svg import mixed
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from evennorm import ShapeError
 from evennorm.cli import main
-from evennorm.tools.drawing import draw
 from evennorm.tools.explain import explain
+from evennorm.tools.explain.drawing import draw
 
 DOCS = Path(__file__).parents[2] / "docs"
 

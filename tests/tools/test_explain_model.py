@@ -15,7 +15,7 @@ from torch import nn
 
 from evennorm.cli import main
 from evennorm.keras import BatchNormalization
-from evennorm.tools.explain_model import explain_model
+from evennorm.tools.explain.model import explain_model
 
 
 def run(*arguments: object) -> Result:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from keras import layers
 
 from evennorm.cli import main
-from evennorm.core.program import Call
+from evennorm.models.program import Call
 from evennorm.tools.recalibrate.schedule import stages
 from tests.tools.populations import check
 

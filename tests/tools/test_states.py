@@ -8,13 +8,13 @@ from keras import layers
 from torch import nn
 
 from evennorm import BatchNormState, InputError
-from evennorm.core.state import matched
 from evennorm.errors import ArgumentError
 from evennorm.keras import BatchNormalization
 from evennorm.keras import read_states as read_keras
 from evennorm.keras import write_states as write_keras
 from evennorm.keras.states import layer_of
 from evennorm.keras.to_torch import torch_state_dict
+from evennorm.models.state import matched
 from evennorm.tools.to_torch import write_state_dict
 from evennorm.tools.weights import load_weights
 from evennorm.torch import BatchNorm1d

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from evennorm.core.fold_plan import Plan
 from evennorm.errors import ArgumentError
+from evennorm.models.fold_plan import Plan
 from evennorm.torch import BatchNorm2d, convert
 from evennorm.torch.fold import fold
 from tests.torch import architectures

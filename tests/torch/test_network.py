@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from evennorm.core.network import Network, Role
 from evennorm.errors import ArgumentError, InputError
+from evennorm.models.network import Network, Role
 from evennorm.torch import BatchNorm2d, convert
 from evennorm.torch.fold import fold
 from evennorm.torch.network import network

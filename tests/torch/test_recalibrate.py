@@ -246,3 +246,16 @@ def test_data_that_do_not_fit() -> None:
         with pytest.raises(InputError, match="the model cannot take") as caught:
             recalibrate(small(), data)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\0b", 'a"b', "a\\b", "a\ud800b"])
+def test_names_that_break_the_code_of_a_graph(name) -> None:
+    """The model runs as one call, and each layer gets the statistics of its own input."""
+    model = nn.Sequential()
+    model.add_module(name, nn.Linear(4, 4))
+    model.add_module("norm", nn.BatchNorm1d(4))
+    recalibrate(scrambled(model), X)
+    with torch.no_grad():
+        z = model[0](torch.from_numpy(X)).double().numpy()
+    np.testing.assert_allclose(model[1].running_mean.numpy(), z.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model[1].running_var.numpy(), z.var(0), rtol=1e-5)

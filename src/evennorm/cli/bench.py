@@ -34,7 +34,7 @@ _NOTES = """\
 ms         median of all rounds, with the quartiles
 ours       how many times as long as ours it takes; above 1 evennorm is faster; from six rounds on with the interval that
            holds the median with 95 % confidence: where that holds 1, no difference can be told
-copy       how many times as long as the fastest copy of x into fresh memory
+copy       how many times as long as the fastest copy of x into fresh memory, with the same interval
 GB/s       bytes that have to be read and written once, by time
 saved      memory kept between the passes, in sizes of x
 mean       geometric, over the cases of 1 MB or more; smaller ones have lines of their own
@@ -286,17 +286,16 @@ def _table(found: Benchmark, protocol: str, case: Case, passes: str) -> Any:
     table.add_column("", no_wrap=True, min_width=22)
     for header in ("ms", "", "ours", "copy", "GB/s", "saved"):
         table.add_column(header, justify="left" if header == "" else "right", no_wrap=True)
-    limit = found.limit(protocol, case)
     for row in found.measured(protocol, case, passes):
-        table.add_row(*_cells(found, row, limit))
+        table.add_row(*_cells(found, row))
     return table
 
 
-def _cells(found: Benchmark, row: Row, limit: Row | None) -> tuple[str, ...]:
+def _cells(found: Benchmark, row: Row) -> tuple[str, ...]:
     from evennorm.tools.bench.contestants import LIMIT
 
     low, high = row.quartiles
-    ratio = found.ratio(row)
+    ratio, copy = found.ratio(row), found.beside_limit(row)
     is_copy = row.family == LIMIT
     bandwidth = 2 * row.case.bytes / row.median / 1e6 if is_copy else row.bandwidth
     return (
@@ -304,7 +303,7 @@ def _cells(found: Benchmark, row: Row, limit: Row | None) -> tuple[str, ...]:
         milliseconds(row.median),
         f"({milliseconds(low)} to {milliseconds(high)})",
         times(ratio, found.spread(row)),
-        "" if limit is None else f"{row.median / limit.median:.2f}",
+        "" if copy is None else times(copy.value, copy),
         f"{bandwidth:.1f}" if row.case.large else "",
         "" if row.saved_bytes is None else f"{row.saved_bytes / row.case.bytes:.2f}",
     )

@@ -13,7 +13,7 @@ from evennorm.tools.outputs import Output, check_outputs
 
 if TYPE_CHECKING:
     from evennorm.tools.explain import Explanation
-    from evennorm.tools.explain_model import ExplainedModel
+    from evennorm.tools.explain.model import ExplainedModel
 
 _STYLES = {"title": "bold", "heading": "bold", "clean": "green", "warning": "bold yellow", "remedy": "yellow"}
 _WIDTHS = (60, 80, 100)
@@ -77,7 +77,7 @@ def _explain_array(shape: list[int | None], axes: list[int], svg: str | None, as
     explanation = explained(shape, axes)
     if svg is not None:
         from evennorm.tools.atomic import write_text
-        from evennorm.tools.drawing import draw
+        from evennorm.tools.explain.drawing import draw
 
         write_text(svg, draw(explanation))
     if as_json:
@@ -88,7 +88,7 @@ def _explain_array(shape: list[int | None], axes: list[int], svg: str | None, as
 
 
 def _explain_model(model: str, shape: list[int | None] | None, batch_size: int | None, as_json: bool) -> int:
-    from evennorm.tools.explain_model import explain_model
+    from evennorm.tools.explain.model import explain_model
 
     if shape is not None and None in shape:
         raise InputError(f"--shape of a model's inputs needs all sizes, since a batch of it is run; received {shape}")
@@ -170,7 +170,7 @@ def _print_model(explained: ExplainedModel) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from evennorm.tools.explain_model import HEADER
+    from evennorm.tools.explain.model import HEADER
 
     console = Console(highlight=False)
     number = len(explained.layers)

@@ -199,7 +199,7 @@ class Geometry:
 
     def explain(self) -> str:
         """What is averaged over, what looks wrong and what to do: `evennorm explain` without its worked example."""
-        from evennorm.core.explanation import Explanation
+        from evennorm.explanation import Explanation
 
         return Explanation.of(self).text()
 

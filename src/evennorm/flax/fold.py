@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from evennorm.core.fold_plan import LinearLayer, Passage, Plan, plan
-from evennorm.core.folding import Layout, Linear
-from evennorm.core.network import Role, Step
 from evennorm.errors import ArgumentError
 from evennorm.flax.modules import BatchNorm
 from evennorm.flax.network import network
+from evennorm.models.fold_plan import LinearLayer, Passage, Plan, plan
+from evennorm.models.folding import Layout, Linear
+from evennorm.models.network import Role, Step
 
 
 def fold(model: nnx.Module, x: Any) -> tuple[nnx.Module, Plan]:

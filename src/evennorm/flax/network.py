@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from evennorm.core.network import Network, Role, Step
 from evennorm.errors import InputError, first_line
 from evennorm.flax.program import Program
 from evennorm.jax.nnx import state_of
+from evennorm.models.network import Network, Role, Step
 
 _ROLES = (
     (nnx.BatchNorm, Role.BATCH_NORM),

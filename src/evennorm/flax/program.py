@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from evennorm.core.program import Call, Key, Observer
-from evennorm.core.state import BatchNormState
 from evennorm.errors import InputError
 from evennorm.flax.computation import broadcasting, geometry_of
 from evennorm.jax.nnx import assign, modules_of, state_of
+from evennorm.models.program import Call, Key, Observer
+from evennorm.models.state import BatchNormState
 
 _MODES = ("deterministic", "use_running_average")
 """What `eval` sets."""

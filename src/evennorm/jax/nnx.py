@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from evennorm.core.state import BatchNormState, matched
 from evennorm.errors import ArgumentError, MissingExtra
+from evennorm.models.state import BatchNormState, matched
 
 try:
     import jax.numpy as jnp

@@ -9,14 +9,14 @@ import keras
 import numpy as np
 from keras import Operation, layers
 
-from evennorm.core.fold_plan import Folded, Plan, plan
-from evennorm.core.folding import ScaleShift
-from evennorm.core.network import Network, Step
 from evennorm.keras import legacy
 from evennorm.keras.graph import Insertions, Node, calls, copy_layer, data_inputs, graph, models_in, rebuild
 from evennorm.keras.layer import BatchNormalization
 from evennorm.keras.linear import Describer, write
 from evennorm.keras.network import network
+from evennorm.models.fold_plan import Folded, Plan, plan
+from evennorm.models.folding import ScaleShift
+from evennorm.models.network import Network, Step
 
 _KINDS = (layers.BatchNormalization, BatchNormalization, legacy.BatchNormalization)
 _HALVES = ("float16", "bfloat16")

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 from keras import Operation, layers
 
-from evennorm.core.fold_plan import LinearLayer, Passage
-from evennorm.core.folding import Layout, Linear
-from evennorm.core.network import Network, Role, Step
+from evennorm.models.fold_plan import LinearLayer, Passage
+from evennorm.models.folding import Layout, Linear
+from evennorm.models.network import Network, Role, Step
 
 _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)

@@ -14,12 +14,12 @@ import numpy as np
 from keras import KerasTensor as Tensor
 from keras import Operation, layers
 
-from evennorm.core.network import Network, Role, Step
-from evennorm.core.state import BatchNormState
 from evennorm.errors import ArgumentError, first_line
 from evennorm.keras.graph import Node, calls, data_inputs, graph, is_model
 from evennorm.keras.layer import BatchNormalization
 from evennorm.keras.roles import activation_of, channel_axis, has_bias, role_of
+from evennorm.models.network import Network, Role, Step
+from evennorm.models.state import BatchNormState
 
 _Makers = dict[int, tuple[str, ...]]
 """Names of the steps that make a tensor, by its identity."""

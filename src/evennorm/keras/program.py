@@ -18,12 +18,12 @@ from keras import Operation, ops
 from keras.src import backend
 from keras.src.models.functional import Functional
 
-from evennorm.core.program import Call, Key, Observer
-from evennorm.core.state import BatchNormState
 from evennorm.keras.graph import Node, calls, graph, is_model
 from evennorm.keras.layer import BatchNormalization
 from evennorm.keras.network import batch_norm_state
 from evennorm.keras.roles import BATCH_NORMS
+from evennorm.models.program import Call, Key, Observer
+from evennorm.models.state import BatchNormState
 
 
 def layers_by_path(model: keras.Model) -> dict[str, keras.Layer]:

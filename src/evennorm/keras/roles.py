@@ -7,9 +7,9 @@ from typing import Any
 import keras
 from keras import Operation, layers
 
-from evennorm.core.network import Role
 from evennorm.keras.layer import BatchNormalization
 from evennorm.keras.sites import ACTIVATIONS, LINEAR, OPS, activation_name
+from evennorm.models.network import Role
 
 BATCH_NORMS = (layers.BatchNormalization, BatchNormalization)
 

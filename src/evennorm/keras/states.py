@@ -8,12 +8,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from evennorm.core.state import BatchNormState, matched
 from evennorm.errors import ArgumentError
 from evennorm.keras.layer import BatchNormalization
 from evennorm.keras.network import batch_norm_state
 from evennorm.keras.program import LayerStatistics, layers_by_path
 from evennorm.keras.roles import BATCH_NORMS
+from evennorm.models.state import BatchNormState, matched
 
 
 def read_states(model: keras.Model) -> dict[str, BatchNormState]:

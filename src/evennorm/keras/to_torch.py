@@ -19,12 +19,12 @@ import keras
 import numpy as np
 from keras import layers
 
-from evennorm.core.network import Network, Step
-from evennorm.core.state import BatchNormState
 from evennorm.keras.network import batch_norm_state, network
 from evennorm.keras.program import layers_by_path
 from evennorm.keras.roles import BATCH_NORMS
 from evennorm.keras.sites import LINEAR
+from evennorm.models.network import Network, Step
+from evennorm.models.state import BatchNormState
 
 Arrays = dict[str, np.ndarray]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any
 
-from evennorm.core.state import BatchNormState
 from evennorm.errors import ArgumentError
+from evennorm.models.state import BatchNormState
 from evennorm.monitor.summary import summary
 from evennorm.monitor.writers import To, writer_to
 

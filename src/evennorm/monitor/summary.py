@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from evennorm.core.state import BatchNormState
+from evennorm.models.state import BatchNormState
 from evennorm.monitor.measures import dead_channels, drift, variance_ratio
 
 _ARRAYS = ("gamma", "beta", "moving_mean", "moving_variance", "batch_mean", "batch_variance")

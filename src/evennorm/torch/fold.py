@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from evennorm.core.fold_plan import Folded, Plan, plan
-from evennorm.core.folding import ScaleShift
-from evennorm.core.network import Role, Step
 from evennorm.errors import ArgumentError, EvennormError, first_line
-from evennorm.torch.conversion.places import checked
+from evennorm.models.fold_plan import Folded, Plan, plan
+from evennorm.models.folding import ScaleShift
+from evennorm.models.network import Role, Step
+from evennorm.torch.conversion.norms import checked
 from evennorm.torch.conversion.steps import is_watched
+from evennorm.torch.graph_code import graph_module
 from evennorm.torch.linear import Describer, write
 from evennorm.torch.network import Reading, read
-from evennorm.torch.runs import Run, reads, runs
+from evennorm.torch.recording import Run, reads, runs
 
 
 def fold(model: nn.Module, inputs: Sequence[Any], others: Sequence[Sequence[Any]] = ()) -> tuple[nn.Module, Plan]:
@@ -247,7 +248,7 @@ class _Rewriting:
                 self._replace(found)
         if self._reading.graph is None:
             return self._model
-        folded = fx.GraphModule(self._model, self._reading.graph, class_name=type(self._model).__name__)
+        folded = graph_module(self._model, self._reading.graph, type(self._model).__name__)
         folded.graph.lint()
         return folded.eval()
 

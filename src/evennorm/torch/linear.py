@@ -12,12 +12,12 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import conv, dropout, padding
 from torch.nn.utils import parametrize
 
-from evennorm.core.fold_plan import LinearLayer, Passage
-from evennorm.core.folding import Layout, Linear
-from evennorm.core.network import Role, Step
+from evennorm.models.fold_plan import LinearLayer, Passage
+from evennorm.models.folding import Layout, Linear
+from evennorm.models.network import Role, Step
 from evennorm.torch.conversion.steps import is_watched
 from evennorm.torch.network import Reading
-from evennorm.torch.runs import Run
+from evennorm.torch.recording import Run
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

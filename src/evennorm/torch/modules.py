@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from evennorm.core.call import Call
 from evennorm.kernels import choose
-from evennorm.torch import arguments, compiled, counted, distributed, foreign, inplace, native, recompute, running, standard
+from evennorm.torch import arguments, compiled, counted, distributed, export, foreign, inplace, native, recompute, running
 from evennorm.torch.backend import engine, train
 from evennorm.torch.distributed import is_distributed
 from evennorm.torch.errors import TensorError, UnsupportedError
@@ -72,7 +72,7 @@ class _BatchNorm(batchnorm._BatchNorm):
         compiling = torch.compiler.is_compiling()
         if type(input) is not Tensor and not compiling:
             if isinstance(input, Proxy):
-                return standard.one_node(self, input, residual, mask)
+                return export.one_node(self, input, residual, mask)
             arguments.check_tensors(input, residual, mask)
             if is_distributed(input):
                 return distributed.forward(self, input, residual, mask=mask, slope=slope)
@@ -93,10 +93,10 @@ class _BatchNorm(batchnorm._BatchNorm):
         if by_batch and not tracks:
             mean = variance = None
         # A compiler knows best what torch itself calls batch normalization, which at inference is exact.
-        if not by_batch and (standard.asked_for() or (compiling and own["memory"] == "save")):
-            return standard.normalize(self, input, residual, slope)
-        if by_batch and standard.asked_for() and mask is None and not (own["training"] and compiling):
-            return standard.normalize_by_batch(self, input, residual, slope)
+        if not by_batch and (export.asked_for() or (compiling and own["memory"] == "save")):
+            return export.normalize(self, input, residual, slope)
+        if by_batch and export.asked_for() and mask is None and not (own["training"] and compiling):
+            return export.normalize_by_batch(self, input, residual, slope)
         if compiling and own["training"] and torch.compiler.is_exporting():
             foreign.warn_of_training_export(self)
         if compiling and by_batch and mask is None and compiled.takes(self, input, residual, slope):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
@@ -14,10 +13,12 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.modules import batchnorm
 
-from evennorm.core.network import Network, Role, Step
-from evennorm.core.state import BatchNormState
 from evennorm.errors import InputError
-from evennorm.torch.conversion.places import checked
+from evennorm.models.network import Network, Role, Step
+from evennorm.models.state import BatchNormState
+from evennorm.torch.conversion.norms import checked
+from evennorm.torch.fx_graph import is_leaf, model_graph
+from evennorm.torch.graph_code import graph_module
 from evennorm.torch.roles import (
     activation_of,
     asks_for_size,
@@ -29,7 +30,6 @@ from evennorm.torch.roles import (
     word_of,
 )
 from evennorm.torch.sync_batch_norm import SyncBatchNorm
-from evennorm.torch.whole import is_leaf, whole
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def read(model: nn.Module, inputs: Sequence[Any] = ()) -> Reading:
     """`network`, with the graph that its steps come from."""
     checked(model, "reading")
     steps = _Steps()
-    found = whole(model)
+    found = model_graph(model)
     outputs: tuple[str, ...] = ()
     if found.graph is not None:
         if inputs:
@@ -82,37 +82,22 @@ def read(model: nn.Module, inputs: Sequence[Any] = ()) -> Reading:
     return Reading(result, found.graph, steps.nodes)
 
 
-_BREAKS_CODE = re.compile('[\n\r\0"\\\\\ud800-\udfff]')
-
-
 def propagate(model: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> None:
     """Notes shapes at the nodes; in evaluation, so that no statistic moves."""
-    _check_names(model)
     modes = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in modes:
             module.training = False
         with torch.no_grad(), redirect_stderr(StringIO()):  # where torch prints a traceback before it raises
-            ShapeProp(fx.GraphModule(model, graph)).propagate(*inputs)
+            ShapeProp(graph_module(model, graph)).propagate(*inputs)
         graph.owning_module = None  # the graph is to be rewritten, and that module thrown away
+    except InputError:
+        raise
     except Exception as error:
         raise _unfit(inputs, error) from error
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _check_names(model: nn.Module) -> None:
-    """
-    Raises:
-        InputError: the name of a layer is no text that torch.fx can write into the code that it makes of a graph.
-    """
-    for path, _ in model.named_modules():
-        if _BREAKS_CODE.search(path):
-            raise InputError(
-                "torch.fx writes the names of layers into code, which line breaks, double quotes, backslashes, null "
-                f"characters and lone surrogates break; received a layer named {path!r}; rename it"
-            )
 
 
 def _unfit(inputs: Sequence[Any], error: Exception) -> InputError:
@@ -164,7 +149,7 @@ class _Steps:
             self._part(child, f"{path}.{name}" if path else name)
 
     def _part(self, module: nn.Module, path: str) -> None:
-        found = whole(module)
+        found = model_graph(module)
         if found.graph is None:
             for name, child in module.named_children():
                 self._part(child, f"{path}.{name}")

@@ -15,12 +15,13 @@ import torch
 from torch import fx, nn
 from torch.nn.modules import batchnorm
 
-from evennorm.core.program import Call, Key, Observer
-from evennorm.core.state import BatchNormState
+from evennorm.models.program import Call, Key, Observer
+from evennorm.models.state import BatchNormState
+from evennorm.torch.fx_graph import model_graph
+from evennorm.torch.graph_code import graph_module, unwritable
 from evennorm.torch.modules import _BatchNorm
 from evennorm.torch.network import state_of
 from evennorm.torch.roles import is_frozen_norm
-from evennorm.torch.whole import whole
 
 _IN_PLACE = {"iadd", "isub", "imul", "itruediv", "setitem"}
 
@@ -108,7 +109,7 @@ class Program:
 
     def _traced(self) -> list[Call]:
         assert self._graph is not None
-        interpreter = fx.Interpreter(fx.GraphModule(self.model, self._graph))
+        interpreter = fx.Interpreter(graph_module(self.model, self._graph))
         made: list[Call] = []
         written: dict[str, tuple[Key, ...]] = {}
         for node in self._graph.nodes:
@@ -215,9 +216,9 @@ class Program:
 
 
 def _followed(model: nn.Module) -> fx.Graph | None:
-    graph = whole(model).graph
+    graph = model_graph(model).graph
     alone = graph is None or any(node.op == "call_module" and node.target == "" for node in graph.nodes)
-    return None if alone else graph
+    return None if alone or graph is None or unwritable(graph) else graph
 
 
 def _call(interpreter: fx.Interpreter, node: fx.Node, inputs: tuple[Key, ...]) -> Call:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules import activation, batchnorm, conv, dropout, instancenorm, normalization, padding, pooling
 
-from evennorm.core.network import Role
+from evennorm.models.network import Role
 
 _SOFTMAX = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)
 _NOT_ELEMENTWISE = (*_SOFTMAX, nn.MultiheadAttention, nn.GLU)

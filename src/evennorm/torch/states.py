@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn.modules import batchnorm
 
-from evennorm.core.state import BatchNormState, matched
 from evennorm.errors import ArgumentError
+from evennorm.models.state import BatchNormState, matched
 from evennorm.torch import modules
 from evennorm.torch.network import state_of
 from evennorm.torch.program import ModuleStatistics

@@ -104,6 +104,12 @@ class Summary:
         return f"{self.ours} is slower than {self.family}, {PASSES[self.passes]}: {where}."
 
 
+def _ratio(row: Row, other: Row) -> Median:
+    """By rounds where both took turns in one pass, else by the intervals of both medians."""
+    in_turns = row.protocol == IN_TURNS and row.passes == other.passes and len(row.milliseconds) == len(other.milliseconds)
+    return (ratio if in_turns else ratio_apart)(row.milliseconds, other.milliseconds)
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """What was measured, where, and what it shows."""
@@ -135,13 +141,15 @@ class Benchmark:
         return row.median / ours.median if ours and row.milliseconds else None
 
     def spread(self, row: Row) -> Median | None:
-        """The same ratio with its interval: by rounds where both took turns, else by the intervals of both medians."""
+        """The same ratio with its interval; the limit has none."""
         by_name = {other.contestant: other for other in self.measured(row.protocol, row.case, row.passes)}
         ours = by_name.get(row.ours or "")
-        if ours is None or not row.milliseconds:
-            return None
-        together = row.protocol == IN_TURNS and len(row.milliseconds) == len(ours.milliseconds)
-        return (ratio if together else ratio_apart)(row.milliseconds, ours.milliseconds)
+        return _ratio(row, ours) if ours and row.milliseconds else None
+
+    def beside_limit(self, row: Row) -> Median | None:
+        """How many times as long as the fastest copy a row takes; None without a copy, and for that copy itself."""
+        limit = self.limit(row.protocol, row.case)
+        return None if limit is None or limit is row or not row.milliseconds else _ratio(row, limit)
 
     def summaries(self) -> list[Summary]:
         """Protocol by protocol, variant by variant and pass by pass, families in the order they were measured in."""

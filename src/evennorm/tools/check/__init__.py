@@ -8,8 +8,8 @@ from itertools import chain
 from numbers import Integral
 from typing import Any
 
-from evennorm.core.network import Network
 from evennorm.errors import ArgumentError, InputError
+from evennorm.models.network import Network
 from evennorm.tools.check.measure import Measurements, measure
 from evennorm.tools.check.reading import read
 from evennorm.tools.check.rule import Finding, Subject

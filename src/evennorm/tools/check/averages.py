@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from evennorm.core.network import Network, Step
-from evennorm.core.state import BatchNormState
+from evennorm.models.network import Network, Step
+from evennorm.models.state import BatchNormState
 from evennorm.tools.check.rule import Found, Subject, each_layer, rule, written
 
 LEFT = 0.01

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from evennorm.core.data_format import DataFormat
-from evennorm.core.network import Network, Role, Step
+from evennorm.explanation.data_format import DataFormat
+from evennorm.models.network import Network, Role, Step
 from evennorm.tools.check.averages import moved, never_updated, updates
 from evennorm.tools.check.flow import declared_axis, resolved_axis
 from evennorm.tools.check.rule import Found, Subject, each_layer, rule

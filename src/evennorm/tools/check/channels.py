@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from evennorm.core.network import Role
-from evennorm.core.state import BatchNormState
+from evennorm.models.network import Role
+from evennorm.models.state import BatchNormState
 from evennorm.monitor.measures import dead_below
 from evennorm.tools.check.averages import moved, never_updated
 from evennorm.tools.check.flow import source

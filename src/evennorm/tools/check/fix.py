@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from evennorm.core.network import Network, Role, Step
 from evennorm.errors import InputError, first_line
+from evennorm.models.network import Network, Role, Step
 from evennorm.tools.check import Finding, Report
 from evennorm.tools.check.drift import serves_better_as_it_is
 from evennorm.tools.check.neighbours import redundant_bias

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from evennorm.core.network import Network, Role, Step
+from evennorm.models.network import Network, Role, Step
 
 _SAME = ("Identity", "Activation", "Linear", "identity")
 """Of role RESHAPE, these change nothing at all."""

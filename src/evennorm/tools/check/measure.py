@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from evennorm.core.moments import Moments
-from evennorm.core.network import Network, Step
-from evennorm.core.program import Program
 from evennorm.errors import EvennormError, InputError, first_line
+from evennorm.models.network import Network, Step
+from evennorm.models.program import Program
 from evennorm.monitor.measures import drift, drifts, variance_ratio
 from evennorm.numpy import merge, moments
 from evennorm.tools.check.drift import DRIFT, SPREAD

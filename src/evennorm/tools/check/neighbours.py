@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from evennorm.core.network import Network, Role, Step
+from evennorm.models.network import Network, Role, Step
 from evennorm.tools.check.flow import declared_axis, leaves, readers, resolved_axis, source
 from evennorm.tools.check.rule import Found, Subject, each_layer, rule
 

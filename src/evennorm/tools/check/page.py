@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 import numpy as np
 
 from evennorm import __version__
-from evennorm.core.network import Step
 from evennorm.errors import printable
+from evennorm.models.network import Step
 from evennorm.tools.check import Finding, Report
 from evennorm.tools.check.picture import Panel, Scale, picture
 from evennorm.tools.check.rule import counted, each_layer, grouped, written

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from evennorm.core.network import Network, Step
+from evennorm.models.network import Network, Step
 
 if TYPE_CHECKING:
     from evennorm.tools.check.measure import Measurements

@@ -7,8 +7,8 @@ from math import prod
 
 import numpy as np
 
-from evennorm.core.findings import FEW_VALUES, percent, relative_error
-from evennorm.core.network import Network, Role, Step
+from evennorm.explanation.findings import FEW_VALUES, percent, relative_error
+from evennorm.models.network import Network, Role, Step
 from evennorm.tools.check.flow import resolved_axis, source
 from evennorm.tools.check.rule import Found, Subject, each_layer, rule
 

@@ -20,8 +20,8 @@ from evennorm.tools.compare.data import Data
 from evennorm.tools.compare.framework import FUNCTION, ZOOS
 from evennorm.tools.compare.variants import options_of, variant, where_of
 from evennorm.tools.imported import imported, misnamed
+from evennorm.torch.fx_graph import model_graph
 from evennorm.torch.placement import place
-from evennorm.torch.whole import whole
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def _check(name: str, model: nn.Module, data: Data) -> None:
 
 def _ends_in_probabilities(model: nn.Module) -> bool:
     """Whether the last step is a softmax or a sigmoid; a log-softmax is a score as well as any."""
-    graph = whole(model).graph
+    graph = model_graph(model).graph
     if graph is None:
         return False
     last = next(node for node in graph.nodes if node.op == "output").args[0]

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from evennorm.core.fold_plan import Plan
 from evennorm.errors import ArgumentError, InputError, first_line
+from evennorm.models.fold_plan import Plan
 from evennorm.tools.data.batch import leaves
 from evennorm.tools.fold.difference import Run
 from evennorm.tools.fold.inputs import Input, inputs_of_keras, inputs_of_torch, others_of_torch

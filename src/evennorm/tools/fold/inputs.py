@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from evennorm.core.network import Network, Role, Step
 from evennorm.errors import InputError
+from evennorm.models.network import Network, Role, Step
 from evennorm.tools.models import Opened
 
 _SIDES = (32, 64, 224, 28, 96, 128, 299, 16, 8)

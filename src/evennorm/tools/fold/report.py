@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from evennorm.core.fold_plan import Folded
 from evennorm.errors import printable
+from evennorm.models.fold_plan import Folded
 from evennorm.tools.fold.difference import Difference
 from evennorm.tools.fold.speed import Speed
 

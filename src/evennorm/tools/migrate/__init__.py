@@ -19,9 +19,9 @@ from evennorm.tools.outputs import refuse_inputs
 from evennorm.tools.without_tensorflow import leave_tensorflow_out
 
 if TYPE_CHECKING:
-    from evennorm.keras.old.build import LayerReport
-    from evennorm.keras.old.provenance import Provenance, UnsaidError
-    from evennorm.keras.old.records import OldFile, OldModel
+    from evennorm.tools.migrate.build import LayerReport
+    from evennorm.tools.migrate.provenance import Provenance, UnsaidError
+    from evennorm.tools.migrate.records import OldFile, OldModel
 
 __all__ = ["Migration", "migrate"]
 
@@ -152,7 +152,7 @@ def _for_torch(migration: Migration, out: str | os.PathLike[str] | None) -> Migr
 
 
 def _read(path: str | os.PathLike[str]) -> OldFile:
-    from evennorm.keras.old.hdf5 import check_kind, read_file
+    from evennorm.tools.migrate.hdf5 import check_kind, read_file
 
     check_kind(path)
     check_hdf5_file(path, os.fspath(path))
@@ -179,12 +179,12 @@ def _made(
 ) -> Migration:
     import keras
 
-    from evennorm.keras.old.build import Builder, unknown_layers
-    from evennorm.keras.old.formats import data_format
-    from evennorm.keras.old.into import as_old, fill
-    from evennorm.keras.old.matching import match
-    from evennorm.keras.old.models import read_model
-    from evennorm.keras.old.provenance import UnsaidError, provenance
+    from evennorm.tools.migrate.build import Builder, unknown_layers
+    from evennorm.tools.migrate.formats import data_format
+    from evennorm.tools.migrate.into import as_old, fill
+    from evennorm.tools.migrate.matching import match
+    from evennorm.tools.migrate.models import read_model
+    from evennorm.tools.migrate.provenance import UnsaidError, provenance
 
     own = isinstance(given, keras.Model)
     described = as_old(given) if own else read_model(given)
@@ -234,7 +234,7 @@ def _made(
 
 def _asking_for_all(first: UnsaidError, origin: Provenance, build: Callable[[Provenance], Any]) -> InputError:
     """The question that stopped migration, and the one that would stop it next."""
-    from evennorm.keras.old.provenance import UnsaidError
+    from evennorm.tools.migrate.provenance import UnsaidError
 
     answers: list[Provenance] = [replace(origin, backend=backend) for backend in ("theano", "tensorflow")]
     if first.missing == "release":
@@ -260,9 +260,9 @@ def _taken_from_architecture(file: OldFile, described: OldModel, given: Any) -> 
     """
     import keras
 
-    from evennorm.keras.old.compare import differences
-    from evennorm.keras.old.into import input_ranks
-    from evennorm.keras.old.models import read_model
+    from evennorm.tools.migrate.compare import differences
+    from evennorm.tools.migrate.into import input_ranks
+    from evennorm.tools.migrate.models import read_model
 
     if file.config is None:
         norms = Counter(

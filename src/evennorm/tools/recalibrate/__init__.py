@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from evennorm.core.program import Program
 from evennorm.errors import InputError
+from evennorm.models.program import Program
 from evennorm.monitor.measures import drift
 from evennorm.tools.data import Data, check_fit, open_data
 from evennorm.tools.models import Opened, open_model

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from evennorm.core.program import Call, Halt, Key, Program
 from evennorm.errors import EvennormError, InputError, first_line
+from evennorm.models.program import Call, Halt, Key, Program
 from evennorm.tools.data import Batch, Data
 from evennorm.tools.data.batch import leaves
 from evennorm.tools.recalibrate.population import Population

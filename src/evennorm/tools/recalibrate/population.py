@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from evennorm.core.moments import Moments
-from evennorm.core.state import BatchNormState
 from evennorm.errors import InputError
+from evennorm.models.state import BatchNormState
 from evennorm.numpy import merge, moments
 
 

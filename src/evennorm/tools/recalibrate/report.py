@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from evennorm.core.state import BatchNormState
+from evennorm.models.state import BatchNormState
 from evennorm.tools.recalibrate.effect import Effect
 
 

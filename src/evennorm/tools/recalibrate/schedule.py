@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evennorm.core.program import Call, Key
+from evennorm.models.program import Call, Key
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from evennorm.errors import ArgumentError
 from evennorm.torch.conversion import blocks, chains
 from evennorm.torch.conversion.exchange import check_plain, exchange, is_ours, obstacle, restore
 from evennorm.torch.conversion.fusion import Fusion
-from evennorm.torch.conversion.places import checked, norms
+from evennorm.torch.conversion.norms import checked, norms
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from evennorm.errors import ArgumentError
 from evennorm.torch import arguments, lazy, modules
 from evennorm.torch.conversion.swap import Swapped, derived, made_of, swap_back
-from evennorm.torch.conversion.with_activation import NormAndActivation, is_like_timms
+from evennorm.torch.conversion.timm import NormAndActivation, is_like_timms
 from evennorm.torch.sync_batch_norm import SyncBatchNorm
 
 OURS: dict[type[nn.Module], type[nn.Module]] = {

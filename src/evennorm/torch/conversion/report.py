@@ -8,9 +8,9 @@ from torch import nn
 
 from evennorm.torch.conversion.exchange import is_ours, obstacle
 from evennorm.torch.conversion.fusion import Fusion, Outcome, word
-from evennorm.torch.conversion.places import checked, norms
+from evennorm.torch.conversion.norms import checked, norms
 from evennorm.torch.conversion.steps import slope_of
-from evennorm.torch.conversion.with_activation import NormAndActivation, separate_part
+from evennorm.torch.conversion.timm import NormAndActivation, separate_part
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules import module as module_calls
 
-from evennorm.torch import standard
+from evennorm.torch import export
 from evennorm.torch.modules import _BatchNorm
 from evennorm.torch.sync_batch_norm import SyncBatchNorm
 
@@ -49,7 +49,7 @@ def normalized(
 
 
 def _in_one_step(norm: nn.Module, x: Any, residual: Any, activation: Activation | None) -> bool:
-    if not takes_more(norm) or is_watched(norm) or not isinstance(x, Tensor) or standard.asked_for():
+    if not takes_more(norm) or is_watched(norm) or not isinstance(x, Tensor) or export.asked_for():
         return False
     slope = slope_of(activation)
     if activation is not None and (slope is None or is_watched(activation)):

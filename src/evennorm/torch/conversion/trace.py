@@ -24,6 +24,7 @@ from evennorm.torch.conversion.modes import ComputesNothing, draws_nothing, mode
 from evennorm.torch.conversion.shadow import check_kept, shadow_of
 from evennorm.torch.conversion.steps import slope_of
 from evennorm.torch.conversion.untraceable import Untraceable
+from evennorm.torch.graph_code import unwritable
 
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _OF_EVERY_MODULE = {*dir(nn.Module), *vars(nn.Module())}
@@ -66,6 +67,8 @@ def _traced(module: nn.Module, training: bool, others: bool, reads: set[str]) ->
         try:
             graph = tracer.record(shadow)
             next(node for node in graph.nodes if node.op == "output").type = None
+            if (name := unwritable(graph)) is not None:
+                raise Untraceable(f"uses {name!r}, a name that torch.fx cannot write into code")
             source = graph.python_code("self").src
         except Untraceable:
             raise

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from evennorm.errors import ArgumentError
+from evennorm.torch.graph_code import graph_module
 from evennorm.torch.placement import norms
 from evennorm.torch.placement.removal import refuse_hidden, relying_on_beta, remove
 from evennorm.torch.placement.sites import LINEAR, Graph, Site, shape_of
@@ -86,7 +87,7 @@ def place(
         raise ArgumentError(f"model {type(model).__name__!r} has no place for where={where!r}: {_NO_PLACE[str(where)]}")
     plan.settle_biases(relying, drop_bias)
     graph.graph.lint()
-    placed = fx.GraphModule(graph.model, graph.graph, class_name=type(model).__name__)
+    placed = graph_module(graph.model, graph.graph, type(model).__name__)
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in placed.named_modules():  # torch.fx makes the modules anew that only hold others
         module.training = modes.get(name, module.training)

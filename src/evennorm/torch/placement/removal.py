@@ -7,8 +7,8 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.modules import batchnorm
 
-from evennorm.core.network import Role
 from evennorm.errors import ArgumentError
+from evennorm.models.network import Role
 from evennorm.torch.conversion.steps import is_watched
 from evennorm.torch.fold import activation_in, operands
 from evennorm.torch.placement.sites import LINEAR, Graph

@@ -11,11 +11,11 @@ import torch
 from torch import fx, nn
 from torch.nn.modules import batchnorm, conv, dropout, instancenorm, padding, pooling
 
-from evennorm.core.network import Role
 from evennorm.errors import ArgumentError
+from evennorm.models.network import Role
+from evennorm.torch.fx_graph import is_leaf
 from evennorm.torch.network import joined
 from evennorm.torch.roles import asks_for_size, name_of_function, role_of_function, role_of_module
-from evennorm.torch.whole import is_leaf
 
 LINEAR = (
     nn.Linear,

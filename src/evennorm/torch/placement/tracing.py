@@ -16,11 +16,12 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from evennorm.errors import ArgumentError, first_line
-from evennorm.torch.conversion.places import checked
+from evennorm.torch.conversion.norms import checked
 from evennorm.torch.conversion.steps import is_watched
+from evennorm.torch.fx_graph import ModelGraph, is_leaf, model_graph
+from evennorm.torch.graph_code import graph_module
 from evennorm.torch.network import propagate
 from evennorm.torch.placement.in_place import functional
-from evennorm.torch.whole import Whole, is_leaf, whole
 
 
 class ByMode(nn.Module):
@@ -35,7 +36,7 @@ class ByMode(nn.Module):
         return self.in_training if self.training else self.in_evaluation
 
 
-def traced(model: nn.Module, inputs: Sequence[Any]) -> tuple[nn.Module, Whole]:
+def traced(model: nn.Module, inputs: Sequence[Any]) -> tuple[nn.Module, ModelGraph]:
     """A copy of a model, and a graph of it without operations in place and with shapes at its nodes.
 
     Raises:
@@ -74,8 +75,8 @@ def scope_of(node: fx.Node) -> str:
     return str(stack[-1][0]) if stack else ""
 
 
-def _in_both_modes(model: nn.Module) -> Whole:
-    evaluation, training = whole(model), whole(model, training=True)
+def _in_both_modes(model: nn.Module) -> ModelGraph:
+    evaluation, training = model_graph(model), model_graph(model, training=True)
     for found in (evaluation, training):
         if found.graph is None:
             raise _unfollowed(model, found.opaque[""])
@@ -147,7 +148,7 @@ class _Example:
             ArgumentError: the graph computes something else.
         """
         for training, wanted in self._given.items():
-            found = _run(copy.deepcopy(fx.GraphModule(model, copy.deepcopy(graph))), self._inputs, training)
+            found = _run(copy.deepcopy(graph_module(model, copy.deepcopy(graph))), self._inputs, training)
             same = len(found) == len(wanted) and all(_is_close(x, y) for x, y in zip(found, wanted, strict=True))
             if not same:
                 raise _unfollowed(model, "the graph that torch.fx makes of it computes something else than the model")

@@ -1,0 +1,38 @@
+"""Batch normalization with dropout and activation in one module: timm's BatchNormAct2d, known by its name and its parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.nn.modules import batchnorm
+
+from evennorm.torch import export
+from evennorm.torch.conversion.steps import does_nothing, is_watched, slope_of
+from evennorm.torch.conversion.swap import Swapped
+from evennorm.torch.modules import _BatchNorm
+
+
+def is_like_timms(module: nn.Module) -> bool:
+    parts = (module._modules.get(name) for name in ("drop", "act"))
+    named = any(kind.__name__ == "BatchNormAct2d" for kind in type(module).__mro__)
+    return named and isinstance(module, batchnorm.BatchNorm2d) and all(isinstance(part, nn.Module) for part in parts)
+
+
+class NormAndActivation(Swapped):
+    """In front of that class and of evennorm's BatchNorm2d."""
+
+    def forward(self, x: Tensor) -> Any:
+        if isinstance(x, Proxy):
+            return export.one_node(self, x, None, None)
+        slope = None if separate_part(self) is not None else slope_of(self.act)
+        y = _BatchNorm.forward(self, x, slope=slope)
+        return self.act(self.drop(y)) if slope is None else y
+
+
+def separate_part(module: nn.Module) -> nn.Module | None:
+    """The part of such a module that does not let all be done in one step."""
+    if not does_nothing(module.drop):
+        return module.drop
+    return module.act if slope_of(module.act) is None or is_watched(module.act) else None

@@ -1,4 +1,4 @@
-"""Batch normalization you can see, trust and afford: one layer with one meaning on every engine.
+"""Batch normalization you can see, trust and afford: one layer with one meaning on every framework.
 
 `evennorm.flax`, `evennorm.jax`, `evennorm.keras`, `evennorm.numpy`, `evennorm.tensorflow` and `evennorm.torch` load their
 frameworks, and do so when they are first asked for.
@@ -54,7 +54,7 @@ else:
         return import_module(f"{__name__}.{name}")
 
     def __dir__() -> list[str]:
-        """Names of the public API; submodules where their frameworks are installed."""
+        """Return the names of the public API, with the submodules whose frameworks are installed."""
         from importlib.util import find_spec
 
         return sorted([*__all__, *(name for name in _FRAMEWORKS if find_spec(name) is not None)])

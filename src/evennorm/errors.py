@@ -1,18 +1,19 @@
-"""The errors evennorm raises: each names the rule that was broken, what arrived and what to do. Others', as one line."""
+"""Define the errors that evennorm raises, each naming the rule, what arrived and what to do, and shorten those of other
+libraries."""
 
 import json
 import unicodedata
 from typing import Any
 
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-"""Unicode's categories of control and format characters, lone surrogates, separators of lines and of paragraphs."""
+"""Unicode's categories of control and format characters, lone surrogates, and line and paragraph separators."""
 
 _COMMANDS = (("::", ":\\x3a"), ("##[", "#\\x23["), ("##vso[", "#\\x23vso["), ("##teamcity[", "#\\x23teamcity["))
-"""What CI services obey where it stands in a log, and what is written instead."""
+"""Commands that CI services obey wherever they appear in a log, and what is written instead."""
 
 
 class EvennormError(Exception):
-    """Base of every error evennorm raises on purpose; its text is one line, fit for a terminal."""
+    """Base class of every error that evennorm raises on purpose. Its text is one line that a terminal can show."""
 
 
 class ShapeError(EvennormError, ValueError):
@@ -24,15 +25,15 @@ class ArgumentError(EvennormError, ValueError):
 
 
 class InputError(EvennormError, ValueError):
-    """Data, a model or a file handed to a tool that cannot be used as it is."""
+    """Data, a model or a file that a tool was given and cannot use."""
 
 
 class SynchronizationError(EvennormError, RuntimeError):
-    """Processes that share statistics do not fit each other, or one of them did not come."""
+    """Processes that share statistics disagree, or one of them is missing."""
 
 
 class MissingExtra(EvennormError, ImportError):
-    """A part of evennorm was asked for whose framework, or another package that it needs, is not installed."""
+    """The framework or package that a part of evennorm needs is not installed."""
 
     def __init__(self, what: str, extra: str, package: str | None = None, instead: str | None = None):
         needed = "a package that" if package is None else f"the package {package}, which"
@@ -41,7 +42,7 @@ class MissingExtra(EvennormError, ImportError):
 
 
 def printable(text: object) -> str:
-    """Text of unknown origin, such as a name in a file, as one line that no terminal and no CI service obeys.
+    """Return text of unknown origin, such as a name in a file, as one line that no terminal and no CI service interprets.
 
     Control characters, line breaks, characters without a width or that turn the direction of writing, and lone surrogates
     become escapes; so do the words by which CI services are commanded in their logs. All other text stays.
@@ -57,7 +58,7 @@ def printable(text: object) -> str:
 
 
 def printable_json(value: Any) -> str:
-    """The text of a JSON document, its characters as ASCII, that no CI service obeys either; it is read back as `value`.
+    """Return `value` as JSON text in ASCII that no CI service interprets. Reading it gives `value` again.
 
     Example:
         >>> print(printable_json({"layer": "##[error]"}))
@@ -76,13 +77,13 @@ def _escaped(character: str) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error of a library says, as one line: the first of its text that says something; else its class."""
+    """Return what an error of a library says, as one line: the first of its text that says something; else its class."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line[:300] for line in lines if line), type(error).__name__)
 
 
 def first_line(error: BaseException) -> str:
-    """The same behind the name of its class.
+    """Return the name of an error's class, followed by the line that `reason_of` gives.
 
     Example:
         >>> first_line(ValueError("not so\\nbut so")), first_line(KeyError())

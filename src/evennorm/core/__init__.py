@@ -1,1 +1,1 @@
-"""The mathematics, stated once; the array namespace is passed in as xp."""
+"""State the mathematics once, with the array namespace passed in as xp."""

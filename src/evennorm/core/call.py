@@ -1,4 +1,4 @@
-"""Say in one record what a call of batch normalization computes, checked once."""
+"""Describe what a call of batch normalization computes, in one record that is checked once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evennorm.errors import ArgumentError
 
 
 class Formula(Protocol):
-    """The numbers in the formula of a call, which are all that the mathematics asks of it."""
+    """The numbers in the formula of a call: all that the mathematics needs of it."""
 
     @property
     def epsilon(self) -> float: ...
@@ -22,7 +22,7 @@ class Formula(Protocol):
 
 @dataclass(frozen=True)
 class Call:
-    """Everything that a kernel is told beside its arrays.
+    """The settings of a call: everything that a kernel gets besides its arrays.
 
         y = activation(gamma * (x - mean) / sqrt(variance + epsilon) + beta [+ residual])
 
@@ -48,7 +48,7 @@ class Call:
     group_size: int | None = None
     fixed_stats: bool = False
     plans: dict[Hashable, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
-    """What kernels have worked out for arrays of this shape, by how these lie in memory. A call belongs to one library."""
+    """What kernels have worked out for arrays of this shape, by their memory layout. A call belongs to one library."""
 
     @property
     def activation(self) -> str:
@@ -56,7 +56,7 @@ class Call:
         return {1.0: "none", 0.0: "relu"}.get(self.negative_slope, "leaky_relu")
 
     def count(self, sizes: tuple[int, ...]) -> int:
-        """Return how many values of an array of these sizes stand behind each mean."""
+        """Return the number of values behind each mean, for an array of these sizes."""
         sizes = sizes if self.group_size is None else (self.group_size, *sizes[1:])
         return prod(sizes[a] for a in self.geometry.reduced)
 
@@ -71,7 +71,7 @@ class Call:
 
 
 def slope_of(activation: str | None, negative_slope: float = 0.01) -> float:
-    """The slope below zero that the name of an activation stands for.
+    """Return the slope below zero that the name of an activation stands for.
 
     Raises:
         ArgumentError: a name that no kernel fuses.
@@ -86,7 +86,7 @@ def slope_of(activation: str | None, negative_slope: float = 0.01) -> float:
 
 
 def checked_epsilon(epsilon: float) -> float:
-    """`epsilon`, unless it could turn the square root of a variance into NaN."""
+    """Return `epsilon`, unless it could turn the square root of a variance into NaN."""
     if not epsilon >= 0:
         raise ArgumentError(f"epsilon is a small number added to the variance, 0 or more; received epsilon={epsilon}")
     return float(epsilon)
@@ -96,11 +96,11 @@ COMPLEX = (
     "batch normalization is of real numbers, since a complex variance can mean several things; {name} is of dtype {dtype}; "
     "pass real and imaginary parts as channels of their own"
 )
-"""What the refusal says."""
+"""The text of the error."""
 
 
 def refuse_complex(**arrays: Any) -> None:
-    """Say of each array by its name that batch normalization is of real numbers, whatever library it is of.
+    """Raise an error for an array of complex numbers, naming the argument, whatever library the array comes from.
 
     Raises:
         ArgumentError: one of them is complex.

@@ -1,4 +1,4 @@
-"""Normalize the arrays of one library: from array and axis, by Geometry and a kernel, to the array and its moments."""
+"""Normalize the arrays of one library: check the arguments, choose a view and call the kernel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from evennorm.errors import ShapeError
 
 @dataclass(frozen=True)
 class Engine:
-    """An array namespace with the operation on views that a framework module lends it.
+    """An array namespace and the operation on views that a framework module provides.
 
     `forward` has the arguments of that of `kernels.reference` without xp, and is differentiable in x, gamma, beta and
     residual, and its moments in x.
@@ -29,7 +29,7 @@ class Engine:
     xp: Namespace
     forward: Callable[..., tuple[Array, Moments]]
     make_call: Callable[..., Call] = field(default_factory=lambda: lru_cache(maxsize=4096)(Call), init=False, compare=False)
-    """`Call`, the same one for the same arguments: small arrays are normalized faster than a call is worked out."""
+    """Cached `Call`: checking the arguments again would take longer than normalizing a small array."""
 
     def batch_norm(
         self,
@@ -45,7 +45,7 @@ class Engine:
         residual: Array | None = None,
         virtual_batch_size: int | None = None,
     ) -> tuple[Array, Moments]:
-        """Normalizes `x` by its own statistics: what batch normalization does in training.
+        """Normalize `x` by its own statistics: what batch normalization does in training.
 
             y = activation(gamma * (x - mean) / sqrt(variance + epsilon) + beta [+ residual])
 
@@ -90,7 +90,7 @@ class Engine:
         return y, moments
 
     def warn_of_range(self, moments: Moments, stacklevel: int) -> None:
-        """Warn as `batch_norm` says."""
+        """Warn as `batch_norm` documents."""
         if message := self.range_warning(moments):
             warnings.warn(message, RuntimeWarning, stacklevel=stacklevel)
 
@@ -108,7 +108,7 @@ class Engine:
         negative_slope: float = 0.01,
         residual: Array | None = None,
     ) -> Array:
-        """Normalizes `x` by given statistics, of the parameter shape: what batch normalization does at inference.
+        """Normalize `x` by given statistics, of the parameter shape: what batch normalization does at inference.
 
         Arguments, result and errors as in `batch_norm`.
 
@@ -178,7 +178,8 @@ class Engine:
         return None
 
     def range_warning(self, moments: Moments) -> str | None:
-        """Say that finite values have a variance beyond the range of their precision, where they have and it can be seen."""
+        """Return a warning where finite values have a variance beyond the range of their precision and this can be seen
+        without waiting."""
         variance = self.at_hand(moments.variance)
         if variance is None or not variance.size or variance.max() < inf:  # which is false for NaN
             return None
@@ -186,7 +187,8 @@ class Engine:
         return OUT_OF_RANGE.format(dtype=variance.dtype) if out_of_range(mean, variance) else None
 
     def at_hand(self, value: Array) -> Any:
-        """A NumPy array of what can be looked at without waiting for a device; None where it cannot, as under compilers."""
+        """Return the value as a NumPy array if it can be read without waiting for a device; None otherwise, as in compiled
+        code."""
         return None
 
     def _call(
@@ -221,7 +223,7 @@ class Engine:
         return parameter if len(received) == 1 else self.xp.reshape(parameter, (geometry.channel,))
 
     def _row(self, parameter: Array | None, geometry: Geometry) -> Any:
-        """A parameter, to broadcast against x."""
+        """Return a parameter in the shape that broadcasts against x."""
         flat = self._flat(parameter, geometry)
         return (
             flat

@@ -23,7 +23,7 @@ def packed(xp: Namespace, local: Moments) -> Array:
 
 
 def merged(xp: Namespace, rows: Array, groups: int, channel: int) -> Moments:
-    """Return the moments of all devices together, by the rows (device, ...) that `packed` gave on each.
+    """Return the moments of all devices together, from the rows (device, ...) that `packed` gave on each.
 
         n = sum n_i;   delta_i = mean_i - shift;   mean = shift + sum n_i delta_i / n
         variance = sum n_i (variance_i + delta_i^2) / n - (mean - shift)^2
@@ -47,7 +47,8 @@ def merged(xp: Namespace, rows: Array, groups: int, channel: int) -> Moments:
 def local_derivatives(
     xp: Namespace, local: Moments, whole: Moments, d_mean: Array, d_variance: Array
 ) -> tuple[Array, Array]:
-    """Return the derivatives of one device's `mean_low` and variance, by those of the whole, added over all devices.
+    """Return the derivatives by one device's `mean_low` and variance, from those by the whole batch's, added over all
+    devices.
 
     d mean_i = n_i / n * (d mean + 2 (mean_i - mean) d variance);   d variance_i = n_i / n * d variance
     """
@@ -56,12 +57,13 @@ def local_derivatives(
 
 
 def local_tangents(xp: Namespace, local: Moments, whole: Moments, t_mean: Array, t_variance: Array) -> tuple[Array, Array]:
-    """Return what one device's tangents of `mean_low` and variance add to those of the whole, in a sum over all devices."""
+    """Return what one device's tangents of `mean_low` and variance contribute to those of the whole batch, in a sum over all
+    devices."""
     share, delta = _share(xp, local, whole)
     return share * t_mean, share * (t_variance + 2.0 * delta * t_mean)
 
 
 def _share(xp: Namespace, local: Moments, whole: Moments) -> tuple[Array, Array]:
-    """Return this device's part of all values, and how far its mean lies from that of the whole."""
+    """Return this device's share of all values, and the distance of its mean from that of the whole batch."""
     share = xp.asarray(local.count, like=whole.mean) / xp.maximum(xp.asarray(whole.count, like=whole.mean), 1.0)
     return share, (local.mean - whole.mean) + (local.mean_low - whole.mean_low)

@@ -41,7 +41,7 @@ class Geometry:
 
     shape: tuple[Size, ...]
     axis: tuple[int, ...]
-    # What follows from them and is asked for at every call.
+    # Derived values that every call reads.
     parameter_shape: tuple[int, ...] = field(compare=False, repr=False)
     """Shape of gamma, beta, mean and variance: the sizes of the channel axes, in the order of the array."""
     channel: int = field(compare=False, repr=False)
@@ -82,12 +82,12 @@ class Geometry:
 
     @property
     def inner(self) -> Size:
-        """Product of the sizes behind the channel; None where one of them is unknown."""
+        """Product of the sizes after the channel; None where one of them is unknown."""
         return _product(self.shape[a] for a in self._inner_axes)
 
     @property
     def count(self) -> Size:
-        """How many values stand behind each mean; None where a reduced size is unknown."""
+        """Number of values behind each mean; None where a reduced size is unknown."""
         return _product(self.shape[a] for a in self.reduced)
 
     @property
@@ -99,7 +99,8 @@ class Geometry:
         return () if self.permutation else tuple(range(self.axis[-1] + 1, self.rank))
 
     def view(self, xp: Namespace, x: Array, group_size: int | None = None) -> Array:
-        """`x` as (groups, outer, channel, inner); no copy where `x` is contiguous and its channel axes adjacent.
+        """Return `x` as (groups, outer, channel, inner), without a copy where `x` is contiguous and its channel axes
+        adjacent.
 
         `group_size` cuts the first axis into ghost batches of that many samples.
 
@@ -117,7 +118,7 @@ class Geometry:
         return xp.reshape(x, (groups, outer, self.channel, inner))
 
     def restore(self, xp: Namespace, view: Array, sizes: tuple[Any, ...]) -> Array:
-        """The inverse of `view`: an array of the original `sizes`."""
+        """Undo `view`: return an array of the original `sizes`."""
         if self.permutation is None:
             return xp.reshape(view, sizes)
         x = xp.reshape(view, tuple(sizes[a] for a in self.permutation))
@@ -126,7 +127,7 @@ class Geometry:
     def in_memory(
         self, sizes: tuple[int, ...], strides: tuple[tuple[int, ...], ...], group_size: int | None = None
     ) -> tuple[Strides, list[Strides]] | None:
-        """The view of arrays that lie in memory with these `strides`, in elements, as sizes and strides of its four axes.
+        """Return sizes and strides of a four-axis view of arrays that have these `strides`, counted in elements.
 
         No array is copied: whichever reduced axes merge in all of them become outer and inner, in the order of the first
         array's memory. None where more than two of them remain, or the channel axes do not merge.
@@ -166,7 +167,7 @@ class Geometry:
         return batch // group_size
 
     def mask_axes(self, mask_shape: Iterable[Size]) -> tuple[int, ...]:
-        """The axes of the array that the axes of a mask stand for.
+        """Return the axes of the array that the axes of a mask stand for.
 
         A mask of the array's rank must broadcast against it. A shorter one holds a value per position, so its axes are
         the first of the *reduced* ones: (N, T) for an array (N, C, T) with axis 1. Only where that cannot fit, but the
@@ -187,7 +188,7 @@ class Geometry:
         )
 
     def mask_view(self, xp: Namespace, mask: Array, sizes: tuple[Any, ...], group_size: int | None = None) -> Array:
-        """`mask` as (groups, outer, 1 or channel, inner), to go with `view` of an array of these `sizes`."""
+        """Return `mask` as (groups, outer, 1 or channel, inner), to go with `view` of an array of these `sizes`."""
         mask_sizes = xp.shape(mask)
         axes = self.mask_axes(None if not isinstance(size, int) else size for size in mask_sizes)
         full = xp.reshape(mask, tuple(mask_sizes[axes.index(a)] if a in axes else 1 for a in range(self.rank)))
@@ -198,14 +199,15 @@ class Geometry:
         return positions.view(xp, xp.broadcast_to(full, ones), group_size)
 
     def explain(self) -> str:
-        """What is averaged over, what looks wrong and what to do: `evennorm explain` without its worked example."""
+        """Return an explanation of what is averaged, what looks wrong and what to do: `evennorm explain` without its worked
+        example."""
         from evennorm.explanation import Explanation
 
         return Explanation.of(self).text()
 
 
 cached_geometry = lru_cache(maxsize=4096)(Geometry)
-"""`Geometry`, the same one for the same arguments: small arrays are normalized faster than their geometry is worked out."""
+"""Cached `Geometry`: working it out again would take longer than normalizing a small array."""
 
 
 def _check_shape(shape: tuple[Size, ...]) -> None:
@@ -243,7 +245,7 @@ def _normalized_axes(shape: tuple[Size, ...], axis: int | Iterable[int]) -> tupl
 
 
 def _whole(value: Any, what: str) -> int:
-    """`value` as an int, unless that would change it."""
+    """Return `value` as an int, unless that would change it."""
     try:
         whole = int(value)
     except (TypeError, ValueError, OverflowError):
@@ -263,7 +265,8 @@ def _product(sizes: Iterable[Any]) -> Any:
 
 
 def _merged(axes: list[int], sizes: tuple[int, ...], strides: list[list[int]]) -> list[tuple[int, list[int]]]:
-    """Size and strides of what is left when neighbours among `axes` become one axis, wherever they can in every array."""
+    """Return size and strides of what is left when neighbours among `axes` become one axis, wherever they can in every
+    array."""
     merged: list[tuple[int, list[int]]] = []
     for a in axes:
         size, here = sizes[a], [row[a] for row in strides]

@@ -27,7 +27,7 @@ def gradients_from_output(
     mask: Array | None = None,
     d_variance: Array | None = None,
 ) -> Gradients:
-    """`core.normalize.gradients` where z is at hand and x is not; gamma must not be 0."""
+    """Compute `core.normalize.gradients` from z, where x was not kept; gamma must not be 0."""
     deviation = xp.sqrt(variance + epsilon)
     scale = deviation if gamma is None else deviation / gamma
     xhat = z if beta is None else z - per_channel(xp, xp.reshape(beta, (1, -1)))
@@ -36,7 +36,7 @@ def gradients_from_output(
 
 
 def least_gamma(xp: Namespace, gamma: Array, beta: Array | None, unit: float, smallest: float) -> Array:
-    """|gamma| of each channel from which on half of the digits of xhat can be recovered.
+    """Return the least |gamma| of each channel from which half of the digits of xhat can be recovered.
 
     z is kept with a relative error of `unit`, so that xhat = (z - beta) / gamma, of size 1, is found with an error of about
     |beta / gamma| * unit; it is to stay below sqrt(unit). Values under `smallest` are kept with an absolute error instead.

@@ -18,13 +18,13 @@ class Moments(NamedTuple):
     """
 
     count: Any
-    """Values behind each mean: an int where known, else an array that broadcasts against the mean."""
+    """Number of values behind each mean: an int where known, else an array that broadcasts against the mean."""
     mean: Array
     mean_low: Array
     variance: Array
 
     def __repr__(self) -> str:
-        """Few values as they are, of many the shape and dtype: one line whatever the number of channels.
+        """Return one line whatever the number of channels: few values as they are, of many the shape and dtype.
 
         Example:
             >>> import evennorm
@@ -35,7 +35,7 @@ class Moments(NamedTuple):
 
 
 _SHOWN = 4
-"""Values of an array that is shown as it is."""
+"""Number of values up to which an array is shown as it is."""
 
 
 def _shortly(value: Any) -> str:
@@ -48,7 +48,7 @@ def _shortly(value: Any) -> str:
 
 
 def moments(xp: Namespace, x: Array, mask: Array | None = None) -> Moments:
-    """Shifted two-pass moments of `x`, a float32 or float64 view (groups, outer, channel, inner).
+    """Return the moments of `x`, a float32 or float64 view (groups, outer, channel, inner), by two shifted passes.
 
         shift = fl(sum(x) / n);   d = x - shift
         mean = shift + sum(d) / n;   variance = sum(d^2) / n - (sum(d) / n)^2
@@ -80,16 +80,17 @@ OUT_OF_RANGE = (
     "the variance of a channel is beyond the range of {dtype}, though its values are not: y is beta there, and the gradient "
     "0; divide the input by a power of two first, which changes nothing else"
 )
-"""What a warning says where an engine sees it."""
+"""The text of the warning, given by backends that see the values."""
 
 
 def out_of_range(mean: Any, variance: Any) -> bool:
-    """Whether NumPy arrays of these hold an infinite variance of finite values."""
+    """Return whether these NumPy arrays hold an infinite variance of finite values."""
     return bool((abs(mean[variance == inf]) < inf).any())
 
 
 def count_of(xp: Namespace, x: Array, mask: Array | None) -> Any:
-    """How many values of the view `x` stand behind each mean: an int where the engine knows it, (groups, .) with a mask."""
+    """Return the number of values of the view `x` behind each mean: an int where known; with a mask, an array (groups,
+    .)."""
     if mask is not None:
         return xp.astype(channel_sum(xp, xp.astype(mask, xp.dtype(x))), xp.dtype(x))
     _, outer, _, inner = xp.shape(x)
@@ -97,7 +98,7 @@ def count_of(xp: Namespace, x: Array, mask: Array | None) -> Any:
 
 
 def merge(xp: Namespace, a: Moments, b: Moments) -> Moments:
-    """The moments of two sets of values together, empty ones too (Chan et al., equation 2.1)."""
+    """Return the moments of the union of two sets of values, which may be empty (Chan et al., equation 2.1)."""
     count = a.count + b.count
     share = xp.asarray(b.count / (max(count, 1) if isinstance(count, int) else xp.maximum(count, 1.0)), like=a.mean)
     delta = (b.mean - a.mean) + (b.mean_low - a.mean_low)
@@ -106,6 +107,6 @@ def merge(xp: Namespace, a: Moments, b: Moments) -> Moments:
 
 
 def per_channel(xp: Namespace, statistic: Array) -> Array:
-    """(groups, channel) -> (groups, 1, channel, 1), to meet a view."""
+    """Reshape (groups, channel) to (groups, 1, channel, 1), to broadcast against a view."""
     groups, channel = xp.shape(statistic)
     return xp.reshape(statistic, (groups, 1, channel, 1))

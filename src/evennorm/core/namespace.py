@@ -1,4 +1,4 @@
-"""What the mathematics asks of an array library: some twenty functions, under NumPy's names."""
+"""List what the mathematics needs from an array library: some twenty functions, under NumPy's names."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ Array = Any
 
 
 Summation = Literal["tree", "wide", "blocks"]
-"""As `sum` does it, pairwise or in a tree; in the widest precision at once; or in blocks first (`core.summation`)."""
+"""How an engine sums: as `sum` does it, pairwise or in a tree; in the widest precision at once; or in blocks first
+(`core.summation`)."""
 
 
 class Namespace(Protocol):
-    """The functions `core` calls. `numpy` and `jax.numpy` nearly have this form; every engine's door fills the rest.
+    """The functions that `core` calls. `numpy` and `jax.numpy` have most of them; each framework module adds the rest.
 
     All work under the engine's compiler. Sizes may be tensors where a graph does not know them yet.
     """
@@ -28,20 +29,20 @@ class Namespace(Protocol):
         ...
 
     def shape(self, x: Array) -> tuple[Any, ...]:
-        """Sizes of `x`: an int where known, else a scalar of the engine."""
+        """Return the sizes of `x`: an int where known, else a scalar tensor of the engine."""
         ...
 
     def dtype(self, x: Array) -> Any:
-        """The dtype of `x`, comparable with `float64`."""
+        """Return the dtype of `x`, comparable with `float64`."""
         ...
 
     def astype(self, x: Array, dtype: Any) -> Array: ...
     def asarray(self, value: Any, like: Array) -> Array:
-        """A number or array as an array of `like`'s dtype, on its device."""
+        """Return a number or array as an array of `like`'s dtype, on its device."""
         ...
 
     def boolean(self, x: Any) -> Array:
-        """A mask in any form, from this library or a list of numbers, as an array of booleans."""
+        """Return a mask in any form, from this library or a list of numbers, as an array of booleans."""
         ...
 
     def reshape(self, x: Array, shape: tuple[Any, ...]) -> Array: ...
@@ -57,7 +58,7 @@ class Namespace(Protocol):
     def sqrt(self, x: Array) -> Array: ...
     def isfinite(self, x: Array) -> Array: ...
     def leaky_relu(self, x: Array, slope: float) -> Array:
-        """`x` where it is positive, else `slope` times it; NaN stays NaN, and the derivative at 0 is the slope.
+        """Return `x` where it is positive, else `slope * x`; NaN stays NaN, and the derivative at 0 is the slope.
 
         The engine's own operation where it has one, since converters of programs look for that.
         """
@@ -65,7 +66,7 @@ class Namespace(Protocol):
 
     def stop_gradient(self, x: Array) -> Array: ...
     def rounded(self, x: Array) -> Array:
-        """`x`, without derivative, to within a unit in the last place, as a number that the compiler cannot look behind.
+        """Return `x`, without derivative, rounded to within a unit in the last place, so that no compiler can simplify it.
 
         Compilers contract x - sum * (1 / n) into one operation that never rounds the shift, which then differs from the one
         that is kept (by 1e-4 at mean 1e4 under XLA). Clearing the last bit by integer arithmetic prevents it.

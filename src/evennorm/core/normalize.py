@@ -36,7 +36,7 @@ def normalize(
     residual: Array | None = None,
     mask: Array | None = None,
 ) -> Array:
-    """y of the formula above, as (x - mean) * scale + shift: centred, so that a large mean does not cancel.
+    """Compute y by the formula above, as (x - mean) * scale + shift: centred, so that a large mean does not cancel.
 
     `mask` changes no value. An engine that differentiates these operations itself gives it, so that a NaN which it hides
     acts on no derivative, as in `gradients`.
@@ -60,7 +60,7 @@ def normalize_by(
     negative_slope: float = 1.0,
     residual: Array | None = None,
 ) -> Array:
-    """The same by statistics that do not come from x. All arrays but x have a shape that broadcasts against it.
+    """Normalize by statistics that do not come from x. All arrays but x have a shape that broadcasts against it.
 
     So nothing asks for a size of x: programs that are written for other machines hold arithmetic alone, which converters
     make part of the layer in front.
@@ -72,7 +72,7 @@ def normalize_by(
 
 
 def activate(xp: Namespace, z: Array, negative_slope: float) -> Array:
-    """z where it is positive, negative_slope * z elsewhere; NaN stays NaN."""
+    """Return z where it is positive, and negative_slope * z elsewhere; NaN stays NaN."""
     return z if negative_slope == 1 else xp.leaky_relu(z, negative_slope)
 
 
@@ -90,7 +90,7 @@ def gradients(
     d_mean: Array | None = None,
     d_variance: Array | None = None,
 ) -> Gradients:
-    """Derivatives through `normalize` and through `moments` of x itself.
+    """Compute the derivatives through `normalize` and through the `moments` of x itself.
 
         dz = dy * activation'(z);   dbeta = sum dz;   dgamma = sum dz * xhat
         dx = gamma / sqrt(variance + epsilon) * (dz - dbeta / n - xhat * dgamma / n)
@@ -117,7 +117,7 @@ def dz_of(
     residual: Array | None = None,
     mask: Array | None = None,
 ) -> tuple[Array, Array]:
-    """dz, and x as the sums over both may read it: without values behind the mask that are not finite."""
+    """Return dz, and x for the sums over both: masked values that are not finite, or whose dy is not, change no sum."""
     if mask is not None:  # 0 * NaN is NaN
         acts = acting(xp, mask, x, dy)
         dy, x = xp.where(acts, dy, 0.0), without(xp, x, acts, moments)
@@ -136,13 +136,13 @@ def parameter_gradients(
     has_gamma: bool,
     has_beta: bool,
 ) -> tuple[Array | None, Array | None]:
-    """dgamma and dbeta, (channel,), by the sums of `gradient_sums`."""
+    """Return dgamma and dbeta, (channel,), from the sums that `gradient_sums` gives."""
     d_gamma = xp.sum(sum_dz_centred * _inverse_deviation(xp, moments, epsilon), (0,)) if has_gamma else None
     return d_gamma, xp.sum(sum_dz, (0,)) if has_beta else None
 
 
 def gradient_sums(xp: Namespace, dz: Array, x: Array, moments: Moments) -> tuple[Array, Array]:
-    """sum dz and sum dz * (x - mean), each (groups, channel): what devices exchange in the backward pass."""
+    """Return sum dz and sum dz * (x - mean), each (groups, channel): what devices exchange in the backward pass."""
     dtype = xp.dtype(x)
     sum_dz = channel_sum(xp, dz)
     sum_dz_shifted = channel_sum(xp, dz * centred(xp, x, moments))
@@ -163,7 +163,7 @@ def input_gradient(
     d_mean: Array | None = None,
     d_variance: Array | None = None,
 ) -> Array:
-    """dx = scale * dz - xhat * slope - offset, the last two only where x entered the moments.
+    """Compute dx = scale * dz - xhat * slope - offset, the last two only where x entered the moments.
 
     By xhat, not by x - mean: the power of 1 / deviation that this would take is beyond float32 for values of scale 1e13. A
     value that alone counts in its channel is its own mean, and its dz acts on nothing: it is left out, exactly.
@@ -198,7 +198,8 @@ def input_gradient(
 def given_gradients(
     xp: Namespace, moments: Moments, gamma: Array | None, epsilon: float, sum_dz: Array, sum_dz_xhat: Array
 ) -> tuple[Array, Array, Array]:
-    """Derivatives of `normalize` by statistics that do not come from x: what stands before dz in dx, d mean, d variance.
+    """Compute the derivatives of `normalize` by statistics that do not come from x: the factor of dz in dx, d mean, d
+    variance.
 
     dx = scale * dz;   dmean = -scale * sum dz;   dvariance = -scale / (2 sqrt(variance + epsilon)) * sum dz * xhat
     """
@@ -210,7 +211,7 @@ def given_gradients(
 def moments_gradient(
     xp: Namespace, x: Array, moments: Moments, mask: Array | None, d_mean: Array | None, d_variance: Array | None
 ) -> Array:
-    """Derivative by x of its moments alone: (dmean + 2 dvariance (x - mean)) / n where x counts."""
+    """Compute the derivative by x of its moments alone: (dmean + 2 dvariance (x - mean)) / n where x counts."""
     n = moments.count if isinstance(moments.count, int) else xp.asarray(moments.count, like=x)
     n = max(n, 1) if isinstance(n, int) else xp.maximum(n, 1.0)
     x = x if mask is None else without(xp, x, mask, moments)
@@ -222,17 +223,18 @@ def moments_gradient(
 
 
 def acting(xp: Namespace, mask: Array, x: Array, dy: Array) -> Array:
-    """Where a view takes part in its gradient: wherever it counts, and behind the mask where it is finite and dy is."""
+    """Return where a view takes part in its gradient: wherever it counts, and where it is masked but x and dy are finite."""
     return mask | (xp.isfinite(x) & xp.isfinite(dy))
 
 
 def without(xp: Namespace, x: Array, acts: Array, moments: Moments) -> Array:
-    """`x` with values that change nothing, the means, where it does not act."""
+    """Return `x` with its channel's mean wherever it takes no part in the gradient, so that it changes no sum."""
     return xp.where(acts, x, 0.0 if moments.mean is None else xp.broadcast_to(per_channel(xp, moments.mean), xp.shape(x)))
 
 
 def centred(xp: Namespace, x: Array, moments: Moments) -> Array:
-    """x - mean, without the mean's low part; x itself where a kernel has subtracted that already, and given None for it."""
+    """Return x - mean, without the mean's low part; x itself where a kernel has subtracted the mean already and passes
+    None."""
     return x if moments.mean is None else x - per_channel(xp, moments.mean)
 
 

@@ -14,7 +14,7 @@ from evennorm.core.running import Batch
 
 
 def stddev(xp: Namespace, batch: Batch, epsilon: float) -> Array:
-    """sigma of a batch, (channel,)."""
+    """Return sigma of a batch, (channel,)."""
     return xp.sqrt(batch.variance + epsilon)
 
 
@@ -26,7 +26,7 @@ def correction(
     epsilon: float,
     clipping: Mapping[str, float | None],
 ) -> tuple[Array, Array]:
-    """r and d, (channel,), constants for the derivative.
+    """Return r and d, (channel,), constants for the derivative.
 
     r = clip(sigma_batch / sigma, rmin, rmax);   d = clip((mean_batch - mean) / sigma, -dmax, dmax)
     """
@@ -44,11 +44,11 @@ def correction(
 
 
 def effective_parameters(gamma: Array | None, beta: Array | None, r: Array, d: Array) -> tuple[Array, Array]:
-    """The gamma and beta with which plain xhat gives y: r * gamma and d * gamma + beta."""
+    """Return the gamma and beta that give y from the plain xhat: r * gamma and d * gamma + beta."""
     scale, offset = (r, d) if gamma is None else (r * gamma, d * gamma)
     return scale, offset if beta is None else offset + beta
 
 
 def variance(xp: Namespace, sigma: Array, epsilon: float) -> Array:
-    """The variance that a running sigma stands for, not below 0 where rounding took it there."""
+    """Return the variance of a running sigma, 0 where rounding took it below."""
     return xp.maximum(sigma * sigma - epsilon, 0.0)

@@ -1,4 +1,4 @@
-"""Update running statistics from the moments of a batch, and never poison them.
+"""Update running statistics from the moments of a batch, and protect them from bad ones.
 
 running = running + (batch - running) * (1 - decay)
 
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 
 
 class RunningMean(NamedTuple):
-    """A running mean, and what rounding took from it.
+    """A running mean, and the part of it that rounding took away.
 
     A float32 near 100000 stops moving once the step is below 0.004, so that decay 0.99 would leave it up to 0.4 beside the
     true mean. `low` keeps what was lost and gives it back to the next update; inference reads `mean` alone.
@@ -41,7 +41,8 @@ class RunningMean(NamedTuple):
 
 
 def summary(xp: Namespace, moments: Moments, unbiased: bool = False) -> Batch:
-    """Moments (groups, channel) as one batch (channel,): the average over those ghost batches that hold values.
+    """Summarize moments (groups, channel) as those of one batch, (channel,): the average over ghost batches that hold
+    values.
 
     The average, not the pooled variance: a ghost batch is normalized by its own statistics, and inference is to match
     (Hoffer et al. 2017, arXiv 1705.08741; tf.keras's virtual_batch_size). `unbiased` multiplies by n / (n - 1).
@@ -66,7 +67,7 @@ def summary(xp: Namespace, moments: Moments, unbiased: bool = False) -> Batch:
 
 
 def updated_mean(xp: Namespace, running: RunningMean, batch: Batch, decay: Any) -> RunningMean:
-    """The running mean after one more batch; `decay` is the weight of the old one, 0 to 1."""
+    """Return the running mean after one more batch; `decay` is the weight of the old one, 0 to 1."""
     # More than rounding, or NaN, is not of this mean: it was set from outside.
     own = xp.maximum(running.low, -running.low) <= _HALF_UNIT * xp.maximum(running.mean, -running.mean)
     low = xp.where(own, running.low, 0.0)
@@ -77,7 +78,7 @@ def updated_mean(xp: Namespace, running: RunningMean, batch: Batch, decay: Any) 
 
 
 def updated(xp: Namespace, running: Array, new: Array, decay: Any, where: Array) -> Array:
-    """Any other running statistic after one more batch, in the channels that `where` names."""
+    """Return any other running statistic after one more batch, updated in the channels that `where` selects."""
     # From the nearer end: with decay 0, 1 + (1e-6 - 1) * 1 would have lost most of the new 1e-6.
     from_running, from_new = running + (new - running) * (1 - decay), new + (running - new) * decay
     if isinstance(decay, float):
@@ -88,5 +89,5 @@ def updated(xp: Namespace, running: Array, new: Array, decay: Any, where: Array)
 
 
 def cumulative_decay(xp: Namespace, batches: Array) -> Array:
-    """The decay with which every batch so far, this one included, weighs the same: n / (n + 1) after n batches."""
+    """Return the decay that gives all batches so far, this one included, the same weight: n / (n + 1) after n batches."""
     return batches / (batches + 1)

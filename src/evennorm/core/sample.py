@@ -1,4 +1,4 @@
-"""Each sample normalized on its own, over its last axis: what Keras 1 called mode 1.
+"""Normalize each sample on its own, over its last axis: Keras 1's mode 1.
 
 std = sqrt(variance + epsilon);   y = gamma * (x - mean) / (std + epsilon) + beta
 
@@ -15,7 +15,8 @@ from evennorm.core.namespace import Array, Namespace
 def normalize_samples(
     xp: Namespace, x: Array, gamma: Array | None, beta: Array | None, epsilon: float, geometry: Geometry
 ) -> Array:
-    """`x` of any rank, float32 or float64; gamma and beta have the size of its last axis, `geometry.axis`, or are None."""
+    """Normalize `x` of any rank, float32 or float64; gamma and beta have the size of its last axis, `geometry.axis`, or are
+    None."""
     sizes = xp.shape(x)
     view = geometry.view(xp, x)
     _, rows, features, _ = xp.shape(view)

@@ -24,7 +24,7 @@ def channel_sum(xp: Namespace, x: Array) -> Array:
 
 
 def _sum_along(xp: Namespace, x: Array, axis: int) -> Array:
-    """Sums one axis to size 1: blocks in the array's precision, the blocks' sums in the widest one."""
+    """Sum one axis to size 1: blocks in the array's precision, then the blocks' sums in the widest one."""
     sizes = xp.shape(x)
     size = sizes[axis]
     if isinstance(size, int) and size == 1:

@@ -13,7 +13,7 @@ from evennorm.core.normalize import gradient_sums, without
 
 
 class Tangents(NamedTuple):
-    """Directional derivatives of z (before the activation), mean and variance; None for the moments where x stands still."""
+    """Directional derivatives of z (before the activation), mean and variance; None for the moments if x does not move."""
 
     z: Array | None
     mean: Array | None
@@ -32,7 +32,7 @@ def tangents(
     mask: Array | None = None,
     given: tuple[Array | None, Array | None] | None = None,
 ) -> Tangents:
-    """Where `x`, gamma and beta move by `tx`, `t_gamma` and `t_beta` (None for not at all), how the outputs move.
+    """Compute how the outputs move where `x`, gamma and beta move by `tx`, `t_gamma` and `t_beta` (None for not at all).
 
         tmean = sum tx / n;   tvariance = 2 sum(tx * (x - mean)) / n
         tz = scale * (tx - tmean) + (x - mean) * tscale + tbeta,   scale = gamma / sqrt(variance + epsilon)
@@ -71,7 +71,7 @@ def tangents(
 def _moved(
     xp: Namespace, x: Array, moments: Moments, tx: Array | None, mask: Array | None
 ) -> tuple[Array | None, Array | None]:
-    """How mean and variance move with x."""
+    """Return how mean and variance move with x."""
     if tx is None:
         return None, None
     counted, centre = tx, x

@@ -22,7 +22,7 @@ class Parameter:
 
     @property
     def size(self) -> int:
-        """How many numbers it holds."""
+        """Number of values that it holds."""
         return prod(self.shape)
 
 
@@ -65,7 +65,7 @@ class Explanation:
 
     @classmethod
     def of(cls, geometry: Geometry, example: WorkedExample | None = None) -> Explanation:
-        """The explanation of `geometry`."""
+        """Explain `geometry`."""
         data_format = DataFormat.of(geometry.shape)
         return cls(geometry, data_format, findings(geometry, data_format), example)
 
@@ -77,12 +77,12 @@ class Explanation:
 
     @property
     def trainable(self) -> int:
-        """How many numbers gamma and beta hold together."""
+        """Number of values in gamma and beta together."""
         return sum(p.size for p in self.parameters if p.trainable)
 
     @property
     def non_trainable(self) -> int:
-        """How many numbers the moving mean and the moving variance hold together."""
+        """Number of values in the moving mean and the moving variance together."""
         return sum(p.size for p in self.parameters if not p.trainable)
 
     @property
@@ -92,7 +92,7 @@ class Explanation:
 
     @property
     def count_text(self) -> str:
-        """How many values stand behind each mean, symbolic where a size is unknown."""
+        """Number of values behind each mean, symbolic where a size is unknown."""
         sizes = [self.geometry.shape[a] for a in self.geometry.reduced]
         unknown = [a for a in self.geometry.reduced if self.geometry.shape[a] is None]
         product = " x ".join("?" if size is None else str(size) for size in sizes)
@@ -104,7 +104,7 @@ class Explanation:
         return f"{product} = {self.known_count:,} per {role}"
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it in numbers, strings, lists and dicts; None where a size is unknown. What `--json` prints."""
+        """Return everything in numbers, strings, lists and dicts, as `--json` prints it; None where a size is unknown."""
         geometry = self.geometry
         return {
             "shape": list(geometry.shape),
@@ -134,11 +134,11 @@ class Explanation:
         }
 
     def text(self, width: int = 80) -> str:
-        """The explanation for people, in lines of `width` characters; only the row of a parameter may be longer."""
+        """Return the explanation for people, in lines of `width` characters; only the row of a parameter may be longer."""
         return "\n".join(line.text for line in self.lines(width))
 
     def lines(self, width: int = 80) -> list[Line]:
-        """`text` line by line, each knowing what it is."""
+        """Return `text` line by line, each with its kind."""
         return explanation_lines(self, width)
 
 

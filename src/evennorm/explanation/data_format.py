@@ -39,7 +39,7 @@ class DataFormat:
 
     @classmethod
     def of(cls, shape: Iterable[Size]) -> DataFormat:
-        """The format that `shape`, batch axis first and None where a size is unknown, looks like."""
+        """Guess the format of `shape`, which has the batch axis first and None where a size is unknown."""
         sizes = tuple(shape)
         if len(sizes) == 1:
             return cls("one vector without a batch axis", ("channel",), 0, "likely", "there is one axis only")
@@ -54,7 +54,7 @@ class DataFormat:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One reading of a shape: the channel is `axis`, the axes behind the batch but for it are positions."""
+    """One reading of a shape: the channel is `axis`, the other axes after the batch are positions."""
 
     axis: int
     points: int = 0
@@ -62,7 +62,7 @@ class _Candidate:
 
 
 def _single_image(sizes: tuple[Size, ...]) -> DataFormat | None:
-    """(28, 28, 3) or (3, 28, 28): a square with the channels of an image, and no axis left for the batch."""
+    """Recognize (28, 28, 3) and (3, 28, 28): a square with the channels of an image, and no axis left for the batch."""
     if len(sizes) != 3:
         return None
     for channel, square, layout in ((2, sizes[:2], "channels-last"), (0, sizes[1:], "channels-first")):
@@ -99,7 +99,7 @@ def _best(sizes: tuple[Size, ...]) -> DataFormat:
 
 
 def _weighed(sizes: tuple[Size, ...], axis: int, axes: tuple[int, ...]) -> _Candidate:
-    """The evidence in the sizes for the one of `axes` named `axis` being the channel."""
+    """Weigh the evidence in the sizes that `axis`, out of `axes`, is the channel."""
     size, space = sizes[axis], _space(sizes, axis)
     rivals = [a for a in axes if a != axis]
     evidence = []
@@ -117,7 +117,7 @@ def _weighed(sizes: tuple[Size, ...], axis: int, axes: tuple[int, ...]) -> _Cand
 
 
 def _space(sizes: tuple[Size, ...], axis: int) -> list[Size]:
-    """Height and width (or just time) if `axis` is the channel."""
+    """Return height and width (or just time) if `axis` is the channel."""
     return [sizes[a] for a in range(1, len(sizes)) if a != axis][-2:]
 
 
@@ -139,13 +139,13 @@ def _is_square(space: Sequence[Size]) -> bool:
 
 
 def _elongation(space: Sequence[Size]) -> float:
-    """The longer side by the shorter; 1 where there is no telling."""
+    """Return the longer side divided by the shorter; 1 where this cannot be told."""
     known = [size for size in space if size]
     return max(known) / min(known) if len(known) == 2 else 1.0
 
 
 def _is_layer_width(size: Size) -> bool:
-    """16, 64, 512: what people choose as a number of filters more often than as a length."""
+    """Return whether a size, such as 16, 64 or 512, is a number of filters more often than a length."""
     return size is not None and size >= _SMALLEST_IMAGE and size & (size - 1) == 0
 
 

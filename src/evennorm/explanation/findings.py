@@ -26,7 +26,7 @@ class Finding:
 
 
 def findings(geometry: Geometry, data_format: DataFormat) -> tuple[Finding, ...]:
-    """All that looks wrong: the axis first, then the number of values behind each mean.
+    """Return everything that looks wrong: the axis first, then the number of values behind each mean.
 
     Example:
         >>> from evennorm import Geometry
@@ -39,7 +39,7 @@ def findings(geometry: Geometry, data_format: DataFormat) -> tuple[Finding, ...]
 
 
 def relative_error(count: int) -> float | None:
-    """Standard error of a variance taken from `count` values, as a part of it; None for fewer than two.
+    """Return the standard error of a variance taken from `count` values, relative to it; None for fewer than two.
 
     sqrt(2 / (count - 1)), exact for independent, normally distributed values; neighbouring pixels resemble each other, so
     that a real error is larger.
@@ -48,7 +48,7 @@ def relative_error(count: int) -> float | None:
 
 
 def percent(part: float) -> str:
-    """`part` of 1 with two digits, or all of them from 100 % on."""
+    """Format a fraction as a percentage with two digits, or with all of them from 100 % on."""
     return f"{100 * part:.0f} %" if part >= 0.1 else f"{100 * part:.2g} %"
 
 
@@ -162,7 +162,7 @@ def _axes(axes: list[int], rank: int) -> str:
 
 
 def _argument(axes: list[int], rank: int) -> str:
-    """`axes` as the argument that chooses them: -1 for the last, as users write it."""
+    """Return `axes` as the argument that chooses them: -1 for the last, as users write it."""
     if len(axes) == 1:
         return f"axis={-1 if axes[0] == rank - 1 else axes[0]}"
     return f"axis={tuple(axes)}"

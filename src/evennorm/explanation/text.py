@@ -17,14 +17,14 @@ _ONE_OF = {"batch": "sample", "time": "time step"}
 
 @dataclass(frozen=True)
 class Line:
-    """One line of text; `kind` is "title", "heading", "fact", "clean", "warning" or "remedy", for whoever colours it."""
+    """One line of text; its `kind` is "title", "heading", "fact", "clean", "warning" or "remedy", for whoever colours it."""
 
     kind: str
     text: str
 
 
 def explanation_lines(explanation: Explanation, width: int = 80) -> list[Line]:
-    """The explanation in lines of at most `width` characters; only the row of a parameter is never broken."""
+    """Return the explanation in lines of at most `width` characters; only the row of a parameter is never broken."""
     geometry = explanation.geometry
     title = f"Batch normalization: shape {_shape(geometry.shape)}, axis {_axis(geometry.axis, geometry.rank)}"
     parts = [_wrapped("title", "", title, width, "  "), _facts(explanation, width), _parameters(explanation)]
@@ -128,7 +128,7 @@ def _sentence(text: str) -> str:
 
 
 def _axis(axis: tuple[int, ...], rank: int) -> str:
-    """The axis, and -1 beside it where it is the last: people ask for it by that name."""
+    """Format the axis, with -1 beside it where it is the last, since people ask for it by that name."""
     if len(axis) > 1:
         return f"({', '.join(map(str, axis))})"
     return f"{axis[0]} (-1)" if axis[0] == rank - 1 else str(axis[0])

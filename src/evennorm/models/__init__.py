@@ -1,1 +1,2 @@
-"""Describe models for the tools, whatever their framework: what layers they have, how to run parts of them, what folds."""
+"""Describe models for the tools, whatever their framework: their layers, how to run parts of them, and what can be
+folded."""

@@ -21,13 +21,13 @@ class LinearLayer:
 
     maps: tuple[Linear, ...] = ()
     channel_axis: int | None = None
-    """Of its output, 0 or more."""
+    """The channel axis of its output, 0 or more."""
     input_axis: int | None = None
-    """Of its input."""
+    """The channel axis of its input."""
     border: str = ""
     """Why its outputs do not all see all taps; "" if they do."""
     obstacle: str = ""
-    """Why nothing can be folded into it: a clause that begins with what it does."""
+    """Why nothing can be folded into it: a clause that begins with what the layer does."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Passage:
     """A step that a scale and shift may pass."""
 
     if_order_kept: bool = False
-    """Only one that keeps the order: maxima."""
+    """Whether it passes only a scale and shift that keeps the order, as maxima do."""
     if_zero_kept: bool = False
-    """Only one that keeps zeros: padding with zeros."""
+    """Whether it passes only a scale and shift that keeps zeros, as padding with zeros does."""
     axes: tuple[int, int] | None = None
     """The channel axis of its input and of its output, where it drops others; None where each axis stays what it is."""
     flattens: tuple[int, ...] = ()
-    """The sizes behind the batch axis of which it makes one row."""
+    """The sizes after the batch axis that it flattens into one row."""
 
 
 Obstacle = str
@@ -55,13 +55,13 @@ class Folded:
 
     layer: str
     into: tuple[str, ...] = ()
-    """Linear layers that it is part of from now on; none where it stays, as a scale and shift."""
+    """Linear layers that it becomes part of; empty where it stays, as a scale and shift."""
     side: str = ""
-    """ "behind" the linear layer, as in conv-BN, or "in front" of it."""
+    """"behind" the linear layer, as in conv-BN, or "in front" of it."""
     why: str = ""
     """Why it cannot be part of a linear layer."""
     kept: bool = False
-    """Whether it stays as it is, since it does not normalize by running statistics or cannot be taken out."""
+    """Whether it stays as it is, because it does not normalize by running statistics or cannot be taken out."""
 
     @property
     def outcome(self) -> str:
@@ -79,7 +79,7 @@ class Plan:
 
 
 def plan(network: Network, describe: Describe, fixed: Callable[[Step], str]) -> Plan:
-    """Where each batch normalization of `network` goes, in the order of the steps.
+    """Plan where each batch normalization of `network` goes, in the order of the steps.
 
     Args:
         describe: what a step computes, or why a scale and shift cannot pass it.
@@ -88,7 +88,7 @@ def plan(network: Network, describe: Describe, fixed: Callable[[Step], str]) -> 
     planner = _Planner(network, describe)
     found: dict[str, Folded] = {}
     waiting = list(dict.fromkeys(step.layer for step in network.batch_norms()))
-    while waiting:  # one that is gone may open the way to another behind it or in front of it
+    while waiting:  # one that is folded may open the way to another after or before it
         found |= {layer: planner.decide(layer, fixed) for layer in waiting}
         left = [layer for layer in waiting if found[layer].outcome == "scale and shift"]
         waiting = [] if len(left) == len(waiting) else left
@@ -102,13 +102,13 @@ class _NoWayError(Exception):
 
 @dataclass(frozen=True)
 class _Position:
-    """A scale and shift at some step, and the axis whose elements they go with; 0 or more."""
+    """A scale and shift at some step, and the axis whose elements they belong to; 0 or more."""
 
     affine: ScaleShift
     axis: int
 
     def behind(self, step: Step, what: Passage) -> _Position:
-        """The same where it stands behind a step instead of in front."""
+        """Move it from the input of a step to the output."""
         self._check(step, what)
         if what.flattens:
             sizes = what.flattens
@@ -121,7 +121,7 @@ class _Position:
         return replace(self, axis=what.axes[1])
 
     def in_front(self, step: Step, what: Passage) -> _Position:
-        """The same where it stands in front of a step instead of behind."""
+        """Move it from the output of a step to the input."""
         self._check(step, what)
         if what.flattens:
             real = [1 + i for i, size in enumerate(what.flattens) if size != 1]
@@ -147,7 +147,7 @@ class _Planner:
     describe: Describe
     maps: dict[str, tuple[Linear, ...]] = field(default_factory=dict)
     _gone: set[str] = field(default_factory=set)
-    """Steps of batch normalizations that are part of other layers now, and apply nothing else."""
+    """Steps of batch normalizations that are folded already, and compute nothing any more."""
     _readers: dict[str, list[Step]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -156,7 +156,7 @@ class _Planner:
                 self._readers.setdefault(name, []).append(step)
 
     def decide(self, layer: str, fixed: Callable[[Step], str]) -> Folded:
-        """One batch normalization, in all of its calls: it goes everywhere or nowhere."""
+        """Decide about one batch normalization in all of its calls: it is folded everywhere or nowhere."""
         calls = [step for step in self.network.steps if step.layer == layer]
         why = next((reason for step in calls if (reason := _not_affine(step) or fixed(step))), "")
         if why:
@@ -175,7 +175,7 @@ class _Planner:
         return Folded(layer, why="; ".join(dict.fromkeys(reasons)))
 
     def _behind(self, norm: Step) -> list[str]:
-        """Into the linear layer whose outputs are normalized."""
+        """Fold into the linear layer whose outputs are normalized."""
         position, reader, step = _start(norm), norm, self._made_by(norm)
         while True:
             self._check_only_reader(step, reader)
@@ -192,7 +192,7 @@ class _Planner:
             reader, step = step, self._made_by(step)
 
     def _in_front(self, norm: Step) -> list[str]:
-        """Into all the layers that read what is normalized."""
+        """Fold into all the layers that read what is normalized."""
         if norm.activation is not None:
             raise _NoWayError(f"it applies {norm.activation} itself")
         if len(norm.inputs) != 1:
@@ -245,7 +245,7 @@ class _Planner:
             raise _NoWayError(f"{others[0]} reads the values of {step.layer} too")
 
     def _leaves(self, step: Step) -> bool:
-        """Whether the values of a step are among the model's outputs, also by way of steps that are gone."""
+        """Return whether the values of a step are among the model's outputs, also through steps that are folded."""
         gone = [reader for reader in self._readers.get(step.name, []) if reader.name in self._gone]
         return step.name in self.network.outputs or any(self._leaves(reader) for reader in gone)
 
@@ -253,7 +253,7 @@ class _Planner:
         return self.maps.get(step.layer, what.maps)
 
     def _made_by(self, step: Step) -> Step:
-        """The step in front of one, seen through those that are gone."""
+        """Return the step before one, skipping those that are folded."""
         while step.inputs:
             step = self.network[step.inputs[0]]
             if step.name not in self._gone:
@@ -278,7 +278,7 @@ def _start(norm: Step) -> _Position:
 
 
 def _not_affine(step: Step) -> str:
-    """Why a batch normalization is no scale and shift of its channels at inference; "" if it is."""
+    """Return why a batch normalization is no scale and shift of its channels at inference; "" if it is."""
     state = step.state
     if state is None:
         return "what it is set to cannot be read"
@@ -287,5 +287,5 @@ def _not_affine(step: Step) -> str:
     if state.mean is None or state.variance is None:
         return "it has no running statistics"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a root of something below 0, or its inverse
+        warnings.simplefilter("ignore")  # the root of something below 0, or its inverse
         return "" if ScaleShift.of(state).is_finite else "its scale and shift are not finite"

@@ -1,4 +1,5 @@
-"""Batch normalization at inference as a scale and a shift of each channel, and what they make of the linear map beside it.
+"""Express batch normalization at inference as a scale and a shift of each channel, and fold it into the linear map beside
+it.
 
     gamma * (x - mean) / sqrt(variance + epsilon) + beta  =  scale * x + shift
 
@@ -33,7 +34,7 @@ class ScaleShift:
 
     @classmethod
     def of(cls, state: BatchNormState) -> ScaleShift:
-        """What a layer with running statistics does at inference.
+        """Return what a layer with running statistics computes at inference.
 
         Example:
             >>> import numpy as np
@@ -55,16 +56,16 @@ class ScaleShift:
 
     @property
     def keeps_order(self) -> bool:
-        """Whether larger values stay larger, so that the largest one may be taken before as well as after."""
+        """Whether larger values stay larger, so that a maximum may be taken before or after."""
         return bool((self.scale >= 0).all())
 
     @property
     def keeps_zero(self) -> bool:
-        """Whether zeros stay zeros, those that a convolution puts around its input among them."""
+        """Whether zeros stay zeros, including those that a convolution puts around its input."""
         return bool((self.shift == 0).all())
 
     def of_elements(self, before: int, after: int) -> ScaleShift:
-        """For the elements of (before, channels, after) in one row."""
+        """Return the scale and shift for the elements of (before, channels, after) in one row."""
         return ScaleShift(_spread(self.scale, before, after), _spread(self.shift, before, after))
 
 
@@ -74,7 +75,7 @@ def _spread(values: Array, before: int, after: int) -> Array:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a framework's kernel lies: its axes' letters in order, and their sizes.
+    """The memory layout of a framework's kernel: its axes' letters in order, and their sizes.
 
     t taps, g groups, o outputs and i inputs of one group; channels count group by group.
 
@@ -89,12 +90,12 @@ class Layout:
     sizes: dict[str, int]
 
     def canonical(self, kernel: Array) -> Array:
-        """The kernel as (g, o, i, t), float64."""
+        """Return the kernel as (g, o, i, t), float64."""
         split = kernel.astype("float64").reshape([self.sizes[letter] for letter in self.letters])
         return split.transpose([self.letters.index(letter) for letter in "goit"])
 
     def restored(self, kernel: Array, shape: Sequence[int]) -> Array:
-        """The way back."""
+        """Undo `canonical`: return the kernel in the framework's layout."""
         return kernel.transpose(["goit".index(letter) for letter in self.letters]).reshape(shape)
 
 
@@ -116,13 +117,13 @@ class Linear:
         return int(self.kernel.shape[0] * self.kernel.shape[1])
 
     def then(self, affine: ScaleShift) -> Linear:
-        """With a scale and shift of its outputs behind it."""
+        """Return the map followed by a scale and shift of its outputs."""
         groups, outputs = self.kernel.shape[:2]
         bias = affine.shift if self.bias is None else self.bias * affine.scale + affine.shift
         return Linear(self.kernel * affine.scale.reshape(groups, outputs, 1, 1), bias)
 
     def after(self, affine: ScaleShift) -> Linear:
-        """With a scale and shift of its inputs in front of it."""
+        """Return the map preceded by a scale and shift of its inputs."""
         per_input = (self.kernel.shape[0], 1, self.kernel.shape[2], 1)
         added = (self.kernel * affine.shift.reshape(per_input)).sum(axis=(2, 3)).reshape(-1)
         bias = added if self.bias is None else self.bias + added
@@ -130,13 +131,13 @@ class Linear:
 
 
 def then(maps: Sequence[Linear], affine: ScaleShift) -> tuple[Linear, ...]:
-    """Maps one after the other, as a separable convolution has two, with a scale and shift behind the last."""
+    """Return maps applied in turn, such as the two of a separable convolution, followed by a scale and shift."""
     *first, last = maps
     return (*first, last.then(affine))
 
 
 def after(maps: Sequence[Linear], affine: ScaleShift) -> tuple[Linear, ...]:
-    """The same in front of the first: only the last has a bias, where the shift goes through all of them."""
+    """Return maps applied in turn, preceded by a scale and shift; only the last map has a bias, which takes the shift."""
     scaled = maps[0].after(affine)
     if len(maps) == 1:
         return (scaled,)

@@ -1,4 +1,4 @@
-"""A model as the calls of its layers and what flows between them: what the tools read, whatever framework it came from."""
+"""Represent a model as the calls of its layers and what flows between them, for tools that read models of any framework."""
 
 from __future__ import annotations
 
@@ -34,26 +34,27 @@ class Step:
     """One call of one layer; a layer that is called twice makes two steps."""
 
     name: str
-    """Unique in the network: the layer's path, and "#2" behind it at the layer's second call."""
+    """Unique in the network: the layer's path, followed by "#2" at the layer's second call."""
     layer: str
     """The layer's path in its model, as the framework writes it."""
     kind: str
     """The class of the layer, or the name of the function."""
     role: Role
     inputs: tuple[str, ...]
-    """Names of the steps whose outputs it takes."""
+    """Names of the steps whose outputs it reads."""
     handle: Any = None
     """The framework's own layer; None for a function."""
     shape: tuple[int | None, ...] | None = None
-    """Of its output; None in it where a size is unknown."""
+    """The shape of its output, with None where a size is unknown."""
     state: BatchNormState | None = None
-    """Of a batch normalization."""
+    """The state, for a batch normalization."""
     activation: str | None = None
-    """The function that it applies at its end: that of an activation layer, or of a layer that holds one ("relu")."""
+    """The function that it applies last: that of an activation layer, or of a layer that holds one ("relu")."""
     bias: bool = False
     """Whether a linear layer adds one value per channel at its end."""
     channel_axis: int | None = None
-    """Of its output, 0 or more, where the layer itself says which it is: convolutions, dense layers, image pooling."""
+    """The channel axis of its output, 0 or more, where the layer itself says which it is: convolutions, dense layers, image
+    pooling."""
     trainable: bool = True
     """Whether training changes the layer's weights; for one without weights, whether its flag says so."""
     training: bool | None = None
@@ -61,16 +62,16 @@ class Step:
     asked: bool | None = None
     """The mode that the call asks for without getting it: Keras's fit passes its own to all layers of a functional model."""
     rate: float | None = None
-    """Of a dropout."""
+    """The rate, for a dropout."""
     decayed: tuple[str, ...] = ()
-    """Which of gamma and beta a regularizer or the optimizer's weight decay draws to 0."""
+    """Which of gamma and beta are pulled to 0 by a regularizer or the optimizer's weight decay."""
     dtype: str | None = None
-    """The dtype that it computes in: "float32"."""
+    """The dtype that it computes in, such as "float32"."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """The steps of a model, each behind those it takes its inputs from."""
+    """The steps of a model, each after those it takes its inputs from."""
 
     name: str
     steps: tuple[Step, ...]
@@ -79,19 +80,19 @@ class Network:
     gaps: tuple[str, ...] = ()
     """What could not be read, and why: layers whose surroundings are unknown."""
     framework: str = ""
-    """"keras" or "torch": whose words a message about it has to use."""
+    """"keras" or "torch": the framework whose terms a message about it uses."""
     iterations: int | None = None
-    """How many steps its optimizer has taken, where that is known."""
+    """Number of steps that its optimizer has taken, where that is known."""
 
     def __getitem__(self, name: str) -> Step:
         return self._by_name[name]
 
     def consumers(self, step: Step) -> tuple[Step, ...]:
-        """The steps that take the output of `step`."""
+        """Return the steps that take the output of `step`."""
         return tuple(other for other in self.steps if step.name in other.inputs)
 
     def calls(self, step: Step) -> tuple[Step, ...]:
-        """All steps of the layer of `step`, itself included."""
+        """Return all steps of the layer of `step`, itself included."""
         return tuple(other for other in self.steps if other.layer == step.layer)
 
     def batch_norms(self) -> Iterator[Step]:

@@ -1,6 +1,6 @@
-"""A model as calls that can be made one by one: what a tool needs that runs parts of a model and watches its normalizations.
+"""Represent a model as calls that can be made one by one, for tools that run parts of a model and watch its normalizations.
 
-`evennorm.keras.program` and `evennorm.torch.program` make them of models; `core.network` is for reading alone.
+`evennorm.keras.program` and `evennorm.torch.program` make them of models; `models.network` is for reading alone.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from typing import Any, Protocol
 from evennorm.models.state import BatchNormState
 
 Key = Hashable
-"""Names a value that flows between calls."""
+"""The name of a value that flows between calls."""
 
 Observer = Callable[[str, Any, Any], None]
-"""Gets the path of a batch normalization, its input and its mask (or None), as arrays of NumPy, before it computes."""
+"""A callback that gets the path of a batch normalization, its input and its mask (or None), as NumPy arrays, before it
+computes."""
 
 
 class Halt(BaseException):
-    """Raised by an observer that has seen enough; no Exception, so that no framework wraps it."""
+    """Raised by an observer that has seen enough. It is no Exception, so that no framework wraps it."""
 
 
 @dataclass(frozen=True)
@@ -31,26 +32,26 @@ class Call:
     inputs: tuple[Key, ...]
     outputs: tuple[Key, ...]
     run: Callable[[Mapping[Key, Any]], Sequence[Any]]
-    """Values by their keys go in, the values of `outputs` come out."""
+    """A function from values by their keys to the values of `outputs`."""
 
 
 class Statistics(Protocol):
-    """A batch normalization with moving statistics: a door to its framework."""
+    """A batch normalization with moving statistics, through an interface that hides its framework."""
 
     @property
     def path(self) -> str: ...
 
     @property
     def frozen(self) -> bool:
-        """Whether it is kept from training."""
+        """Whether it is excluded from training."""
 
     def state(self) -> BatchNormState: ...
 
     def write(self, mean: Any, variance: Any) -> None:
-        """Sets the moving statistics, in float64, and whatever follows from them."""
+        """Set the moving statistics, in float64, and everything that depends on them."""
 
     def snapshot(self) -> Any:
-        """Everything that `write` may change."""
+        """Return everything that `write` may change."""
 
     def restore(self, snapshot: Any) -> None: ...
 
@@ -69,24 +70,25 @@ class Program(Protocol):
         """Normalizations without moving statistics, and why."""
 
     def begin(self, x: Any) -> dict[Key, Any]:
-        """The values that the calls start from, of a batch of NumPy arrays."""
+        """Return the values that the calls start from, for a batch of NumPy arrays."""
 
     def verify(self, x: Any) -> None:
-        """Makes the calls for a batch; where they do not give what the model gives, the model is one call from then on."""
+        """Compare the calls with the model on a batch. If they give something else, the model is one call from then on."""
 
     def predict(self, x: Any) -> list[Any]:
-        """The model's own outputs in inference, as arrays of NumPy."""
+        """Return the model's own outputs in inference, as arrays of NumPy."""
 
     def apply(self, x: Any) -> list[Any]:
-        """As `predict`, by the model's own code, call by call, so that observers see it."""
+        """Compute as `predict`, but by the model's own code and call by call, so that observers see it."""
 
     def running(self) -> AbstractContextManager[None]:
-        """Within it calls may be made: inference, and no derivatives."""
+        """Return a context in which calls may be made: inference, without derivatives."""
 
     def watched(self, paths: Sequence[str], observer: Observer) -> AbstractContextManager[None]:
-        """Within it the observer sees the inputs of these normalizations."""
+        """Return a context in which the observer sees the inputs of these normalizations."""
 
     def pack(self, value: Any) -> Any:
-        """A value with all that belongs to it on the host, with its size as `nbytes`; None where it cannot be kept."""
+        """Return a value in host memory with all that belongs to it and its size as `nbytes`; None where it cannot be
+        kept."""
 
     def unpack(self, packed: Any) -> Any: ...

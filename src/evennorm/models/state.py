@@ -1,4 +1,4 @@
-"""One batch-normalization layer as a record: what it is set to and what it holds, wherever it came from."""
+"""Record the settings and arrays of one batch-normalization layer, wherever it came from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BatchNormState:
     """The layer's path in its model."""
     epsilon: float
     decay: float | None
-    """What the old average weighs: Keras's momentum, 1 - torch's. None: the average of all batches so far."""
+    """The weight of the old average: Keras's momentum, 1 - torch's. None: the average of all batches so far."""
     gamma: Any = None
     beta: Any = None
     mean: Any = None
@@ -30,9 +30,9 @@ class BatchNormState:
     axis: tuple[int, ...] = (-1,)
     """The channel axes of its input."""
     unbiased: bool = False
-    """Whether the moving variance follows the unbiased variance of the batches, as torch's does."""
+    """Whether the moving variance averages the unbiased variance of the batches, as torch's does."""
     updates: int | None = None
-    """How many batches the averages have followed, where the layer counts them."""
+    """How many batches the averages have seen, where the layer counts them."""
     mode: int = 0
     """Keras 1's: 0 moving statistics at inference, 1 each sample on its own, 2 the batch's statistics always."""
     synchronized: bool = False
@@ -44,7 +44,7 @@ class BatchNormState:
 
     @property
     def momentum_of_torch(self) -> float | None:
-        """What a new batch weighs: torch's momentum.
+        """The weight of a new batch: torch's momentum.
 
         Example:
             >>> BatchNormState("bn", epsilon=1e-3, decay=0.99).momentum_of_torch
@@ -53,7 +53,7 @@ class BatchNormState:
         return None if self.decay is None else round(1.0 - self.decay, 12)
 
     def with_epsilon(self, epsilon: float) -> BatchNormState:
-        """The state that normalizes at inference as this one does, by another epsilon: variance + epsilon stays what it is.
+        """Return the state that predicts the same with another epsilon: variance + epsilon stays what it is.
 
         Raises:
             ArgumentError: a variance would be negative.
@@ -75,7 +75,8 @@ class BatchNormState:
         return replace(self, epsilon=epsilon, variance=variance)
 
     def with_bias(self, unbiased: bool, count: int) -> BatchNormState:
-        """The state as if its variance had followed the other estimate of the batches, each of `count` values per channel.
+        """Return the state as if its variance had averaged the other estimate of the batches, each of `count` values per
+        channel.
 
         Moving a layer between frameworks needs no such change to predict the same; it makes statistics comparable.
 
@@ -97,7 +98,7 @@ class BatchNormState:
 
 
 def matched(states: Mapping[str, BatchNormState], channels: Mapping[str, int]) -> dict[str, BatchNormState]:
-    """The states of one model by the layers of another: by their paths, or, where those differ throughout, by their order.
+    """Match the states of one model to the layers of another: by their paths or, where all of those differ, by their order.
 
     Args:
         states: by path.

@@ -1,4 +1,4 @@
-"""NumPy arrays in, normalized arrays, their Moments and their gradients out; data larger than memory, chunk by chunk."""
+"""Normalize NumPy arrays, compute moments and gradients, and merge moments of data larger than memory chunk by chunk."""
 
 from evennorm.core.moments import Moments
 from evennorm.core.normalize import Gradients
@@ -11,5 +11,5 @@ __all__ = ["Gradients", "Moments", "batch_norm", "batch_norm_gradient", "engine"
 
 
 def __dir__() -> list[str]:
-    """Names of the public API."""
+    """Return the names of the public API."""
     return sorted(__all__)

@@ -1,4 +1,4 @@
-"""Turn whatever a caller hands over into arrays that kernels can compute with, or say why not."""
+"""Turn what a caller passes into arrays that kernels can compute with, or say why that is not possible."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from evennorm.kernels.cpu import DTYPES
 
 
 def floats(name: str, value: Any) -> np.ndarray:
-    """`value` as an array of one of the float dtypes, in native byte order.
+    """Return `value` as an array of one of the float dtypes, in native byte order.
 
     Raises:
         ArgumentError: another dtype, or a masked array, whose mask an array would lose.
@@ -44,23 +44,23 @@ def native(array: np.ndarray) -> np.ndarray:
 
 
 def wide(x: np.ndarray) -> np.dtype:
-    """The dtype that `x` is computed in."""
+    """Return the dtype that `x` is computed in."""
     return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
 
 
 def exact(mean: Any, x: np.ndarray) -> np.dtype:
-    """The dtype in which a given mean keeps its value: 100000.001 in float64 is not rounded for float32 data."""
+    """Return the dtype in which a given mean keeps its value: 100000.001 in float64 is not rounded for float32 data."""
     dtype = np.asarray(mean).dtype
     return wide(x) if dtype.name in ("float32", "float16", "bfloat16") else np.dtype(np.float64)
 
 
 def parameter(value: Any, dtype: np.dtype, *, own: bool = False) -> Any:
-    """gamma, beta or a statistic as a dense array; with `own` in memory that writing y cannot change."""
+    """Return gamma, beta or a statistic as a dense array; with `own`, in memory that writing y cannot change."""
     return None if value is None else np.array(value, dtype, order="C", copy=own or None)
 
 
 def checked_out(out: Any, x: np.ndarray) -> np.ndarray | None:
-    """`out` as a plain array, if y can be written there.
+    """Return `out` as a plain array, if y can be written there.
 
     Raises:
         ArgumentError: it is no array, read-only, or of another dtype than y.
@@ -90,7 +90,8 @@ def copy(y: np.ndarray, out: np.ndarray | None) -> None:
 
 
 def overlap(out: np.ndarray, read: np.ndarray | None) -> bool:
-    """Whether writing `out` could change what is still to be read of an array; exactly the same elements are no harm."""
+    """Return whether writing `out` could change elements of an array that are still to be read. Sharing exactly the same
+    elements is safe."""
     if read is None or not np.may_share_memory(out, read):
         return False
     return out.ctypes.data != read.ctypes.data or out.strides != read.strides

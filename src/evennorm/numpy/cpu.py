@@ -20,7 +20,7 @@ from evennorm.numpy.arrays import copy, overlap, wide
 
 
 class _Lent:
-    """Memory of a buffer as NumPy wants it shown: `from_dlpack` makes read-only arrays, and knows no bfloat16."""
+    """Memory of a buffer in the form that NumPy reads: `from_dlpack` makes read-only arrays, and knows no bfloat16."""
 
     def __init__(self, capsule: Any):
         self._capsule = capsule
@@ -76,7 +76,7 @@ def train(
     residual: np.ndarray | None,
     out: np.ndarray | None,
 ) -> tuple[np.ndarray, Moments]:
-    """Compute `Engine.train` without a mask, for arrays of one dtype; y stands in `out`, where that is given."""
+    """Compute `Engine.train` without a mask, for arrays of one dtype; y is written to `out`, where that is given."""
     axes, call, (x, residual) = _together(call, x, residual)
     target = _target(call, axes, out, x, residual)
     y, saved = _kernel(call).forward(call, x, gamma, beta, residual, out=target)
@@ -93,7 +93,7 @@ def infer(
     residual: np.ndarray | None,
     out: np.ndarray | None,
 ) -> np.ndarray:
-    """Compute `Engine.infer` likewise; what float32 cannot hold of a float64 mean is taken along."""
+    """Compute `Engine.infer` likewise, with the part of a float64 mean that float32 cannot hold."""
     axes, call, (x, residual) = _together(call, x, residual)
     target = _target(call, axes, out, x, residual)
     mean, mean_low = _split(mean, wide(x))
@@ -135,7 +135,7 @@ def _kernel(call: Call) -> CpuKernel:
 
 
 def _split(mean: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray | None]:
-    """A mean as the nearest one of `dtype`, and the rest where there is one."""
+    """Split a mean into the nearest one of `dtype`, and the rest where there is one."""
     if mean.dtype == dtype:
         return np.ascontiguousarray(mean), None
     with np.errstate(over="ignore", invalid="ignore"):
@@ -147,7 +147,7 @@ Axes = tuple[int, ...] | None
 
 
 def _together(call: Call, *arrays: np.ndarray | None) -> tuple[Axes, Call, list[Any]]:
-    """Arrays that kernels can read, their channel axes beside each other; the exchange of axes that brought them there."""
+    """Return arrays that kernels can read, with adjacent channel axes, and the exchange of axes that made them so."""
     axes = call.geometry.permutation
     if axes is None:
         return None, call, [_readable(array) for array in arrays]
@@ -162,7 +162,7 @@ def _apart(y: np.ndarray, axes: Axes) -> np.ndarray:
 
 
 def _readable(array: np.ndarray | None) -> np.ndarray | None:
-    """The array, or a copy where its elements are not aligned or count backwards."""
+    """Return the array, or a copy where its elements are not aligned or count backwards."""
     return array if array is None or _lies_well(array) else array.copy(order="K")
 
 
@@ -178,7 +178,7 @@ def _target(
     x: np.ndarray,
     residual: np.ndarray | None,
 ) -> np.ndarray | None:
-    """`out`, its axes exchanged like x's, if kernels can write there while they read x and residual; else None."""
+    """Return `out`, its axes exchanged like x's, if kernels can write there while they read x and residual; else None."""
     if out is None or not out.dtype.isnative or not _lies_well(out):
         return None
     moved = out if axes is None else out.transpose(axes)
@@ -188,7 +188,7 @@ def _target(
 
 
 def _delivered(y: np.ndarray, axes: Axes, target: np.ndarray | None, out: np.ndarray | None) -> np.ndarray:
-    """y with the axes of x, in `out` where that is given and y was not written there at once."""
+    """Return y with the axes of x, in `out` where that is given and y was not written there directly."""
     if out is None:
         return _apart(y, axes)
     if target is None:

@@ -1,4 +1,5 @@
-"""`batch_norm` and `normalize` on NumPy arrays: checks, the choice of the kernel, and y in memory that the caller gives."""
+"""Implement `batch_norm` and `normalize` on NumPy arrays: checks, the choice of the kernel, and output memory that the
+caller gives."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ __all__ = ["batch_norm", "engine", "normalize"]
 
 
 class _NumPyEngine(Engine):
-    """Takes arrays to the compiled kernels as they lie; masks, and ghost batches of axes apart, to the reference."""
+    """An engine that passes arrays to the compiled kernels without copies, and masks and ghost batches of separated axes to
+    the reference."""
 
     def batch_norm(
         self,
@@ -38,7 +40,7 @@ class _NumPyEngine(Engine):
         virtual_batch_size: int | None = None,
         out: np.ndarray | None = None,
     ) -> tuple[np.ndarray, Moments]:
-        """Normalizes `x` by its own statistics: what batch normalization does in training.
+        """Normalize `x` by its own statistics: what batch normalization does in training.
 
             y = activation(gamma * (x - mean) / sqrt(variance + epsilon) + beta [+ residual])
 
@@ -100,7 +102,7 @@ class _NumPyEngine(Engine):
         residual: np.ndarray | None = None,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Normalizes `x` by given statistics, of the parameter shape: what batch normalization does at inference.
+        """Normalize `x` by given statistics, of the parameter shape: what batch normalization does at inference.
 
         Arguments, result and errors as in `batch_norm`. A mean in float64 is used as exactly as it is given, for float32
         data too.
@@ -135,7 +137,7 @@ class _NumPyEngine(Engine):
             gamma, beta = self._flat(gamma, call.geometry), self._flat(beta, call.geometry)
             y, moments = cpu.train(call, x, gamma, beta, residual, target)
         else:
-            with np.errstate(invalid="ignore"):  # as quiet about values that are not finite as the compiled kernels
+            with np.errstate(invalid="ignore"):  # do not warn about values that are not finite, like the compiled kernels
                 y, moments = super().train(call, x, gamma, beta, mask=mask, residual=residual)
             copy(y, target)
         if not grouped:
@@ -180,7 +182,7 @@ class _NumPyEngine(Engine):
 
 
 def supports(call: Call, x: np.ndarray, mask: Any = None) -> bool:
-    """Whether the compiled kernels take a call, or the reference."""
+    """Return whether the compiled kernels support a call; the reference takes all others."""
     return mask is None and cpu.serves(x.dtype) and (call.geometry.permutation is None or call.group_size is None)
 
 

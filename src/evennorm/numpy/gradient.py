@@ -1,4 +1,4 @@
-"""The gradient of `batch_norm` by its own formula: NumPy differentiates nothing by itself."""
+"""Compute the gradient of `batch_norm` by its own formula, since NumPy has no automatic differentiation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def batch_norm_gradient(
     d_mean: np.ndarray | None = None,
     d_variance: np.ndarray | None = None,
 ) -> Gradients:
-    """The derivatives of a loss by the inputs of `batch_norm`, from its derivative `dy` by y.
+    """Compute the derivatives of a loss by the inputs of `batch_norm`, from its derivative `dy` by y.
 
         dz = dy * activation'(z);   dbeta = sum dz;   dgamma = sum dz * xhat;   dresidual = dz
         dx = gamma / sqrt(variance + epsilon) * (dz - dbeta / n - xhat * dgamma / n)
@@ -129,13 +129,13 @@ def _like(name: str, value: Any, x: np.ndarray) -> np.ndarray:
 
 
 def _near(dtype: np.dtype, mean: np.ndarray, mean_low: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """A mean in the precision of x, and the rest of it."""
+    """Split a mean into one in the precision of x, and the rest."""
     near = mean.astype(dtype)
     return near, ((mean.astype(np.float64) - near) + (0.0 if mean_low is None else mean_low)).astype(dtype)
 
 
 def _checked_count(given: Any, groups: int, values: int, mask: Any) -> Any:
-    """The count as the reference wants it: an int, or (groups, 1 or channel)."""
+    """Return the count in the form of the reference: an int, or (groups, 1 or channel)."""
     if mask is not None:
         return np.asarray(given).reshape(groups, -1)
     if not (isinstance(given, int) and given == values) and np.any(np.asarray(given) != values):

@@ -1,4 +1,4 @@
-"""NumPy's functions under the names `core` calls; `core` on NumPy float64 is the oracle that every kernel is held to."""
+"""Give NumPy's functions the names that `core` calls. `core` on NumPy float64 is the oracle for every kernel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from evennorm.core.namespace import Namespace, Summation
 
 
 class _NumPy:
-    """`core`'s array namespace."""
+    """`core`'s array namespace for NumPy."""
 
     float32 = np.dtype("float32")
     float64 = np.dtype("float64")

@@ -22,7 +22,7 @@ __all__ = ["merge", "moments"]
 
 
 def moments(x: np.ndarray, *, axis: int | Iterable[int] = -1, mask: np.ndarray | None = None) -> Moments:
-    """Count, mean and biased variance of each channel of `x`, without normalizing it.
+    """Compute count, mean and biased variance of each channel of `x`, without normalizing it.
 
     Args:
         x, axis, mask: as in `batch_norm`; a memmap is read in place.
@@ -54,7 +54,7 @@ def _by_reference(geometry: Geometry, x: np.ndarray, mask: Any) -> Moments:
 
 
 def merge(parts: Iterable[Moments]) -> Moments:
-    """The Moments of several sets of values together, such as the chunks of data that is larger than memory.
+    """Merge the Moments of several sets of values, such as the chunks of data that is larger than memory.
 
     Of a generator only one element is held at a time. Sets may differ in size, and be empty.
 
@@ -99,7 +99,7 @@ def _merged(a: Moments | None, b: Moments) -> Moments:
 
 
 def _wide(m: Moments) -> Moments:
-    """In float64, the mean as the nearest number and what that leaves over."""
+    """Return moments in float64: the mean as the nearest number, and the rest."""
     mean, low, variance = (np.asarray(0.0 if part is None else part, np.float64) for part in m[1:])
     near = mean + low
     with np.errstate(invalid="ignore"):

@@ -1,4 +1,4 @@
-"""Torch tensors in, normalized torch tensors and their Moments out; autograd, double backward and torch.compile work."""
+"""Normalize torch tensors, with support for autograd, double backward and torch.compile."""
 
 from evennorm.errors import MissingExtra
 
@@ -44,5 +44,5 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """Names of the public API."""
+    """Return the names of the public API."""
     return sorted(__all__)

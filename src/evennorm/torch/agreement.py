@@ -18,13 +18,13 @@ from evennorm.errors import SynchronizationError
 from evennorm.torch.collectives import Group
 
 _agreed: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-"""How often the processes of a group have agreed, which numbers the keys."""
+"""How often the processes of a group have agreed; the number is part of the keys."""
 
 _SAME = "same"
 
 
 def agree(group: Group, layer: Callable[[], str], facts: str) -> None:
-    """Return once every process of the group has said the same.
+    """Wait until every process of the group has stated the same facts.
 
     Raises:
         SynchronizationError: on every process, what each has said; or who has not come before the store's timeout.
@@ -32,7 +32,7 @@ def agree(group: Group, layer: Callable[[], str], facts: str) -> None:
     group = group or dist.group.WORLD
     store, rank, size = distributed_c10d._get_default_store(), dist.get_rank(group), dist.get_world_size(group)
     number = _agreed[group] = _agreed.get(group, 0) + 1
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # restarted processes may find the store of those before
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # restarted processes may find the store of the earlier ones
     place = f"evennorm/{attempt}/{group.group_name}/{number}"
     store.set(f"{place}/{rank}", facts)
     try:
@@ -63,7 +63,7 @@ def _listed(said: dict[int, str]) -> str:
 
 
 def _missing(store: Any, place: str, size: int) -> str:
-    """The ranks that have said nothing, as far as the store can still be asked."""
+    """Return the ranks that have stated nothing, as far as the store still answers."""
     try:
         ranks = [str(peer) for peer in range(size) if not store.check([f"{place}/{peer}"])]
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Check the arguments and shapes of a module's call, with errors of torch's types that explain."""
+"""Check the arguments and shapes of a module's call, and raise errors of torch's types that explain."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MEMORY = ("save", "inplace")
 
 
 def checked_activation(name: str | None, negative_slope: float, alpha: float, memory: str) -> str | None:
-    """The activation's name, None for "identity" too.
+    """Return the activation's name, or None for "identity".
 
     Raises:
         ArgumentError: a name that is not known, or one that `memory="inplace"` cannot invert.
@@ -49,7 +49,7 @@ def checked_activation(name: str | None, negative_slope: float, alpha: float, me
 
 
 def activation_of_call(activation: str | None, negative_slope: float, slope: float | None) -> tuple[str | None, float]:
-    """The module's activation and its slope, or those that a call brings.
+    """Return the activation and slope of the module, or those that a call passes.
 
     Raises:
         ArgumentError: there are both.
@@ -65,7 +65,7 @@ def activation_of_call(activation: str | None, negative_slope: float, slope: flo
 
 
 def checked_momentum(momentum: float | None) -> float | None:
-    """`momentum`, the weight of the new batch in the running statistics; None for the plain average."""
+    """Return `momentum`, the weight of the new batch in the running statistics; None for the plain average."""
     if momentum is not None and not 0 <= momentum <= 1:
         raise ArgumentError(
             "momentum is the weight of the new batch, from 0 to 1, or None for the average of all batches (Keras's momentum "
@@ -75,7 +75,7 @@ def checked_momentum(momentum: float | None) -> float | None:
 
 
 def checked_eps(eps: float) -> float:
-    """`eps`, added to the variance."""
+    """Return `eps`, added to the variance."""
     if not eps >= 0:
         raise ArgumentError(
             f"batch_norm eps must be non-negative: it is added to the variance before its root is taken; received eps={eps}"
@@ -84,7 +84,8 @@ def checked_eps(eps: float) -> float:
 
 
 def check_known(unknown: Mapping[str, Any]) -> None:
-    """
+    """Refuse unknown arguments, with a translation for those of other frameworks.
+
     Raises:
         UnknownArgumentError: an argument that the modules do not have; that of another framework is translated.
     """
@@ -110,7 +111,8 @@ _ELSEWHERE = {
 
 
 def check_tensors(*given: Any) -> None:
-    """
+    """Refuse arguments that are no tensors.
+
     Raises:
         NoTensorError: something that is no tensor.
     """
@@ -126,7 +128,7 @@ def check_tensors(*given: Any) -> None:
 def check_rows(
     channels: int, gamma: Tensor | None, beta: Tensor | None, mean: Tensor | None, variance: Tensor | None
 ) -> None:
-    """That parameters and running statistics have one value per channel.
+    """Check that parameters and running statistics have one value per channel.
 
     Raises:
         TensorError: one has not.
@@ -145,7 +147,7 @@ def check_rows(
 
 
 def checked_virtual_batch_size(value: int | None) -> int | None:
-    """Samples per ghost batch."""
+    """Return `virtual_batch_size`, the number of samples per ghost batch."""
     if value is not None and (isinstance(value, bool) or int(value) != value or value < 1):
         raise ArgumentError(
             f"virtual_batch_size counts the samples of a ghost batch, 1 or more; received virtual_batch_size={value!r}"
@@ -170,7 +172,7 @@ def call_of(
     memory: str,
     shared: bool = False,
 ) -> Call:
-    """Return what a module computes of an input of this shape and dtype, with the activation that kernels fuse.
+    """Return the settings of a module's call for an input of this shape and dtype, with the activation that kernels fuse.
 
     `parameter_shape` and `parameter_dtype` are those of a running statistic, or of the weight; None where the module has
     neither. `by_batch` says whether the input is normalized by its own statistics, and `shared` that other devices hold more
@@ -207,7 +209,7 @@ def call_of(
         )
     known = [size if isinstance(size, int) else None for size in shape]
     if parameter_shape is not None:
-        known[1] = parameter_shape[0]  # which may be a symbol in the input
+        known[1] = parameter_shape[0]  # the input's may be a symbol
     activation, negative_slope = activation_of_call(activation, negative_slope, slope)
     activation = checked_activation(activation, negative_slope, alpha, memory)
     fused = {"relu": 0.0, "leaky_relu": negative_slope}.get(activation or "", 1.0)
@@ -215,12 +217,12 @@ def call_of(
     return Call(Geometry(known, 1), NAMES.get(dtype) or str(dtype), eps, fused, group_size, not by_batch)
 
 
-# Small tensors are normalized faster than they are checked.
+# Checking takes longer than normalizing a small tensor.
 cached_call_of = lru_cache(maxsize=4096)(call_of)
 
 
 def check_residual(input: Tensor, residual: Tensor, memory: str) -> None:
-    """That `residual` can be added to `input` once this is normalized.
+    """Check that `residual` can be added to the normalized `input`.
 
     Raises:
         TensorError: another shape, dtype or device.

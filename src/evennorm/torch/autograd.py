@@ -1,4 +1,4 @@
-"""Differentiate what kernels compute, as one function of autograd for every device."""
+"""Differentiate what kernels compute, by one autograd.Function for every device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from evennorm.torch.tensors import plain
 
 
 class _BatchNorm(torch.autograd.Function):
-    """Saves x, the statistics, and one bit per element where an activation follows a residual."""
+    """Normalization by a kernel. It saves x, the statistics, and one bit per element where an activation follows a
+    residual."""
 
     @staticmethod
     def forward(
@@ -54,7 +55,7 @@ class _BatchNorm(torch.autograd.Function):
         return *gradients(kernel, call, dy, x, gamma, beta, (statistics, mask), has_residual, d_mean, d_variance), None
 
 
-# Without the wrapper that looks for functorch's transforms, as `kernel_for` has done: a third of the time on small arrays.
+# Skip the wrapper that looks for functorch's transforms, as `kernel_for` did: a third of the time on small arrays.
 batch_norm = super(torch.autograd.Function, _BatchNorm).apply
 
 
@@ -85,7 +86,7 @@ def gradients(
     if by_kernel and not call.gradient_needs_formulas:
         try:
             return kernel.backward(call, dy, x, gamma, beta, saved, has_residual, d_mean, d_variance)
-        except UnfitError:  # dy has no memory of its own: vmap of older kind
+        except UnfitError:  # dy has no memory of its own under the older vmap
             pass
         except Exception as error:
             refuse_after(kernel, error, x.dtype)
@@ -108,12 +109,13 @@ def composed_gradients(
     d_mean: Tensor | None = None,
     d_variance: Tensor | None = None,
 ) -> Gradients:
-    """Compute the gradients of x, gamma and beta by tensor operations, moments included where x has acted on them."""
+    """Compute the gradients of x, gamma and beta by tensor operations, including those through the moments where x acts on
+    them."""
     geometry = call.geometry
     dy_view, x_view = (geometry.view(xp, tensor, call.group_size) for tensor in (dy, x))
     if call.fixed_stats:
         assert statistics is not None, "fixed statistics are given"
-        moments = Moments(inf, *statistics)  # of infinitely many values, none of which moves a mean
+        moments = Moments(inf, *statistics)  # as of infinitely many values: x moves no mean
     else:
         moments = moments_of(xp, reference.wide(xp, x_view))
     d_mean, d_variance = (None if d is None else d.reshape(moments.mean.shape) for d in (d_mean, d_variance))

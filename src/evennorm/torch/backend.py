@@ -74,7 +74,7 @@ def _composed(
 
 
 class _TorchEngine(Engine):
-    """Takes tensors to the kernels of their device as they lie in memory, without a view of one fixed order."""
+    """An engine that passes tensors to the kernels of their device in any memory layout."""
 
     def train(
         self,
@@ -98,7 +98,7 @@ class _TorchEngine(Engine):
             found = None
             if torch.compiler.is_compiling():
                 if compiled.supports(x, call.geometry.axis):
-                    call.geometry._groups(x.shape[0], call.group_size)  # which checks the size of ghost batches
+                    call.geometry._groups(x.shape[0], call.group_size)  # checks the size of ghost batches
                     found = compiled.train(call, x, flat_gamma, flat_beta, residual)
             elif (kernel := kernel_for(x, flat_gamma, flat_beta, residual)) is not None:
                 found = _by_kernel(kernel, call, x, flat_gamma, flat_beta, residual)
@@ -177,7 +177,7 @@ class _TorchEngine(Engine):
     ) -> Call:
         if not torch.compiler.is_compiling():
             return super()._call(x, axis, epsilon, activation, negative_slope, virtual_batch_size, fixed_stats)
-        # Compilers look behind a cache, and say so.
+        # Compilers bypass a cache, with a warning.
         shape = tuple(size if isinstance(size, int) else None for size in x.shape)
         numbers = checked_epsilon(epsilon), slope_of(activation, negative_slope), virtual_batch_size
         return Call(Geometry(shape, axis), self._dtype_name(x), *numbers, fixed_stats)
@@ -194,7 +194,7 @@ def train(
     residual: Tensor | None,
     running: RunningStats | None,
 ) -> Tensor | None:
-    """Normalize a batch and update the running statistics in one pass of a kernel; None where none can."""
+    """Normalize a batch and update the running statistics in one pass of a kernel; return None where no kernel can."""
     kernel = kernel_for(x) if residual is None else kernel_for(x, residual)
     if kernel is None or (recompute.active and recompute.recomputing()):
         return None
@@ -235,7 +235,7 @@ def _train(
 def _by_kernel(
     kernel: Kernel, call: Call, x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None
 ) -> tuple[Tensor, Moments] | None:
-    """Compute `Engine.train`; None where a kernel of a GPU failed."""
+    """Compute `Engine.train`; return None where a GPU kernel failed."""
     dtype = acc_dtype(x)
     gamma, beta = dense(gamma, dtype), dense(beta, dtype)
     residual = None if residual is None else residual.to(x.dtype)
@@ -257,7 +257,7 @@ def _infer(
     residual: Tensor | None,
     differentiates: bool,
 ) -> Tensor | None:
-    """Compute `Engine.infer` by mean, variance, gamma and beta; None where a kernel of a GPU failed."""
+    """Compute `Engine.infer` from mean, variance, gamma and beta; return None where a GPU kernel failed."""
     mean, variance, gamma, beta = rows
     residual = None if residual is None else residual.to(x.dtype)
     try:

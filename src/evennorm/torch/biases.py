@@ -10,7 +10,8 @@ from torch import nn
 
 
 def without_biases(model: nn.Module, biased: Mapping[nn.Module, Sequence[nn.Module]]) -> nn.Module:
-    """A copy of `model` in which some layers have no bias, and the running means behind them are less by it.
+    """Return a copy of `model` in which some layers have no bias, with the bias subtracted from the running means after
+    them.
 
     Args:
         model: any module that can be copied.

@@ -1,4 +1,4 @@
-"""Send numbers of every device to all others: the collectives of torch.distributed, which compilers record as they stand.
+"""Exchange numbers between all devices by the collectives of torch.distributed, which compilers can record.
 
 A process that fails leaves its peers waiting until the process group's timeout. What torch raises then names no layer; here
 it becomes one line that does.
@@ -24,7 +24,7 @@ _all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "al
 
 
 def size_of(group: Group) -> int:
-    """Return how many processes synchronize: 1 where torch.distributed is not initialized.
+    """Return the number of processes that synchronize: 1 where torch.distributed is not initialized.
 
     Raises:
         ArgumentError: this process is not in the group.
@@ -58,7 +58,7 @@ def added(values: Tensor, group: Group, participants: Sequence[int] | None = Non
 
 
 def _added_among(values: Tensor, group: Group, participants: Sequence[int]) -> Tensor:
-    """Send to each participant and receive from each, where the others take no part; add in the order of the ranks."""
+    """Send to each participant and receive from each, without the other processes; add in the order of the ranks."""
     here, ranks = dist.get_rank(group), dist.get_process_group_ranks(group or dist.group.WORLD)
     parts = {peer: values if peer == here else torch.empty_like(values) for peer in participants}
     others = [peer for peer in participants if peer != here]
@@ -73,7 +73,8 @@ def _added_among(values: Tensor, group: Group, participants: Sequence[int]) -> T
 
 
 def check_backend(x: Tensor, group: Group) -> None:
-    """
+    """Check that the group can send tensors of x's device.
+
     Raises:
         ArgumentError: the group cannot send tensors of x's device.
     """
@@ -88,7 +89,7 @@ def check_backend(x: Tensor, group: Group) -> None:
 
 @contextmanager
 def named(layer: Callable[[], str], doing: str, group: Group) -> Iterator[None]:
-    """Say which layer waited for what, in front of what torch says of a collective that failed."""
+    """Prefix the error of a failed collective with the layer that waited, and for what."""
     try:
         yield
     except SynchronizationError:

@@ -1,4 +1,4 @@
-"""Normalize under torch.compile by plain torch operations, which Inductor fuses with whatever stands around them.
+"""Normalize under torch.compile by plain torch operations, which Inductor fuses with the operations around them.
 
 Dynamo records two operators per layer, `evennorm::batch_norm` and `evennorm::update_running_stats`, without tracing their
 Python. AOTAutograd takes them apart into the formulas below, so that nothing but kernels runs in a compiled step. On the CPU
@@ -28,7 +28,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 class _Standardize(torch.autograd.Function):
-    """(x - mean) / sqrt(variance + epsilon) * gamma + beta in float32 or float64, and the statistics that it took.
+    """(x - mean) / sqrt(variance + epsilon) * gamma + beta in float32 or float64, and the statistics of x.
 
     Saves x and three numbers per channel. The statistics are outputs too, so that a second derivative passes through them.
     """
@@ -75,7 +75,7 @@ class _Standardize(torch.autograd.Function):
 
 
 def _statistics(x: Tensor, reduced: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """A shift, mean - shift and the variance of each channel, exact at any mean, by one pass over x.
+    """Return a shift, mean - shift and the variance of each channel, exact at any mean, by one pass over x.
 
     Differences are taken from the first value of each channel, which lies within sqrt(count) standard deviations of the
     mean, whatever the values are. So float64 sums of differences and squares lose no bit that float32 would show. Float32
@@ -122,7 +122,7 @@ def _batch_norm(
     negative_slope: float,
     group_size: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, and of each (group, channel) a shift, mean - shift and the variance."""
+    """Return y, and of each (group, channel) a shift, mean - shift and the variance."""
     reduced = tuple(a for a in range(x.dim()) if a not in axis)
     broadcast = [size if a in axis else 1 for a, size in enumerate(x.shape)]
     gamma, beta = (None if row is None else _wide(row).reshape(broadcast) for row in (gamma, beta))
@@ -142,7 +142,8 @@ def _batch_norm(
 
 
 def activate(z: Tensor, negative_slope: float) -> Tensor:
-    """The activation in torch's own words, whose backward pass reads the output that the next layer keeps anyway."""
+    """Compute the activation by torch's own operations, whose backward pass reads the output that the next layer keeps
+    anyway."""
     if negative_slope == 1:
         return z
     return F.leaky_relu(z, negative_slope) if negative_slope else F.relu(z)
@@ -161,14 +162,14 @@ def _update_running_stats(
     count: int,
     momentum: float | None,
 ) -> None:
-    """`core.running` for one batch of `count` values, in fewer operations."""
+    """Compute `core.running` for one batch of `count` values, in fewer operations."""
     shift, rest, variance = (statistic.view(-1) for statistic in (shift, rest, variance))
-    accepted = variance.amax() < inf  # false for NaN; and no mean is infinite without its variance
+    accepted = variance.amax() < inf  # false for NaN; the mean is infinite only if the variance is
     weight: Any = momentum
     if momentum is None:
         weight = 0.0 if batches is None else 1 / (batches + 1).to(variance.dtype)
     mean, low = running_mean.to(variance.dtype), running_low.to(variance.dtype)
-    # A mean set from outside leaves a low part behind that belongs to another value: it is more than rounding takes.
+    # A mean set from outside leaves the low part of another value, which is larger than a rounding error.
     low = torch.where(mean + low == mean, low, 0.0)
     low = low + torch.where(accepted, (shift - mean) + (rest - low), 0.0) * weight
     new = mean + low
@@ -181,7 +182,7 @@ def _update_running_stats(
         running_variance.copy_(torch.where(accepted, moved, old))
     refused.add_(~accepted)
     if batches is not None:
-        # The plain average weighs by its count, which therefore is that of accepted batches.
+        # The plain average weighs by its count, so only accepted batches are counted.
         batches.add_(1 if momentum is not None else accepted)
 
 
@@ -205,7 +206,7 @@ update_running_stats = getattr(torch.ops.evennorm.update_running_stats, _FORMULA
 
 
 def supports(x: Tensor, axis: tuple[int, ...]) -> bool:
-    """Whether x holds values, and some of its axes are averaged over: else there is nothing to take a shift from."""
+    """Return whether x holds values, and some axes are averaged over; otherwise there is no value to take as the shift."""
     return x.dim() > len(axis) and all(size != 0 for size in x.shape)
 
 
@@ -213,7 +214,7 @@ def train(
     call: Call, x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None
 ) -> tuple[Tensor, Moments]:
     """Compute `Engine.train` for an x that `supports` accepts, without a mask; moments are (groups, channel)."""
-    # An exported program is to run without this package.
+    # An exported program has to run without this package.
     normalize = _batch_norm if torch.compiler.is_exporting() else batch_norm
     settings = list(call.geometry.axis), call.epsilon, call.negative_slope, call.group_size
     y, shift, rest, variance = normalize(x, gamma, beta, residual, *settings)
@@ -222,7 +223,7 @@ def train(
 
 
 def takes(module: _BatchNorm, input: Tensor, residual: Tensor | None, slope: float | None) -> bool:
-    """Whether `forward` computes this call in training; if not, eager mode's formulas do, or explain why nothing can.
+    """Return whether `forward` computes this call in training; eager mode's formulas take the others, or raise an error.
 
     One expression of little else than attributes, since Dynamo traces it for each module of a network.
     """

@@ -1,4 +1,4 @@
-"""Know a forward pass that repeats one whose batch was counted before.
+"""Recognize a forward pass that repeats one whose batch was counted before.
 
 Activation checkpointing and reversible networks take a forward pass once more for the backward pass. Each does so on behalf
 of something that the first pass leaves behind: the node of an autograd.Function, or a frame of torch.utils.checkpoint. So
@@ -32,16 +32,17 @@ class _Passes:
 
     made: int = 0
     replayed: dict[int, int] = field(default_factory=dict)
-    """How many of them the backward pass of a number has repeated."""
+    """How many of these passes the backward pass with a certain number has repeated."""
 
 
 _passes: WeakKeyDictionary[Any, WeakKeyDictionary[nn.Module, _Passes]] = WeakKeyDictionary()
-"""By what they were made for: a node, a frame, or a Function whose node its forward pass does not know yet."""
+"""Passes by the node or frame they were made for, or by a Function whose node its forward pass does not know yet."""
 
 
 def repeated(module: nn.Module) -> bool:
-    """Whether this forward pass of a module repeats one that was counted; else it is noted, where it may be repeated."""
-    if torch.compiler.is_compiling():  # a compiler that has given up on the module's call tries this function by itself
+    """Return whether this forward pass of a module repeats one that was counted; if not, note it, where it may be
+    repeated."""
+    if torch.compiler.is_compiling():  # after a graph break in the module's call, a compiler tries this function by itself
         return False
     if _current_task() == -1 and _hooks(False) is None and _records_gradients():
         return False
@@ -72,7 +73,7 @@ def _of(maker: Any, module: nn.Module) -> _Passes:
 
 
 def _surroundings() -> tuple[list[Any], Any]:
-    """What the running pass is made for, as far as it may be repeated, and what it is repeated for, or None.
+    """Return what the running pass is made for, as far as it may be repeated, and what it repeats, or None.
 
     Looks at the calls that are running, up to those of the innermost backward pass: what lies beyond is another's.
     """
@@ -116,13 +117,14 @@ def _first_argument(frame: FrameType) -> Any:
 
 
 def _frame_of(generator: Any) -> Any:
-    """The frame of `checkpoint(..., use_reentrant=False)`, whose generator rests while the function runs."""
+    """Return the frame of `checkpoint(..., use_reentrant=False)`, whose generator rests while the function runs."""
     running = getattr(generator, "gi_frame", None)
     return None if running is None else running.f_locals.get("new_frame")
 
 
 def _hooked_frame() -> Any:
-    """The frame whose hook stands on top, where no call of `checkpoint` is running: torch's composable checkpointing."""
+    """Return the frame whose hook was added last, where no call of `checkpoint` is running: torch's composable
+    checkpointing."""
     hooks = _hooks(False)
     code: CodeType | None = None if hooks is None else getattr(hooks[0], "__code__", None)
     if code is None or code.co_filename != checkpoint.__file__ or "frame" not in code.co_freevars:

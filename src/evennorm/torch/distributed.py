@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 
 def is_distributed(x: Any) -> bool:
-    """Whether a tensor is spread over devices; `torch.distributed.tensor` is loaded by whoever has made it."""
+    """Return whether a tensor is a DTensor, without loading `torch.distributed.tensor`, which only its maker needs."""
     loaded = sys.modules.get("torch.distributed.tensor")
     return loaded is not None and isinstance(x, loaded.DTensor)
 
 
 def local(tensor: Any) -> Any:
-    """Return all of a tensor on this device, differentiably; what every device holds anyway shares its memory."""
+    """Return the whole tensor on this device, differentiably; one that every device holds already shares its memory."""
     if not is_distributed(tensor):
         return tensor
     return tensor.redistribute(placements=_everywhere(tensor)).to_local()
 
 
 def like(y: Tensor, x: Any) -> Any:
-    """Return what every device has computed as a tensor that is spread like `x`."""
+    """Return what every device has computed as a tensor that is sharded like `x`."""
     from torch.distributed.tensor import DTensor
 
     spread = DTensor.from_local(y, x.device_mesh, _everywhere(x), run_check=False)
@@ -36,7 +36,7 @@ def like(y: Tensor, x: Any) -> Any:
 
 
 def forward(module: _BatchNorm, input: Any, *args: Any, **options: Any) -> Any:
-    """Call a module on tensors that this device holds whole; its running statistics are updated in their own memory."""
+    """Call a module on the whole tensors; running statistics are updated in the memory that this device holds."""
     whole = copy(module)
     for kind in ("_parameters", "_buffers"):
         whole.__dict__[kind] = {name: local(tensor) for name, tensor in module.__dict__[kind].items()}
@@ -45,7 +45,7 @@ def forward(module: _BatchNorm, input: Any, *args: Any, **options: Any) -> Any:
 
 
 def covers(x: Any, group: Any) -> bool:
-    """Whether all processes of a group hold parts of the batch that `x` stands for."""
+    """Return whether all processes of a group hold parts of the batch `x`."""
     ranks = torch.distributed.get_process_group_ranks(group or torch.distributed.group.WORLD)
     return set(ranks) <= set(x.device_mesh.mesh.flatten().tolist())
 

@@ -1,4 +1,4 @@
-"""Errors of evennorm that torch code catches: each is also of the type that torch's own operation raises."""
+"""Define the errors that torch code catches: each is also of the type that torch's own operation raises."""
 
 from evennorm.errors import ArgumentError, ShapeError
 
@@ -16,4 +16,4 @@ class UnknownArgumentError(ArgumentError, TypeError):
 
 
 class NoTensorError(ArgumentError, TypeError, AttributeError):
-    """Something else than a tensor, whose attributes torch's modules would miss."""
+    """Something other than a tensor, which lacks attributes that torch's modules read."""

@@ -1,4 +1,5 @@
-"""A module's call in torch's own words, for tools that know those alone: exporters, TorchScript's tracer, torch.fx."""
+"""Write a module's call in torch's own operations, for tools that know only those: exporters, TorchScript's tracer,
+torch.fx."""
 
 from __future__ import annotations
 
@@ -15,21 +16,21 @@ if TYPE_CHECKING:
 
 
 def asked_for() -> bool:
-    """Whether a program is being written down that is to run without evennorm."""
+    """Return whether a program is being recorded that has to run without evennorm."""
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
     return torch._C._is_tracing()
 
 
 def normalize(module: _BatchNorm, input: Tensor, residual: Tensor | None, slope: float | None) -> Tensor:
-    """`module` at inference; arguments as in its call."""
+    """Compute `module` at inference; arguments as in its call."""
     module._check_input_dim(input)
     y = F.batch_norm(input, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps)
     return _finished(module, y, residual, slope)
 
 
 def normalize_by_batch(module: _BatchNorm, input: Tensor, residual: Tensor | None, slope: float | None) -> Tensor:
-    """`module` without running statistics, at inference: by arithmetic, since exporters keep no training op.
+    """Compute `module` without running statistics, at inference: by arithmetic, since exporters keep no training op.
 
     Raises:
         UnsupportedError: a module in training mode, or one of ghost batches or in place.
@@ -56,7 +57,7 @@ def normalize_by_batch(module: _BatchNorm, input: Tensor, residual: Tensor | Non
 
 
 def _finished(module: _BatchNorm, y: Tensor, residual: Tensor | None, slope: float | None) -> Tensor:
-    """With what comes after the normalization."""
+    """Apply what follows the normalization."""
     y = y if residual is None else y + residual
     if slope is not None:
         return F.leaky_relu(y, slope) if slope else F.relu(y)
@@ -71,7 +72,7 @@ def _finished(module: _BatchNorm, y: Tensor, residual: Tensor | None, slope: flo
 
 
 def one_node(module: _BatchNorm, input: Any, residual: Any, mask: Any) -> Any:
-    """A call of the module as torch.fx records those of torch.nn's, without looking into it."""
+    """Record a call of the module in torch.fx as one node, as torch.fx does for torch.nn's."""
     args = (input,) if residual is None else (input, residual)
     path = input.tracer.path_of_module(module)
     return input.tracer.create_proxy("call_module", path, args, {} if mask is None else {"mask": mask})

@@ -25,7 +25,8 @@ from evennorm.torch.recording import Run, reads, runs
 
 
 def fold(model: nn.Module, inputs: Sequence[Any], others: Sequence[Sequence[Any]] = ()) -> tuple[nn.Module, Plan]:
-    """A copy of `model` that computes the same in evaluation with fewer layers, and what became of each batch normalization.
+    """Return a copy of `model` that computes the same in evaluation with fewer layers, and a plan of what became of each
+    batch normalization.
 
     Each batch normalization becomes part of the convolution, linear layer or embedding behind or in front of which it
     stands, where that is exact; else one scale and shift. Computed in float64. Activations that our modules apply stay, as
@@ -59,7 +60,7 @@ def fold(model: nn.Module, inputs: Sequence[Any], others: Sequence[Sequence[Any]
     checked(model, "fold")
     try:
         model = copy.deepcopy(model).eval()
-    except Exception as error:  # whatever a module holds that cannot be copied
+    except Exception as error:  # a module may hold anything that cannot be copied
         raise ArgumentError(
             f"fold works on a copy of the model, which copy.deepcopy could not make ({first_line(error)}); give the "
             "model as it is before it is wrapped or run"
@@ -79,10 +80,10 @@ def fold(model: nn.Module, inputs: Sequence[Any], others: Sequence[Sequence[Any]
 
 @dataclass(frozen=True)
 class _View:
-    """A model as it runs on one example."""
+    """The graph and shapes of a model on one example."""
 
     rank: int
-    """Of the example's first tensor."""
+    """The rank of the example's first tensor."""
     reading: Reading
     ran: Mapping[nn.Module, Run]
     describer: Describer
@@ -94,7 +95,7 @@ class _View:
         ran = runs(model, example)
         reading = read(model, example)
         found = _read_in(model, reading)
-        if reading.network.gaps:  # code that is no graph
+        if reading.network.gaps:  # code that has no graph
             leaves = {step.handle for step in reading.network.steps if step.role in (Role.LINEAR, Role.BATCH_NORM)} - {None}
             for module, names in reads(model, example, leaves).items():
                 found.setdefault(module, set()).update(names)
@@ -102,7 +103,7 @@ class _View:
         return cls(rank, reading, ran, Describer(model, reading, ran, found), found)
 
     def shape(self, layer: str) -> tuple[int, ...]:
-        """Of a layer's output; () where it is not known."""
+        """Return the shape of a layer's output; () where it is not known."""
         step = next(each for each in self.reading.network.steps if each.layer == layer)
         run = self.ran.get(step.handle)
         return () if run is None or run.shape is None else run.shape
@@ -115,7 +116,7 @@ class _View:
         return plan(self.reading.network, self.describer, fixed)
 
     def _fixed(self, step: Step) -> str:
-        """Why a batch normalization cannot be taken out of the model; "" if it can."""
+        """Return why a batch normalization cannot be taken out of the model; "" if it can."""
         if step.handle is None:
             return "it is a function call in the model's code"
         if is_watched(step.handle):
@@ -133,7 +134,7 @@ class _View:
 
 
 def _read_in(model: nn.Module, reading: Reading) -> dict[nn.Module, set[str]]:
-    """Which parameters and buffers of which layers the graph of a model reads."""
+    """Return which parameters and buffers of which layers the graph of a model reads."""
     holders: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
@@ -148,7 +149,7 @@ def _read_in(model: nn.Module, reading: Reading) -> dict[nn.Module, set[str]]:
 
 
 def _agreed(views: Sequence[_View]) -> Plan:
-    """The plan that is right on all examples: what they do not agree about is kept."""
+    """Return the plan that is right for all examples: layers on which they disagree are kept."""
     kept: dict[str, str] = {}
     while True:
         plans = [view.plan(kept) for view in views]
@@ -163,7 +164,7 @@ def _agreed(views: Sequence[_View]) -> Plan:
 
 
 def _fate(view: _View, made: Plan, layer: str) -> tuple[Any, ...]:
-    """What becomes of a layer; a scale and shift has the rank of its input."""
+    """Return what becomes of a layer, for comparison; a scale and shift has the rank of its input."""
     found = made[layer]
     return found.outcome, found.into, found.side, len(view.shape(layer)) if found.outcome == "scale and shift" else 0
 
@@ -179,7 +180,7 @@ def _apart(views: Sequence[_View], plans: Sequence[Plan], layer: str) -> str:
 
 
 class _Scaled(nn.Module):
-    """scale * x + shift of each channel, in the place of a batch normalization that could not be folded."""
+    """scale * x + shift of each channel, which replaces a batch normalization that could not be folded."""
 
     def __init__(self, scale: Tensor, shift: Tensor, ranks: Collection[int] = ()):
         super().__init__()
@@ -193,7 +194,7 @@ class _Scaled(nn.Module):
 
 
 class _OfRanks(nn.Identity):
-    """In the place of a batch normalization that took more ranks than it was folded for."""
+    """A check that replaces a batch normalization which took more ranks than it was folded for."""
 
     def __init__(self, ranks: Collection[int]):
         super().__init__()
@@ -215,7 +216,7 @@ def _refusal(ranks: Collection[int]) -> str:
 
 
 def _takes_several_ranks(norm: Any) -> bool:
-    """Whether a batch normalization takes (N, C) and (N, C, L), as nn.BatchNorm1d and nn.SyncBatchNorm do."""
+    """Return whether a batch normalization takes both (N, C) and (N, C, L), as nn.BatchNorm1d and nn.SyncBatchNorm do."""
     check = getattr(norm, "_check_input_dim", None)
     if check is None:
         return False
@@ -223,7 +224,7 @@ def _takes_several_ranks(norm: Any) -> bool:
     def takes(rank: int) -> bool:
         try:
             check(torch.empty((1,) * rank, device="meta"))
-        except Exception:  # whatever a class says to a rank that it does not take
+        except Exception:  # a class may raise anything for a rank that it does not take
             return False
         return True
 
@@ -231,7 +232,7 @@ def _takes_several_ranks(norm: Any) -> bool:
 
 
 class _Rewriting:
-    """Changes a model, which nobody else holds, by a plan."""
+    """Changes to a model, which nobody else holds, by a plan."""
 
     def __init__(self, model: nn.Module, view: _View, ranks: Mapping[str, Collection[int]]):
         self._model = model
@@ -272,7 +273,7 @@ class _Rewriting:
             self._put(step.handle, nn.Identity() if not rest else rest[0] if len(rest) == 1 else nn.Sequential(*rest))
 
     def _put(self, old: nn.Module, new: nn.Module) -> None:
-        """Everywhere that the old one is held."""
+        """Replace the old module wherever it is held."""
         for module in list(self._model.modules()):
             for name, child in module._modules.items():
                 if child is old:
@@ -289,7 +290,7 @@ class _Rewriting:
                     [graph.call_function(operator.eq, (rank, each)) for each in ranks],
                 )
                 graph.call_function(torch._assert, (right, _refusal(ranks)))
-            if scaled:  # in torch's own words, so that nothing of evennorm is in the graph
+            if scaled:  # by torch's own operations, so that the graph needs no evennorm
                 scale, shift = (graph.create_node("get_attr", f"{path}.{name}") for name in ("scale", "shift"))
                 y = graph.call_function(torch.addcmul, (shift, y, scale))
             if residual:
@@ -311,14 +312,14 @@ class _Rewriting:
 
 
 def operands(node: fx.Node) -> list[fx.Node]:
-    """The input, and the residual if there is one."""
+    """Return the input, and the residual if there is one."""
     residual = node.kwargs.get("residual", node.args[1] if len(node.args) > 1 else None)
     input = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("x"))
     return [each for each in (input, residual) if isinstance(each, fx.Node)]
 
 
 def activation_in(norm: Any) -> nn.Module | None:
-    """What a batch normalization applies last, as a module."""
+    """Return the activation that a batch normalization applies last, as a module."""
     match getattr(norm, "activation", None):
         case "relu":
             return nn.ReLU()

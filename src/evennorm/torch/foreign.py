@@ -1,4 +1,4 @@
-"""Refuse what tools of torch would make of a module without a word: another that computes something else.
+"""Refuse tools of torch that would silently replace a module by one that computes something else.
 
 They ask a module for attributes that it does not have. The descriptors below stand under these names and look who asks.
 """
@@ -28,7 +28,7 @@ class AskedBySync:
     def __get__(self, module: _BatchNorm | None, _: Any) -> Any:
         if module is not None and sys._getframe(1).f_code is _CONVERTS:
             _check_synchronizable(module)
-        raise AttributeError("qconfig")  # as any attribute that is not there
+        raise AttributeError("qconfig")  # as for any missing attribute
 
 
 class AskedByQuantization:

@@ -30,13 +30,13 @@ class ModelGraph:
     """The graph of a module's forward."""
 
     graph: fx.Graph | None
-    """None where the forward of the module itself cannot be followed."""
+    """The graph; None where the forward of the module itself cannot be followed."""
     opaque: dict[str, str]
-    """Why modules are single nodes although they hold others, by their path; "" is the module itself."""
+    """Why modules that hold others are single nodes, by their path; "" is the module itself."""
 
 
 def model_graph(module: nn.Module, training: bool = False) -> ModelGraph:
-    """The graph of a module in evaluation, or in training; the module is left as it was."""
+    """Trace a module in evaluation, or in training; the module is left as it was."""
     tracer = _Tracer()
     if is_leaf(module):
         graph = fx.Graph(tracer_cls=_Tracer)
@@ -52,7 +52,8 @@ def model_graph(module: nn.Module, training: bool = False) -> ModelGraph:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is one step: torch's own layers, ours, and batch normalizations of others that compute like them."""
+    """Return whether a module is one step: torch's own layers, ours, and other batch normalizations that compute like
+    them."""
     if isinstance(module, batchnorm._BatchNorm):
         return computes_like_torch(module)
     if is_frozen_norm(module):
@@ -62,7 +63,7 @@ def is_leaf(module: nn.Module) -> bool:
 
 
 class _Symbol(fx.Proxy):
-    """A symbol that remembers being changed in place."""
+    """A symbol that records changes in place."""
 
 
 def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,7 +76,7 @@ for _name in ("add", "sub", "mul", "truediv"):
 
 
 class _Tracer(fx.Tracer):
-    """Goes into every module but the leaves and those that it cannot follow; arguments with defaults keep them."""
+    """A tracer that enters every module but the leaves and those it cannot follow; arguments with defaults keep them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +94,7 @@ class _Tracer(fx.Tracer):
         return root_fn, [self.root, *(self.create_proxy("placeholder", each.name, (), {}) for each in required)]
 
     def create_arg(self, a: Any) -> Any:
-        """Refuses what would be fixed in the graph to the values of this one run, which may be random or of some size."""
+        """Refuse values that the graph would fix to those of this one run, since they may be random or depend on a size."""
         made = isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and a not in self.tensor_attrs
         if made and not any(a is buffer for buffer in self.root.buffers()):
             raise _NotFollowedError("makes a tensor in its code")
@@ -120,7 +121,7 @@ class _Tracer(fx.Tracer):
 
 
 class _NotFollowedError(Exception):
-    """Why a module is one node; its text goes behind the module's class."""
+    """Why a module is one node; the text follows the module's class."""
 
 
 def _closed(module: nn.Module) -> str:
@@ -139,7 +140,7 @@ def _reason(module: nn.Module, error: Exception) -> str:
 
 @contextmanager
 def _mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """The module in evaluation or in training; what its code sets on itself is forgotten."""
+    """Put the module in evaluation or training, and undo what its code sets on itself."""
     before = [(each, dict(vars(each))) for each in module.modules()]
     try:
         for each, _ in before:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SUPPORTED = frozenset(
     getattr(torch, name) for name in triton.DTYPES if choose("torch", name, device="cuda", compiled=True) == "triton"
 )
-"""Dtypes that have kernels; those who lack Triton are told so."""
+"""Dtypes that have kernels. Without Triton, their users get a warning."""
 
 DEVICE = "cuda"
 """The type of the devices that are supported; tests in Triton's interpreter name another."""
@@ -39,7 +39,7 @@ def kernel_for(x: Tensor) -> TritonKernel | None:
 
 @cache
 def triton_kernel() -> TritonKernel:
-    """Return the kernels, for tensors on any GPU. Loads Triton."""
+    """Return the kernels for tensors on any GPU, loading Triton."""
     from evennorm.kernels.triton.kernel import GpuAccess, TritonKernel
 
     access = ArrayAccess(
@@ -87,5 +87,5 @@ def _fits(row: Any, dtypes: tuple[str, ...], size: int, device: int) -> bool:
 
 @cache
 def _processors(device: int) -> int:
-    """Return the multiprocessors of a GPU; two in the interpreter, which runs all programs one after the other."""
+    """Return the number of multiprocessors of a GPU; two in the interpreter, which runs all programs one after the other."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device >= 0 else 2

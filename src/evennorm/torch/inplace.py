@@ -1,4 +1,4 @@
-"""Batch normalization that writes its output over its input; the backward pass finds the input again from the output.
+"""Write the output of batch normalization over its input, which the backward pass recovers from the output.
 
 Rota Bulo, Porzi & Kontschieder 2018, "In-place activated BatchNorm", arXiv 1712.02616. One tensor is kept for normalization
 and activation together, and it is the one that the next layer keeps anyway. `core.inversion` has the formulas.
@@ -32,21 +32,22 @@ class Activation(NamedTuple):
     alpha: float | None = None
 
     def inverted(self, y: Tensor, dy: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """z with y = activation(z), and the derivative of the loss by it; `dtype` is the one that y was kept in."""
+        """Return z with y = activation(z), and the derivative of the loss by z; `dtype` is the one that y was kept in."""
         if self.alpha is None:
             return activate(xp, y, 1 / self.negative_slope), torch.where(y <= 0, self.negative_slope * dy, dy)
-        # Where rounding has made y -alpha, the number beside it stands for z, which would be infinite.
+        # Where rounding has made y -alpha, take the next number instead: z would be infinite.
         below = torch.log1p(torch.clamp(y / self.alpha, min=-1 + torch.finfo(dtype).eps / 2))
         return torch.where(y <= 0, below, y), torch.where(y <= 0, (y + self.alpha) * dy, dy)
 
     @property
     def least_slope(self) -> float:
-        """The derivative near zero, from below."""
+        """The derivative of the activation just below zero; at most 1 for elu."""
         return self.negative_slope if self.alpha is None else min(1.0, self.alpha)
 
 
 class _InPlace(torch.autograd.Function):
-    """Saves y and the variance, which are outputs, so that a second derivative passes through them."""
+    """In-place normalization. It saves y and the variance, which are outputs, so that a second derivative passes through
+    them."""
 
     @staticmethod
     def forward(
@@ -95,7 +96,7 @@ def train(
     alpha: float | None = None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Moments]:
-    """Compute `Engine.train` in x's own memory, with an elu of `alpha` behind it where that is not None.
+    """Compute `Engine.train` in x's own memory, followed by an elu of `alpha` where that is not None.
 
     Raises:
         TensorError: x is a leaf that requires a gradient, or a view of another tensor.
@@ -120,7 +121,7 @@ def _count(call: Call, x: Tensor, mask: Tensor | None) -> Any:
 
 
 def _check_input(x: Tensor, *parameters: Tensor | None) -> None:
-    """Before anything is overwritten, which torch itself would only find out afterwards."""
+    """Check, before anything is overwritten, what torch itself would only find out afterwards."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return
     if x.requires_grad and x.is_leaf:
@@ -136,7 +137,8 @@ def _check_input(x: Tensor, *parameters: Tensor | None) -> None:
 
 
 def _check_gamma(gamma: Tensor, beta: Tensor | None, dtype: torch.dtype, activation: Activation) -> None:
-    """Before anything is overwritten. Reads one number from the device, unless a program is recorded there."""
+    """Check gamma before anything is overwritten. This reads one number from the device, unless a program is recorded
+    there."""
     info = torch.finfo(dtype)
     unit, smallest = info.eps / 2, info.tiny / activation.least_slope
     refused = gamma.abs() <= least_gamma(xp, gamma, beta, unit, smallest)

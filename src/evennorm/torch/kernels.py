@@ -15,7 +15,7 @@ ON_CPU = frozenset(dtype for dtype, name in NAMES.items() if choose("torch", nam
 
 
 def _readable() -> bool:
-    """Whether the compiled kernels read tensors by torch's own table of C functions, which it has since 2.10."""
+    """Return whether the compiled kernels read tensors by torch's own table of C functions, which it has since 2.10."""
     table = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     return cpu.AVAILABLE and table is not None and cpu._cpu.enable_exchange(table, [Tensor, torch.nn.Parameter])
 
@@ -37,7 +37,7 @@ cpu_kernel = cpu.CpuKernel(
 
 
 def kernel_for(x: Tensor, *others: Tensor | None) -> Kernel | None:
-    """Return the kernel of x's device, if it can read all tensors as they are and nobody transforms what is computed.
+    """Return the kernel of x's device, if it can read all tensors as they are and no transform is active.
 
     Compilers do not call this: they see `evennorm.torch.compiled`.
     """

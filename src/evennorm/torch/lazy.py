@@ -1,4 +1,4 @@
-"""The modules whose number of channels their first batch tells: LazyBatchNorm1d, 2d and 3d."""
+"""Define modules that learn their number of channels from the first batch: LazyBatchNorm1d, 2d and 3d."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from evennorm.torch import arguments, modules
 
 
 class _LazyBatchNorm(modules._BatchNorm):
-    """Comes before torch's lazy module in the order of its classes, and has its arguments."""
+    """The base of the lazy modules. It precedes torch's lazy module in the order of classes, and has its arguments."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class _LazyBatchNorm(modules._BatchNorm):
     ):
         arguments.check_known(unknown)
         without_bias = {} if bias else {"bias": False}
-        # Past modules._BatchNorm, which would count the channels.
+        # Skip modules._BatchNorm, which needs the number of channels.
         super(modules._BatchNorm, self).__init__(eps, momentum, affine, track_running_stats, device, dtype, **without_bias)
         self._configure(activation, negative_slope, alpha, virtual_batch_size, memory)
 

@@ -22,7 +22,7 @@ from evennorm.torch.recording import Run
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _FOLDABLE = (nn.Linear, nn.Embedding, *_CONVOLUTIONS, *_TRANSPOSED)
-"""Of exactly these classes: those derived from them may compute anything else."""
+"""Linear layers of exactly these classes; derived classes may compute anything else."""
 
 _ZERO_PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 _OTHER_PADS = (padding._ReflectionPadNd, padding._ReplicationPadNd, padding._CircularPadNd)
@@ -35,7 +35,7 @@ _COPIES = ("contiguous", "clone", "detach")
 
 
 class Describer:
-    """What the steps of a model compute, which ran on example inputs; `read` is what its code read of its layers."""
+    """A description of what the steps of a model compute on example inputs; `read` is what its code read of its layers."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Describer:
         return step.shape if step.shape is not None or run is None else run.shape
 
     def miscounted(self, step: Step) -> str:
-        """Why the calls that were read of a layer are not all there are; "" if they are."""
+        """Return why the recorded calls of a layer are not all there are; "" if they are."""
         if step.handle is None:
             return ""
         run = self._ran.get(step.handle)
@@ -177,7 +177,7 @@ class Describer:
 
 
 def _keeps_samples(step: Step, node: fx.Node) -> bool:
-    """Whether a row is one sample whatever the sizes: x.view(-1, 512) makes more rows of larger images."""
+    """Return whether a row is one sample whatever the sizes: x.view(-1, 512) makes more rows of larger images."""
     if step.kind == "flatten":
         return True
     sizes: Any = node.kwargs.get("shape", node.kwargs.get("size", node.args[1:]))
@@ -221,7 +221,7 @@ def _border(layer: Any) -> str:
 
 
 def layout_of(layer: Any) -> Layout:
-    """How the weight of a linear layer lies."""
+    """Return the memory layout of the weight of a linear layer."""
     weight = layer.weight.shape
     if isinstance(layer, nn.Embedding):
         return Layout("tigo", {"t": 1, "i": weight[0], "g": 1, "o": weight[1]})
@@ -233,11 +233,11 @@ def layout_of(layer: Any) -> Layout:
 
 
 def write(layer: Any, maps: tuple[Linear, ...]) -> None:
-    """Gives a linear layer another kernel and bias."""
+    """Set the kernel and bias of a linear layer."""
     (linear,) = maps
     kernel = linear.kernel
     if isinstance(layer, nn.Embedding) and linear.bias is not None:
-        kernel = kernel + linear.bias.reshape(1, -1, 1, 1)  # each output is one row, and no sum
+        kernel = kernel + linear.bias.reshape(1, -1, 1, 1)  # each output is one row, not a sum
     weight = layer.weight
     values = torch.from_numpy(layout_of(layer).restored(kernel, tuple(weight.shape)).copy())
     with torch.no_grad():
@@ -248,5 +248,5 @@ def write(layer: Any, maps: tuple[Linear, ...]) -> None:
 
 
 def array_of(tensor: Tensor) -> Any:
-    """As NumPy's float64."""
+    """Return a tensor as NumPy's float64."""
     return tensor.detach().cpu().double().numpy()

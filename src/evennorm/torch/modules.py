@@ -1,4 +1,4 @@
-"""Provide torch.nn's BatchNorm1d, 2d and 3d by their names, arguments, state and numbers, and more than they do."""
+"""Provide torch.nn's BatchNorm1d, 2d and 3d with the same names, arguments, state and numbers, and additions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from evennorm.torch.errors import TensorError, UnsupportedError
 
 
 class _BatchNorm(batchnorm._BatchNorm):
-    """What the three have in common: everything but the ranks of their inputs."""
+    """The common base of the three modules: everything but the ranks of their inputs."""
 
     ranks: ClassVar[tuple[int, ...]]
     qconfig = foreign.AskedBySync()
@@ -54,7 +54,7 @@ class _BatchNorm(batchnorm._BatchNorm):
     def _configure(
         self, activation: str | None, negative_slope: float, alpha: float, virtual_batch_size: int | None, memory: str
     ) -> None:
-        """What torch's modules do not have."""
+        """Set what torch's modules do not have."""
         arguments.checked_momentum(self.momentum)
         arguments.checked_eps(self.eps)
         self.activation = arguments.checked_activation(activation, negative_slope, alpha, memory)
@@ -92,7 +92,7 @@ class _BatchNorm(batchnorm._BatchNorm):
         by_batch = own["training"] or (mean is None and variance is None)
         if by_batch and not tracks:
             mean = variance = None
-        # A compiler knows best what torch itself calls batch normalization, which at inference is exact.
+        # Compilers optimize torch's own batch normalization best, and at inference it is exact.
         if not by_batch and (export.asked_for() or (compiling and own["memory"] == "save")):
             return export.normalize(self, input, residual, slope)
         if by_batch and export.asked_for() and mask is None and not (own["training"] and compiling):
@@ -191,13 +191,13 @@ class _BatchNorm(batchnorm._BatchNorm):
         y = engine.infer(call, input, mean, variance, gamma, beta, residual=residual)
         if self.activation == "elu":
             y = elu(y, self.alpha, inplace=True)
-        # Overwritten as in training, so that a program which reads the input again gets the same in both modes.
+        # Overwrite the input as in training, so that a program which reads it again gets the same in both modes.
         return input.copy_(y) if self.memory == "inplace" else y
 
     # State
 
     def _register_bookkeeping(self) -> None:
-        """Two buffers that torch's modules do not have, and that no state_dict shows."""
+        """Register two buffers that torch's modules do not have, and that no state_dict shows."""
         mean = self.running_mean
         low = refused = None
         if mean is not None:
@@ -208,7 +208,7 @@ class _BatchNorm(batchnorm._BatchNorm):
         self.register_buffer("skipped_batches", refused, persistent=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """What casts, moves and `to_empty` run: the latter gives memory that nobody has written to."""
+        """Apply `fn` and keep the values of the bookkeeping: `to_empty` gives memory that nobody has written to."""
         names = ("running_mean_low", "skipped_batches")
         before = {name: self._buffers.get(name) for name in names}
         super()._apply(fn, recurse)
@@ -224,7 +224,7 @@ class _BatchNorm(batchnorm._BatchNorm):
         return self
 
     def _reset_bookkeeping(self) -> None:
-        """After the running statistics were set from outside, which may have given them another device too."""
+        """Reset the bookkeeping after the running statistics were set from outside, perhaps on another device."""
         mean, low = self.running_mean, self._buffers.get("running_mean_low")
         if mean is None or low is None or is_lazy(mean):
             return
@@ -257,7 +257,7 @@ class _BatchNorm(batchnorm._BatchNorm):
         return ", ".join([super().extra_repr(), *words, f"kernel={self._kernel()}"])
 
     def _kernel(self) -> str:
-        """For inputs of the dtype and on the device of the module."""
+        """Return the kernel's name for inputs of the module's dtype and device."""
         parameter = self.weight if self.weight is not None else self.running_mean
         dtype = torch.get_default_dtype() if parameter is None else parameter.dtype
         device = "cpu" if parameter is None else parameter.device.type
@@ -302,8 +302,8 @@ class BatchNorm2d(_BatchNorm, batchnorm.BatchNorm2d):
         eps: added to the variance; above 0.
         momentum: weight of the new batch, 0 to 1; None for the plain average of all batches.
         affine: whether there are weight and bias.
-        track_running_stats: whether there are running statistics; without them the batch's own serve after `eval()` too.
-        device, dtype: of parameters and statistics; float32 serves half precision inputs as well.
+        track_running_stats: whether there are running statistics; without them the batch's own are used after `eval()` too.
+        device, dtype: of parameters and statistics; float32 also for half precision inputs.
         bias: whether there is a bias beside the weight.
         activation: None, "relu", "leaky_relu" (of `negative_slope`) or "elu" (of `alpha`), applied last.
         virtual_batch_size: samples per ghost batch, each normalized by its own statistics (Hoffer et al. 2017).

@@ -26,7 +26,7 @@ class Monitor:
 
     @property
     def step(self) -> int:
-        """How many forward passes in training mode it has seen."""
+        """The number of forward passes in training mode that it has seen."""
         return self._recorder.step
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from evennorm.core.namespace import Namespace, Summation
 
 
 class TorchNamespace:
-    """Torch under NumPy's names."""
+    """Torch's functions under NumPy's names."""
 
     float32 = torch.float32
     float64 = torch.float64
@@ -36,16 +36,16 @@ class TorchNamespace:
 
     @staticmethod
     def astype(x: Tensor, dtype: torch.dtype) -> Tensor:
-        # torch.export hands over unknown sizes as symbolic integers.
+        # torch.export passes unknown sizes as symbolic integers.
         if isinstance(x, Tensor):
-            return x if x.dtype is dtype else x.to(dtype)  # exporters write down a cast that changes nothing, too
+            return x if x.dtype is dtype else x.to(dtype)  # exporters also record a cast that changes nothing
         return torch.scalar_tensor(x, dtype=dtype)
 
     @staticmethod
     def asarray(value: Any, like: Tensor) -> Tensor:
         if isinstance(value, Tensor):
             return value.to(like)
-        # Filled in where it is to be: copied there, a number would make the program wait for the device.
+        # Filled on the device: copying a number there would make the program wait.
         return torch.full((), value, dtype=like.dtype, device=like.device)
 
     @staticmethod

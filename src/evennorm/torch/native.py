@@ -1,4 +1,4 @@
-"""Take the calls that modules make most straight to the compiled kernels, without Python in between.
+"""Pass the most common calls of modules straight to the compiled kernels, without Python in between.
 
 The extension that does so, native/bind_torch.cc, is linked to libtorch and named after its version: with another torch it is
 not found, and calls go through Python. It knows no geometry: for a new shape it asks here. An unusual call it hands back.
@@ -31,7 +31,7 @@ BUILD_BESIDE_TORCH = (
 def _forward_plan(
     module: _BatchNorm, x: Tensor, residual: Tensor | None, slope: float | None, by_batch: bool, masked: bool
 ) -> tuple[Any, ...] | None:
-    """Describe a forward pass on x's layout; None where Python is to compute, or to raise an error."""
+    """Describe a forward pass on x's layout; return None where Python computes, or raises an error."""
     if x.dtype not in ON_CPU:
         return None
     mean, variance = module.running_mean, module.running_var

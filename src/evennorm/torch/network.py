@@ -38,13 +38,13 @@ class Reading:
 
     network: Network
     graph: fx.Graph | None
-    """Of the whole model; None where its own code cannot be followed."""
+    """The graph of the whole model; None where its own code cannot be followed."""
     nodes: dict[str, fx.Node]
-    """The node of each step of `graph`; steps inside a module that is one node there have none."""
+    """The node of each step of `graph`; steps inside a module that is one node have none."""
 
 
 def network(model: nn.Module, inputs: Sequence[Any] = ()) -> Network:
-    """The layers and functions of a model in evaluation, and what flows between them.
+    """Read the layers and functions of a model in evaluation, and what flows between them.
 
     Read by torch.fx; where it cannot follow the code of a module, that module is one step, and the chains in it
     (nn.Sequential, and what else can be followed) stand by themselves between steps of kind "unknown". `gaps` says where.
@@ -67,7 +67,7 @@ def network(model: nn.Module, inputs: Sequence[Any] = ()) -> Network:
 
 
 def read(model: nn.Module, inputs: Sequence[Any] = ()) -> Reading:
-    """`network`, with the graph that its steps come from."""
+    """Read `network` together with the graph that its steps come from."""
     checked(model, "reading")
     steps = _Steps()
     found = model_graph(model)
@@ -83,12 +83,12 @@ def read(model: nn.Module, inputs: Sequence[Any] = ()) -> Reading:
 
 
 def propagate(model: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> None:
-    """Notes shapes at the nodes; in evaluation, so that no statistic moves."""
+    """Note shapes at the nodes by running them in evaluation, so that no statistic moves."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in modes:
             module.training = False
-        with torch.no_grad(), redirect_stderr(StringIO()):  # where torch prints a traceback before it raises
+        with torch.no_grad(), redirect_stderr(StringIO()):  # torch prints a traceback there before it raises
             ShapeProp(graph_module(model, graph)).propagate(*inputs)
         graph.owning_module = None  # the graph is to be rewritten, and that module thrown away
     except InputError:
@@ -101,7 +101,7 @@ def propagate(model: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> None:
 
 
 def _unfit(inputs: Sequence[Any], error: Exception) -> InputError:
-    """What torch.fx wraps into a text of its own, in one line."""
+    """Return the error that torch.fx wraps into a text of its own, in one line."""
     cause = error.__cause__ if str(error).startswith("ShapeProp error") and error.__cause__ is not None else error
     shapes = ", ".join(str(tuple(value.shape)) for value in inputs if isinstance(value, torch.Tensor))
     said = " ".join(str(cause).split()) or type(cause).__name__
@@ -110,7 +110,7 @@ def _unfit(inputs: Sequence[Any], error: Exception) -> InputError:
 
 @dataclass
 class _Steps:
-    """Steps found so far; each of the names is given once."""
+    """Steps found so far, with unique names."""
 
     found: list[Step] = field(default_factory=list)
     gaps: list[str] = field(default_factory=list)
@@ -119,7 +119,7 @@ class _Steps:
     _paths: dict[nn.Module, str] = field(default_factory=dict)
 
     def add(self, step: Step) -> str:
-        """The step's name, with "#2" behind it where it is taken."""
+        """Add a step and return its name, followed by "#2" where it is taken."""
         names = (step.layer if n == 1 else f"{step.layer}#{n}" for n in range(1, len(self._taken) + 2))
         name = next(name for name in names if name not in self._taken)
         self._taken.add(name)
@@ -128,14 +128,14 @@ class _Steps:
         return name
 
     def of_graph(self, root: nn.Module, graph: fx.Graph, prefix: str = "", is_part: bool = False) -> tuple[str, ...]:
-        """Adds the steps of a graph; names of those that make its outputs."""
+        """Add the steps of a graph; return the names of those that make its outputs."""
         names: dict[fx.Node, str] = {}
         for node in graph.nodes:
             if node.op == "output":
                 return tuple(dict.fromkeys(names[each] for each in node.all_input_nodes if each in names))
             step = _step(node, root, prefix, names, is_part)
             if step is not None:
-                if isinstance(step.handle, nn.Module):  # one that is held in two places goes by the first
+                if isinstance(step.handle, nn.Module):  # a module that is held in two places is named after the first
                     step = replace(step, layer=self._paths.setdefault(step.handle, step.layer))
                 names[node] = self.add(step)
                 if not is_part:
@@ -143,7 +143,7 @@ class _Steps:
         return ()
 
     def inside(self, module: nn.Module, path: str, why: str) -> None:
-        """Adds what can be read inside a module that is one node."""
+        """Add what can be read inside a module that is one node."""
         self.gaps.append(f"{path or 'the model'}: {why}")
         for name, child in module.named_children():
             self._part(child, f"{path}.{name}" if path else name)
@@ -163,7 +163,7 @@ class _Steps:
 
 
 def _step(node: fx.Node, root: nn.Module, prefix: str, names: dict[fx.Node, str], is_part: bool) -> Step | None:
-    """The step of a node; None for those that are no tensors."""
+    """Return the step of a node; None for a node that is no tensor."""
     inputs = tuple(names[each] for each in node.all_input_nodes if each in names)
     step = Step("", "", "", Role.OTHER, inputs, shape=_shape(node))
     match node.op:
@@ -211,16 +211,16 @@ def _of_function(node: fx.Node, root: nn.Module, operands: int) -> dict[str, Any
 
 
 def joined(prefix: str, node: fx.Node) -> str:
-    """ "layer1.0:add" for an addition in the code of layer1.0; the attribute's path for a parameter."""
+    """Return "layer1.0:add" for an addition in the code of layer1.0, and the attribute's path for a parameter."""
     if node.op == "get_attr":
         return ".".join(part for part in (prefix, str(node.target)) if part)
     stack = [*node.meta.get("nn_module_stack", {}).values()]
     scope = ".".join(part for part in (prefix, str(stack[-1][0]) if stack else "") if part)
-    return f"{scope}:{name_of_function(node.target)}"  # never the path of a module
+    return f"{scope}:{name_of_function(node.target)}"  # such a name is never the path of a module
 
 
 def _takes_as_data(reader: fx.Node, parameter: fx.Node) -> bool:
-    """Whether a tensor of the model flows like an input, and is no weight of a function like F.linear."""
+    """Return whether a tensor of the model flows like an input, rather than as a weight of a function like F.linear."""
     weights = (Role.LINEAR, Role.BATCH_NORM, Role.NORM, Role.ACTIVATION)
     if reader.op == "call_module" or reader.op == "output":
         return True
@@ -233,7 +233,7 @@ def _shape(node: fx.Node) -> tuple[int | None, ...] | None:
 
 
 def state_of(module: nn.Module, name: str) -> BatchNormState:
-    """What a batch normalization of torch, or ours, is set to and holds."""
+    """Return the settings and arrays of a batch normalization of torch, or ours."""
     frozen = is_frozen_norm(module)
     tracked = getattr(module, "num_batches_tracked", None)
     momentum = getattr(module, "momentum", None)
@@ -255,7 +255,8 @@ def state_of(module: nn.Module, name: str) -> BatchNormState:
 
 
 def _array(tensor: Any) -> Any:
-    """A copy as NumPy's; bfloat16, which NumPy does not know, as float32. None for what has no values yet."""
+    """Return a copy as a NumPy array, in float32 for bfloat16, which NumPy does not know; None for a tensor without values
+    yet."""
     if tensor is None or nn.parameter.is_lazy(tensor):
         return None
     tensor = tensor.detach().cpu().clone()

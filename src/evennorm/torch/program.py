@@ -64,7 +64,7 @@ class ModuleStatistics:
 
 @dataclass(frozen=True)
 class Packed:
-    """A tensor on the host."""
+    """A tensor in host memory."""
 
     value: torch.Tensor
     device: torch.device
@@ -75,7 +75,7 @@ class Packed:
 
 
 class Program:
-    """The calls of a torch model in evaluation; see `core.program`.
+    """The calls of a torch model in evaluation; see `models.program`.
 
     Example:
         >>> from torch import nn
@@ -115,7 +115,7 @@ class Program:
         for node in self._graph.nodes:
             if node.op not in ("placeholder", "output"):
                 sources = [source.name for source in node.all_input_nodes]
-                # Whoever reads a value that was written in place since, waits for that.
+                # A reader of a value that was written in place waits for the write.
                 waits = [key for source in sources for key in written.get(source, ())]
                 made.append(_call(interpreter, node, tuple(dict.fromkeys([*sources, *waits]))))
                 if _writes(self.model, node) and sources:
@@ -138,7 +138,7 @@ class Program:
                     values.update(zip(call.outputs, call.run(values), strict=True))
                 output = next(node for node in self._graph.nodes if node.op == "output")
                 traced = fx.node.map_arg(output.args[0], lambda node: values[node.name])
-            except Exception:  # the graph, or the data: the model itself will say
+            except Exception:  # either the graph or the data is wrong: running the model itself will tell
                 self.untraced()
                 return
             given = list(_tensors_in(self._apply(x)))
@@ -150,7 +150,7 @@ class Program:
             self.untraced()
 
     def untraced(self) -> None:
-        """Takes the model as one call from now on."""
+        """Take the model as one call from now on."""
         self._graph = None
         self.calls = [self._whole()]
 
@@ -178,7 +178,7 @@ class Program:
         return self.model(*(self._tensor(value) for value in (x if isinstance(x, tuple) else (x,))))
 
     def _tensor(self, value: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(np.array(value))  # a copy: data may be mapped from a file, and models may write
+        tensor = torch.from_numpy(np.array(value))  # a copy, since data may be mapped from a file and models may write
         # Whole numbers may be indices; bytes and booleans are values.
         floating = tensor.is_floating_point() or tensor.dtype in (torch.uint8, torch.bool)
         return tensor.to(self._device, self._dtype if floating else None)
@@ -230,7 +230,7 @@ def _call(interpreter: fx.Interpreter, node: fx.Node, inputs: tuple[Key, ...]) -
 
 
 def _writes(model: nn.Module, node: fx.Node) -> bool:
-    """Whether a call writes its result over its first input."""
+    """Return whether a call writes its result over its first input."""
     if node.op == "call_module":
         return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")

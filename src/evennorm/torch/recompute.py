@@ -1,4 +1,4 @@
-"""Forward passes inside `recompute_outputs` keep no output of batch normalization for backward: it is computed again there.
+"""Keep no output of batch normalization for the backward pass inside `recompute_outputs`, and compute it again there.
 
 A convolution behind normalization and ReLU keeps its input for its own gradient, and the normalization keeps x. One follows
 from the other, by a pass that costs about as much as a copy.
@@ -20,11 +20,11 @@ from evennorm.kernels.contract import Kernel
 
 _here = threading.local()
 active = 0
-"""How many threads are inside `recompute_outputs`: 0 is faster to see than what this thread does."""
+"""The number of threads inside `recompute_outputs`: reading it is faster than asking whether this thread is."""
 
 
 class Recipe:
-    """How an output was computed; it holds what is kept for backward anyway."""
+    """How an output was computed, from tensors that are kept for backward anyway."""
 
     def __init__(
         self,
@@ -43,11 +43,12 @@ class Recipe:
 
     @property
     def is_chained(self) -> bool:
-        """Whether another output has to be computed first."""
+        """Whether another output has to be recomputed first."""
         return isinstance(self._residual, Recipe)
 
     def output(self) -> Tensor:
-        """
+        """Compute the output again.
+
         Raises:
             RuntimeError: what it is computed from was modified since.
         """
@@ -62,7 +63,7 @@ class Recipe:
 
 
 class _Part(NamedTuple):
-    """What stands for a tensor that was to be saved: an output, or a view of it."""
+    """A substitute for a tensor that was to be saved: an output, or a view of it."""
 
     recipe: Recipe
     sizes: torch.Size
@@ -74,7 +75,7 @@ class _Part(NamedTuple):
 
 
 class _Outputs:
-    """The outputs that can be computed again, by their memory, as long as it is theirs and nobody has written to it."""
+    """The outputs that can be computed again, by their memory, as long as they own it and nobody has written to it."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[StorageWeakRef, int, Recipe]] = {}
@@ -101,10 +102,11 @@ def _unpack(packed: Any) -> Tensor:
 
 @contextmanager
 def recompute_outputs() -> Iterator[None]:
-    """A forward pass inside keeps less for backward: outputs of batch normalization are computed again when they are needed.
+    """Keep less for the backward pass of what runs inside: outputs of batch normalization are recomputed when they are
+    needed.
 
     Whatever reads such an output and would keep it (a convolution, a linear layer, pooling) gets it again in the backward
-    pass, bit for bit, from x, which batch normalization keeps anyway. Gradients are the same. Behind a residual that is an
+    pass, bit for bit, from x, which batch normalization keeps anyway. Gradients are the same. After a residual that is an
     output itself both are computed again; the third such output in a row is kept, for the next to begin with.
 
     For outputs that the compiled kernels computed, with the activation and the residual that were fused. An activation of
@@ -138,7 +140,7 @@ def recompute_outputs() -> Iterator[None]:
 
 
 def recomputing() -> bool:
-    """Whether this is inside `recompute_outputs`."""
+    """Return whether this is inside `recompute_outputs`."""
     return getattr(_here, "outputs", None) is not None
 
 
@@ -158,8 +160,8 @@ def remember(
         return
     again = None if residual is None else outputs.recipe_of(residual)
     if again is not None and again.is_chained:
-        return  # so that no backward pass computes the whole chain for each of its outputs
-    mean = statistics[0].detach()  # the first of three that lie behind each other, and are kept for the gradient anyway
+        return  # so that no backward pass recomputes a whole chain for each of its outputs
+    mean = statistics[0].detach()  # the first of three in a row, which are kept for the gradient anyway
     packed = mean.as_strided((len(statistics), *mean.shape), (mean.numel(), *mean.stride()))
     addend = again or (None if residual is None else residual.detach())
     outputs.add(y, Recipe(kernel, call, x.detach(), gamma, beta, addend, packed))

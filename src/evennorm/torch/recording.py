@@ -19,7 +19,7 @@ class Run:
 
 
 def runs(model: nn.Module, inputs: Sequence[Any]) -> dict[nn.Module, Run]:
-    """One forward pass in evaluation and without gradients; those that did not run are not in it."""
+    """Record one forward pass in evaluation and without gradients; modules that did not run are left out."""
     found: dict[nn.Module, Run] = {}
 
     def note(module: nn.Module) -> Callable[..., None]:
@@ -41,7 +41,7 @@ def runs(model: nn.Module, inputs: Sequence[Any]) -> dict[nn.Module, Run]:
 
 
 def reads(model: nn.Module, inputs: Sequence[Any], modules: Collection[nn.Module]) -> dict[nn.Module, set[str]]:
-    """What code outside of these modules reads of them in one forward pass: names of attributes, calls left out."""
+    """Record what code outside of these modules reads of them in one forward pass: names of attributes, except for calls."""
     found: dict[nn.Module, set[str]] = {}
     with _noting(modules, found):
         _run(model, inputs)
@@ -65,7 +65,7 @@ _OF_EVERY_MODULE = frozenset(dir(nn.Module())) | {"__class__", "__dict__", "trai
 
 @contextmanager
 def _noting(modules: Collection[nn.Module], found: dict[nn.Module, set[str]]) -> Iterator[None]:
-    """The modules of classes that note what is read of them while they do not run themselves."""
+    """Give the modules classes that note what is read of them while they do not run themselves."""
     inside: set[int] = set()
     before = {module: type(module) for module in modules}
 
@@ -73,7 +73,7 @@ def _noting(modules: Collection[nn.Module], found: dict[nn.Module, set[str]]) ->
         def get(self: Any, name: str) -> Any:
             if name not in _OF_EVERY_MODULE and not name.startswith("_") and id(self) not in inside:
                 found.setdefault(self, set()).add(name)
-            return object.__getattribute__(self, name)  # what that does not find, Module.__getattr__ does
+            return object.__getattribute__(self, name)  # Module.__getattr__ finds what that does not
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             inside.add(id(self))

@@ -1,4 +1,4 @@
-"""Keep and tell, once, why torch operations compute for tensors on a GPU in place of its kernels."""
+"""Remember, and report once, why torch operations replace the kernels for tensors on a GPU."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from evennorm.kernels import triton
 from evennorm.kernels.contract import Kernel, UnfitError
 
 _reasons: dict[torch.dtype | None, str] = {}
-"""For tensors of a dtype, or None for all."""
+"""The reason, by dtype; None stands for all dtypes."""
 
 
 def refused(dtype: torch.dtype) -> bool:
-    """Whether Triton is missing, or one of its kernels failed for tensors of this dtype."""
+    """Return whether Triton is missing, or one of its kernels failed for tensors of this dtype."""
     if None not in _reasons:
         missing = triton.missing()
         if missing is None:
@@ -25,7 +25,7 @@ def refused(dtype: torch.dtype) -> bool:
 
 
 def refuse_after(kernel: Kernel, error: Exception, dtype: torch.dtype) -> None:
-    """Have the composed form compute a dtype on GPUs from now on, since a kernel could not be built or started.
+    """Use the composed form for a dtype on GPUs from now on, since a kernel could not be built or started.
 
     Raises:
         Exception: `error`, where the composed form is no way out: memory ran short, arguments are wrong, or the kernel is

@@ -71,26 +71,26 @@ def role_of_module(module: nn.Module) -> Role:
 
 
 def role_of_function(target: Any, operands: int) -> Role:
-    """What a function or method does, by its name, to as many tensors."""
+    """Return the role of a function or method, by its name and the number of its tensors."""
     name = name_of_function(target)
     role = _BY_WORD.get(name if name in _BY_WORD else name.removesuffix("_"), Role.OTHER)
     return Role.OTHER if role in _NEEDS_TWO and operands < 2 else role
 
 
 def name_of_function(target: Any) -> str:
-    """As torch calls it: "relu" for torch.relu, F.relu and Tensor.relu."""
+    """Return torch's name for a function: "relu" for torch.relu, F.relu and Tensor.relu."""
     return target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__).lstrip("_")
 
 
 def asks_for_size(target: Any, arguments: tuple[Any, ...]) -> bool:
-    """Whether a call reads nothing but the shape or dtype of a tensor."""
+    """Return whether a call reads nothing but the shape or dtype of a tensor."""
     if target is getattr:
         return len(arguments) > 1 and arguments[1] in _SIZES
     return name_of_function(target) in _SIZES and target not in (operator.getitem, torch.Size)
 
 
 def activation_of(module: nn.Module) -> str | None:
-    """The name of the function that a module applies at its end: of an activation, or of a layer that holds one."""
+    """Return the name of the function that a module applies last, for an activation or a layer that holds one."""
     if isinstance(module, _ACTIVATIONS):
         return word_of(type(module).__name__)
     held = getattr(module, "activation", None) if isinstance(module, batchnorm._BatchNorm) else None
@@ -101,7 +101,7 @@ def activation_of(module: nn.Module) -> str | None:
 
 
 def channel_axis_of(module: nn.Module, rank: int | None) -> int | None:
-    """The channel axis of a module's output of that rank, where the module itself says which it is."""
+    """Return the channel axis of a module's output of that rank, where the module itself says which it is."""
     if isinstance(module, nn.Linear | nn.Embedding):
         return None if rank is None else rank - 1
     if isinstance(module, conv._ConvNd):
@@ -110,19 +110,19 @@ def channel_axis_of(module: nn.Module, rank: int | None) -> int | None:
 
 
 def word_of(name: str) -> str:
-    """ "LeakyReLU" as "leaky_relu"."""
+    """Return the name of a class in snake case: "LeakyReLU" as "leaky_relu"."""
     known = {"LeakyReLU": "leaky_relu", "PReLU": "prelu", "RReLU": "rrelu", "LogSigmoid": "logsigmoid"}
     return known.get(name, re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "", name).lower())
 
 
 def is_frozen_norm(module: nn.Module) -> bool:
-    """torchvision's and detectron's FrozenBatchNorm2d, known by its name and its buffers."""
+    """Return whether a module is torchvision's or detectron's FrozenBatchNorm2d, known by its name and its buffers."""
     named = type(module).__name__.startswith("FrozenBatchNorm")
     return named and {"weight", "bias", "running_mean", "running_var"} <= set(module._buffers)
 
 
 def computes_like_torch(module: nn.Module) -> bool:
-    """Whether a batch normalization, of torch's class or of one derived from it, runs torch's forward, or ours."""
+    """Return whether a batch normalization, of torch's class or a derived one, runs torch's forward, or ours."""
     forward = type(module).forward
     return forward in (batchnorm._BatchNorm.forward, batchnorm.SyncBatchNorm.forward) or (
         forward.__module__.startswith("evennorm.")

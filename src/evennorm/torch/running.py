@@ -1,7 +1,7 @@
 """Update the running statistics of a module by its batches.
 
-Kernels do so in their forward pass. Where none computes, tensor arithmetic does, by the formulas of `core.running`: nothing
-here waits for a device or asks a tensor for its value, so that the same lines serve compilers, exporters and CUDA graphs.
+Kernels do so in their forward pass. Where none computes, tensor arithmetic does, by the formulas of `core.running`. Nothing
+here waits for a device or reads a tensor's value, so that the same lines work under compilers, exporters and CUDA graphs.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 
 def for_kernel(module: _BatchNorm, mean: Tensor | None, variance: Tensor | None) -> RunningStats:
-    """Return the running statistics of a module as kernels update them."""
+    """Return the running statistics of a module in the form that kernels update."""
     if mean is not None:
         _fit_bookkeeping(module, mean)
     momentum, buffers = module.momentum, module._buffers
     batches = buffers.get("num_batches_tracked")
     decay = None if momentum is None else 1.0 - momentum
     if batches is None and momentum is None:
-        decay = 1.0  # without a count nothing moves, as in torch
+        decay = 1.0  # without a count nothing is updated, as in torch
     low, skipped = buffers.get("running_mean_low"), buffers.get("skipped_batches")
     return mean, low, variance, decay, True, batches, skipped
 
 
 def _fit_bookkeeping(module: _BatchNorm, mean: Tensor) -> None:
-    """A program may have given the module other statistics: of fewer channels, of another dtype, in other memory."""
+    """Make new bookkeeping where a program has assigned statistics of another shape or on another device."""
     low, refused = module.running_mean_low, module.skipped_batches
     if (
         low is None
@@ -49,7 +49,7 @@ def _fit_bookkeeping(module: _BatchNorm, mean: Tensor) -> None:
 
 
 def update(module: _BatchNorm, mean: Tensor | None, variance: Tensor | None, moments: Moments) -> None:
-    """Update `mean` and `variance`, the running ones where there are any, by one batch, and count it."""
+    """Update `mean` and `variance`, the running ones if there are any, by one batch, and count it."""
     accepted: Any = True
     if mean is not None and variance is not None:
         _fit_bookkeeping(module, mean)
@@ -70,14 +70,14 @@ def update(module: _BatchNorm, mean: Tensor | None, variance: Tensor | None, mom
 
 
 def _cumulative_decay(module: _BatchNorm, dtype: torch.dtype) -> Any:
-    """The decay with which all batches that were accepted weigh the same; without a count nothing moves, as in torch."""
+    """Return the decay that gives all accepted batches the same weight; without a count nothing is updated, as in torch."""
     if module.num_batches_tracked is None:
         return 1.0
     return running.cumulative_decay(xp, module.num_batches_tracked.to(dtype))
 
 
 def _assign(mean: Tensor, low: Tensor, variance: Tensor, moments: Moments, decay: Any) -> Tensor:
-    """By tensor arithmetic; whether the batch was accepted, as a tensor."""
+    """Update by tensor arithmetic; return whether the batch was accepted, as a tensor."""
     if mean.device != moments.mean.device:
         raise TensorError(
             f"running statistics are on the device of the input: {moments.mean.device}; received a module on {mean.device}; "

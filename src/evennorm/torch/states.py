@@ -18,7 +18,7 @@ from evennorm.torch.program import ModuleStatistics
 
 
 def read_states(model: nn.Module) -> dict[str, BatchNormState]:
-    """The state of every batch normalization, torch's and ours, by the module's path.
+    """Return the state of every batch normalization, torch's and ours, by the module's path.
 
     Example:
         >>> import torch
@@ -31,7 +31,7 @@ def read_states(model: nn.Module) -> dict[str, BatchNormState]:
 
 
 def write_states(model: nn.Module, states: Mapping[str, BatchNormState]) -> None:
-    """Gives the modules of a model, which is changed in place, the states of another's, whatever framework that is of.
+    """Give the modules of a model, which is changed in place, the states of another model of any framework.
 
     gamma, beta and statistics as they are, epsilon and momentum in torch's convention: so the module predicts what the other
     predicted. States go to modules by their paths, or by their order where no path fits.
@@ -59,7 +59,7 @@ def write_states(model: nn.Module, states: Mapping[str, BatchNormState]) -> None
 
 
 def module_of(state: BatchNormState, dimensions: int = 2, **arguments: Any) -> nn.Module:
-    """A new BatchNorm1d, 2d or 3d of ours in this state.
+    """Make a new BatchNorm1d, 2d or 3d of ours in this state.
 
     Example:
         >>> import numpy as np, torch

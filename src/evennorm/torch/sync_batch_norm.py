@@ -22,12 +22,12 @@ _CONVERTED = (
 
 
 def _tells_channels_apart(mask: Tensor, input: Tensor) -> bool:
-    """Whether a mask may hide different values of different channels, so that each has a count."""
+    """Return whether a mask may hide different values of different channels, so that each channel has its own count."""
     return mask.dim() == input.dim() and mask.shape[1] > 1
 
 
 ALONE = "alone"
-"""In place of a process group: every process holds the whole batch."""
+"""Used in place of a process group: every process holds the whole batch."""
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -94,7 +94,7 @@ class SyncBatchNorm(_BatchNorm):
             raise ShapeError(f"expected at least 2D input (got {input.dim()}D input), with channels on axis 1")
 
     def synchronizes(self) -> bool:
-        """Whether a forward pass would exchange statistics now."""
+        """Return whether a forward pass would exchange statistics now."""
         return self.training and self.process_group is not ALONE and collectives.size_of(self.process_group) > 1
 
     def forward(
@@ -132,7 +132,7 @@ class SyncBatchNorm(_BatchNorm):
         return y
 
     def _agree(self, input: Tensor, mask: Tensor | None) -> None:
-        """Ask the other processes, once for each kind of input; compilers take it as it is."""
+        """Compare the input with the other processes, once for each kind; compilers skip this."""
         if torch.compiler.is_compiling():
             return
         channels = input.shape[1]
@@ -145,11 +145,11 @@ class SyncBatchNorm(_BatchNorm):
             agreed.add(facts)
 
     def _name(self) -> str:
-        """The path of this module in the largest model that holds it; found only when there is something to say."""
+        """Return the path of this module in the largest model that holds it, which is only looked up for a message."""
         paths = [
             path
             for model in gc.get_objects()
-            if issubclass(type(model), nn.Module)  # proxies look like what they stand for, and may be dead
+            if issubclass(type(model), nn.Module)  # weak proxies look like their modules, and may be dead
             for path, module in model.named_modules()
             if module is self and path
         ]

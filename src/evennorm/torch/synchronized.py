@@ -31,13 +31,14 @@ __all__ = ["engine", "train"]
 
 
 class Exchange(NamedTuple):
-    """With whom a layer exchanges, and its name for what is said where that fails."""
+    """The processes that a layer exchanges with, and its name for error messages."""
 
     group: Group
     layer: Callable[[], str]
 
     def gather(self, local: Moments, differentiates: bool) -> tuple[Moments, list[int] | None]:
-        """Return the moments of the whole, and the ranks that differentiate unless all do or none, or nobody can tell now.
+        """Return the moments of the whole batch, and the ranks that differentiate, or None if all or none do or this is
+        unknown.
 
         A count says by its sign whether its process will take part in the backward pass.
         """
@@ -67,7 +68,7 @@ class Exchange(NamedTuple):
 
 
 class _ByKernel(NamedTuple):
-    """The halves of a pass by a kernel of the device. `x`, `residual` and `dy` are tensors as they lie in memory."""
+    """The halves of a pass by a kernel of the device. `x`, `residual` and `dy` are tensors in any layout."""
 
     kernel: Kernel
     call: Call
@@ -94,7 +95,7 @@ class _ByKernel(NamedTuple):
 
 
 class _ByFormulas(NamedTuple):
-    """The same by the formulas of `core`, on views (groups, outer, channel, inner) and with a mask."""
+    """The halves of a pass by the formulas of `core`, on views (groups, outer, channel, inner) and with a mask."""
 
     call: Call
 
@@ -133,7 +134,7 @@ class _ByFormulas(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """What the backward pass needs. `bits` tell what the activation let through, or are the residual itself."""
+    """What the backward pass needs. `bits` say which values the activation let through, or are the residual itself."""
 
     x: Tensor
     gamma: Tensor | None
@@ -144,7 +145,8 @@ class _Saved(NamedTuple):
 
 
 class _Synchronized(torch.autograd.Function):
-    """Saves what `autograd._BatchNorm` does. The moments of the whole are outputs too, where they are asked for."""
+    """Synchronized normalization. It saves what `autograd._BatchNorm` does. The moments of the whole are outputs too, if
+    asked for."""
 
     @staticmethod
     def forward(
@@ -180,7 +182,7 @@ class _Synchronized(torch.autograd.Function):
         sums, d_gamma, d_beta = steps.sums(dy, saved)
         if d_mean is None and d_variance is None:
             total = exchange.add(sums, participants)
-        else:  # derivatives that reach the moments on another way are of the whole, too
+        else:  # derivatives that reach the moments directly are of the whole batch, too
             beside = [torch.zeros_like(sums[0]) if d is None else d for d in (d_mean, d_variance)]
             total = exchange.add(torch.cat((sums, torch.stack(beside))), participants)
             _, _, d_mean, d_variance = total.unbind()
@@ -198,7 +200,7 @@ def train(
     mask: Tensor | None,
     exchange: Exchange,
 ) -> tuple[Tensor, Moments]:
-    """Normalize `x`, one device's part of a batch, as it lies in memory; return the moments of the whole, (groups, channel).
+    """Normalize `x`, one device's part of a batch; return y and the moments of the whole batch, (groups, channel).
 
     Their count is an int where it can be asked for without waiting for a device.
     """
@@ -225,7 +227,7 @@ def train(
 
 
 class _SynchronizedEngine(backend._TorchEngine):
-    """The engine with statistics taken over all processes of the default group."""
+    """An engine whose statistics are taken over all processes of the default group."""
 
     def train(
         self,

@@ -18,7 +18,7 @@ def acc_dtype(x: Tensor) -> torch.dtype:
 
 
 def plain(tensor: Tensor) -> bool:
-    """Whether a tensor is an array in memory: no subclass, no sparse layout, no values that a read has to negate.
+    """Return whether a tensor is an array in memory: no subclass, no sparse layout, no values that are negated when read.
 
     `x.conj().imag` is negated when it is read: its memory holds the opposite of its values.
     """
@@ -26,7 +26,8 @@ def plain(tensor: Tensor) -> bool:
 
 
 def untransformed() -> bool:
-    """Whether operations run as they are called: nobody vectorizes, traces or records them, or takes tangents."""
+    """Return whether operations run as they are called: no transform vectorizes, traces, records or takes tangents of
+    them."""
     return not (
         torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
@@ -36,7 +37,7 @@ def untransformed() -> bool:
 
 
 def dense(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Return a parameter or statistic as contiguous tensor of a dtype, differentiably."""
+    """Return a parameter or statistic as a contiguous tensor of a dtype, differentiably."""
     if parameter is None or (parameter.dtype is dtype and parameter.is_contiguous()):
         return parameter
     return parameter.to(dtype).contiguous()

@@ -1,4 +1,4 @@
-"""Measure anew how GPU kernels go through the arrays of a model."""
+"""Measure which tilings make the GPU kernels fastest for the arrays of a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Tuned(NamedTuple):
 
     @property
     def gained(self) -> float:
-        """Milliseconds that both passes take less than by the shipped choices, over one array of each class."""
+        """Milliseconds that both passes save over the shipped choices, for one array of each class."""
         return sum(found.shipped_milliseconds - found.milliseconds for found in self.measured)
 
     def __str__(self) -> str:
@@ -37,7 +37,7 @@ class Tuned(NamedTuple):
 
 
 def tune(model: nn.Module, *inputs: Any, **named: Any) -> Tuned:
-    """Measure which way of going through arrays is fastest for a model's, and take it for the rest of the process.
+    """Measure which choices make the kernels fastest for a model's arrays, and use them for the rest of the process.
 
     evennorm ships choices of tile and number of programs, by the shape of an array and the number of a GPU's
     multiprocessors. They are good ones; this finds better ones where there are any. It runs the model forward and backward

@@ -1,4 +1,4 @@
-"""Note which parameters of each batch normalization the weight decay of an optimizer draws to 0."""
+"""Note which parameters of each batch normalization the weight decay of an optimizer pulls to 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole torch models: their batch normalization exchanged for evennorm's, what follows it fused, and the way back."""
+"""Convert whole torch models: exchange their batch normalization for evennorm's, fuse what follows it, and revert both."""
 
 from evennorm.torch.conversion.convert import convert, revert
 from evennorm.torch.conversion.report import Layer, Report, report

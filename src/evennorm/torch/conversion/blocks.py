@@ -26,14 +26,15 @@ class Plan:
     """What a module runs instead of its own forward, and when."""
 
     code: Callable[..., Any]
-    """The forward that was read."""
+    """The forward that the graph was traced from."""
     forwards: Mapping[bool, Callable[..., Any]]
-    """What runs in its place, by the module's `training`."""
+    """The function to run, by the module's `training`."""
     inputs: tuple[str, ...]
     constants: frozenset[str]
-    """What the code has read of the module besides tensors and submodules: once one is set, the graph may be wrong."""
+    """What the code has read of the module besides tensors and submodules: once one of these is set, the graph may be
+    wrong."""
     structure: tuple[tuple[str, tuple[str, ...]], ...]
-    """Names in the containers that submodules were taken from."""
+    """Names in the containers that hold the submodules."""
 
     def fits(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         given = (*args, *kwargs.values())
@@ -53,11 +54,11 @@ class Plan:
 
 
 def _none() -> None:
-    """What stands for a plan in a file; the one who reads it makes it again, from the code that he has."""
+    """Replace a plan in a file, which stores none: whoever loads the file plans again, from the code that he has."""
 
 
 class FusedBlock(Swapped):
-    """What stands in front of a module's own class."""
+    """A mixin for the class of a module that runs by its graph."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -93,7 +94,7 @@ def _by_plan(kind: type[nn.Module]) -> Callable[..., Any]:
 
 
 def fuse(module: nn.Module, reading: Reading) -> None:
-    """Has a module run by its graph from now on, where there is one and a step in it to be saved."""
+    """Run a module by its graph from now on, where it has one with a step that can be fused."""
     trace = reading.trace
     if trace is None or not any(site.is_fused for found in reading.sites.values() for site in found):
         return
@@ -105,7 +106,7 @@ def fuse(module: nn.Module, reading: Reading) -> None:
 
 
 def unfuse(module: nn.Module) -> None:
-    """Gives a module its own code back."""
+    """Restore the module's own forward."""
     module.__dict__.pop(_PLAN, None)
     if made_of(type(module))[:1] == (FusedBlock,):
         swap_back(module)

@@ -15,20 +15,20 @@ from evennorm.torch.conversion.swap import Swapped, made_of, swap_back
 
 
 class FusedSequential(Swapped):
-    """What stands in front of nn.Sequential, and of classes derived from it that run like it."""
+    """A mixin for nn.Sequential, and for derived classes that run like it."""
 
     def forward(self, input: Any) -> Any:
         return chain(self._modules.values(), input)
 
 
 def unfuse(module: nn.Module) -> None:
-    """Gives a module its own code back."""
+    """Restore the module's own forward."""
     if made_of(type(module))[:1] == (FusedSequential,):
         swap_back(module)
 
 
 def chain(modules: Iterable[Any], x: Any) -> Any:
-    """The modules one after the other."""
+    """Call the modules one after the other, and return the last output."""
     line, place = list(modules), 0
     while place < len(line):
         module = line[place]
@@ -44,7 +44,8 @@ def chain(modules: Iterable[Any], x: Any) -> Any:
 
 
 def unnormalized(module: nn.Module, x: Any) -> tuple[nn.Module | None, Any]:
-    """The batch normalization that ends a module, and its input; else None and the module's output."""
+    """Return the batch normalization that ends a module, and its input; where there is none, return None and the module's
+    output."""
     if takes_more(module):
         return module, x
     if is_chain(module) and takes_more(last_of(module)) and not is_watched(module):
@@ -54,14 +55,14 @@ def unnormalized(module: nn.Module, x: Any) -> tuple[nn.Module | None, Any]:
 
 
 def last_of(module: nn.Module | None) -> nn.Module | None:
-    """The module whose output is the output of this one: itself, or the end of a chain."""
+    """Return the module whose output is the output of this one: itself, or the end of a chain."""
     while module is not None and is_chain(module) and len(module._modules) > 0:
         module = list(module._modules.values())[-1]
     return module
 
 
 def is_chain(module: nn.Module) -> bool:
-    """Whether a module hands its input from one submodule to the next, and does nothing else."""
+    """Return whether a module only passes its input from one submodule to the next."""
     kind = type(module)
     return (
         isinstance(module, nn.Sequential)

@@ -17,7 +17,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def convert(model: Model, fuse: bool = True, inplace: bool = False) -> Model:
-    """`model` with every batch normalization of torch exchanged for evennorm's, run together with what follows it.
+    """Return `model` with every batch normalization of torch exchanged for evennorm's, run together with what follows it.
 
     That is BatchNorm1d, 2d and 3d, the lazy ones, SyncBatchNorm, timm's BatchNormAct2d, and classes derived from these that
     compute as they do. Outputs, gradients and running statistics are the same within rounding, in training and evaluation.
@@ -52,7 +52,7 @@ def convert(model: Model, fuse: bool = True, inplace: bool = False) -> Model:
 
 
 def revert(model: Model, inplace: bool = False) -> Model:
-    """`model` with every batch normalization of evennorm exchanged for torch's: the way back from `convert`.
+    """Return `model` with every batch normalization of evennorm exchanged for torch's: the way back from `convert`.
 
     Every module gets its own class again. Parameters, buffers, flags and hooks stay, and the result runs without evennorm.
 

@@ -1,4 +1,4 @@
-"""A batch normalization of torch goes in and is one of evennorm's afterwards, and the way back; or why it has to stay.
+"""Turn a batch normalization of torch into one of evennorm and back, or say why it has to stay.
 
 The object stays the same and its class is exchanged, so that whoever holds it, its parameters or its hooks holds them on.
 """
@@ -32,7 +32,7 @@ _COMPUTING = ("forward", "_check_input_dim", "__call__", "_call_impl")
 
 
 class _Derived(Swapped):
-    """In front of a user's class that computes as torch's does, of which it is derived."""
+    """A mixin for a user's class that derives from torch's and computes as torch's does."""
 
 
 def is_ours(module: nn.Module) -> bool:
@@ -40,7 +40,7 @@ def is_ours(module: nn.Module) -> bool:
 
 
 def obstacle(module: nn.Module) -> str:
-    """Why a batch normalization of torch has to stay one; "" if it has not."""
+    """Return why a batch normalization of torch has to stay one; "" if it can be exchanged."""
     kind = type(module)
     base = _base(kind)
     if base is None:
@@ -66,13 +66,13 @@ def obstacle(module: nn.Module) -> str:
 
 
 def exchange(module: nn.Module) -> None:
-    """Gives a batch normalization of torch that has no obstacle a class of evennorm's."""
+    """Change the class of a batch normalization of torch, one without an obstacle, to evennorm's."""
     module.__class__ = _successor(module)
     module._configure(activation=None, negative_slope=0.01, alpha=1.0, virtual_batch_size=None, memory="save")
 
 
 def restore(module: nn.Module) -> None:
-    """The way back; a user's class derived from evennorm's stays."""
+    """Restore torch's class; a user's class derived from evennorm's stays."""
     kind = type(module)
     if kind in THEIRS:
         module.__class__ = THEIRS[kind]
@@ -87,7 +87,8 @@ def restore(module: nn.Module) -> None:
 
 
 def check_plain(module: Any, path: str) -> None:
-    """
+    """Check that torch's module can do all that this one does.
+
     Raises:
         ArgumentError: the module does what torch's cannot.
     """
@@ -114,6 +115,6 @@ def _successor(module: nn.Module) -> type[nn.Module]:
 
 @functools.cache
 def _additions() -> frozenset[str]:
-    """What a module of ours has and torch's has not."""
+    """Return the attributes that a module of ours has and torch's has not."""
     ours, theirs = modules.BatchNorm1d(1), batchnorm.BatchNorm1d(1)
     return frozenset({*vars(ours), *ours._buffers} - {*vars(theirs), *theirs._buffers})

@@ -1,4 +1,4 @@
-"""Find who calls each batch normalization of evennorm, and what can be fused with it."""
+"""Find the callers of each batch normalization of evennorm, and what can be fused with it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Outcome:
     """How a batch normalization is called in one place."""
 
     holder: nn.Module | None = None
-    """Whose forward calls it."""
+    """The module whose forward calls it."""
     steps: tuple[str, ...] = ()
-    """What can be done together with it: "add", "relu", "leaky_relu"."""
+    """What can be computed together with it: "add", "relu", "leaky_relu"."""
     reason: str = ""
-    """Why nothing more can."""
+    """Why nothing more can be fused."""
 
     def is_fused(self) -> bool:
         return (
@@ -35,14 +35,14 @@ class Outcome:
 
 
 class Fusion:
-    """Of one model, as it is now."""
+    """The calls of all batch normalizations in one model, as it is now."""
 
     def __init__(self, model: nn.Module):
         self._model = model
         self._readings: dict[int, Reading] = {}
 
     def apply(self, paths: Iterable[str]) -> None:
-        """Has whoever calls the batch normalizations at `paths` run them together with what follows."""
+        """Let the callers of the batch normalizations at `paths` run them together with what follows."""
         for outcome in [outcome for path in paths for outcome in self.outcomes(path)]:
             if outcome.holder is None or not outcome.steps or outcome.is_fused():
                 continue
@@ -52,7 +52,8 @@ class Fusion:
                 fuse(outcome.holder, self._reading(outcome.holder))
 
     def outcomes(self, path: str) -> list[Outcome]:
-        """One for each call that is found of the batch normalization at `path`, where it has no activation of its own."""
+        """Return one outcome for each call of the batch normalization at `path`, provided that it has no activation of its
+        own."""
         if not takes_more(self._model.get_submodule(path)):
             return []
         around = [place for place in _around(path) if _has_code(self._model.get_submodule(place))]
@@ -106,14 +107,14 @@ def _of_site(site: Site, holder: nn.Module) -> Outcome:
 
 
 def word(slope: float | None) -> str | None:
-    """The name of an activation."""
+    """Return the name of the activation with this slope."""
     if slope is None:
         return None
     return "leaky_relu" if slope else "relu"
 
 
 def _around(path: str) -> list[str]:
-    """The paths of the modules that hold the one at `path`, from within."""
+    """Return the paths of the modules that hold the one at `path`, innermost first."""
     parts = path.split(".") if path else []
     return [".".join(parts[:count]) for count in reversed(range(len(parts)))]
 
@@ -123,5 +124,5 @@ def _name(path: str) -> str:
 
 
 def _has_code(module: nn.Module) -> bool:
-    """Whether a module computes, and does not merely hold others."""
+    """Return whether a module computes something, rather than only holding others."""
     return type(module).forward is not nn.Module.forward

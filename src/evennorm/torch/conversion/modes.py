@@ -1,4 +1,5 @@
-"""What code may depend on or change without a trace in its graph: modes, gradients, autocast, random numbers, constants."""
+"""Detect what code depends on or changes without a trace in its graph: modes, gradients, autocast, random numbers,
+constants."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ _DEVICES = ("cpu", "cuda")
 
 
 def surroundings() -> tuple[Any, ...]:
-    """What context managers change, and no graph says."""
+    """Return the state that context managers change and that no graph records."""
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
@@ -30,7 +31,7 @@ def surroundings() -> tuple[Any, ...]:
 
 @contextmanager
 def modes(module: nn.Module, on: bool) -> Iterator[None]:
-    """Training of submodules, gradients and autocast, all on or all off, so that code that sets them changes something."""
+    """Turn training of submodules, gradients and autocast all on or all off, so that code which sets them is noticed."""
     children = [(child, child.training) for child in module.modules() if child is not module]
     autocast = [(device, torch.is_autocast_enabled(device)) for device in _DEVICES]
     try:
@@ -62,7 +63,7 @@ def draws_nothing() -> Iterator[None]:
 
 
 class ComputesNothing(TorchDispatchMode):
-    """Refuses operations on tensors that are no symbols: their results would be the same at every call."""
+    """A mode that refuses operations on real tensors: their results would be the same at every call."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise Untraceable(f"computes something that does not depend on its input ({func})")

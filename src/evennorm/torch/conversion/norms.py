@@ -16,7 +16,7 @@ _QUANTIZED = ("torch.ao.", "torch.nn.intrinsic", "torch.nn.qat", "torch.nn.quant
 
 
 def norms(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Path, batch normalization, and why it is out of reach, or "". One that is held in two places comes twice."""
+    """Yield path, batch normalization, and why it cannot be changed, or "". One that is held in two places comes twice."""
     return _norms(model, "", "", ())
 
 
@@ -32,7 +32,7 @@ def _norms(module: nn.Module, path: str, why: str, around: tuple[nn.Module, ...]
 
 
 def closed(module: nn.Module) -> str:
-    """Why nothing is changed in a module; "" if nothing is against it."""
+    """Return why nothing may be changed in a module; "" if it may."""
     names = {kind.__name__ for kind in type(module).__mro__}
     wrapper = next((name for name in _WRAPPERS if name in names), None)
     if wrapper is not None:
@@ -47,7 +47,7 @@ def closed(module: nn.Module) -> str:
 
 
 def checked(model: Any, verb: str) -> nn.Module:
-    """`model`, if it is one whose modules may be changed.
+    """Return `model`, after checking that its modules may be changed.
 
     Raises:
         ArgumentError: no module, or one that is closed.

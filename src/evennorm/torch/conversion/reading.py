@@ -19,12 +19,13 @@ from evennorm.torch.conversion.untraceable import Untraceable
 class Reading:
     trace: Trace | None = None
     sites: dict[bool, list[Site]] = field(default_factory=dict)
-    """By the module's `training`."""
+    """The sites, by the module's `training`."""
     failure: str = ""
     """Why there is no graph: a sentence."""
 
     def calls_of(self, module: nn.Module, unit: nn.Module) -> list[Site]:
-        """The sites at which the forward of `module` calls `unit`; in training, or else in evaluation."""
+        """Return the sites at which the forward of `module` calls `unit`, in training if there are any, else in
+        evaluation."""
         for training in (True, False):
             found = [site for site in self.sites.get(training, ()) if module.get_submodule(site.unit) is unit]
             if found:
@@ -33,7 +34,7 @@ class Reading:
 
 
 def read(module: nn.Module, mixin: type[nn.Module]) -> Reading:
-    """The sites in the forward of a module whose class could get `mixin` in front."""
+    """Return the sites in the forward of a module whose class could get the mixin `mixin`."""
     failure = fixed(module, mixin)
     if failure:
         return Reading(failure=failure)
@@ -45,7 +46,7 @@ def read(module: nn.Module, mixin: type[nn.Module]) -> Reading:
 
 
 def fixed(module: nn.Module, mixin: type[nn.Module]) -> str:
-    """Why the class of a module has to stay as it is; "" if it has not."""
+    """Return why the class of a module has to stay as it is; "" if it can be changed."""
     kind = original_class(module)
     if "forward" in module.__dict__:
         return f"this {kind.__name__} has a forward of its own, set on the object"

@@ -26,7 +26,7 @@ class Layer:
     steps: tuple[str, ...]
     """What is computed together with it: "add", "relu", "leaky_relu"."""
     reason: str
-    """Why not more."""
+    """Why nothing more is computed together with it."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """How many, in one line."""
+        """The number of layers of each kind, in one line."""
         exchanged = [layer for layer in self.layers if layer.exchanged]
         together = sum(bool(layer.steps) for layer in exchanged)
         count = len(self.layers)
@@ -55,7 +55,8 @@ class Report:
 
 
 def report(model: nn.Module) -> Report:
-    """What computes each batch normalization of `model` as it is now, together with what follows it, and why not more.
+    """Report what computes each batch normalization of `model` as it is now, together with what follows it, and why not
+    more.
 
     For models before and after `convert`, and after whatever was done to them since.
 
@@ -101,7 +102,8 @@ def _layer(module: nn.Module, paths: list[str], closed: str, fusion: Fusion) -> 
 
 
 def _of_calls(outcomes: list[Outcome]) -> tuple[tuple[str, ...], str]:
-    """Of the calls of one module; where they differ, the first that is fused, and the first reason why another is not."""
+    """Combine the calls of one module; where they differ, take the first that is fused, and the first reason why another is
+    not."""
     steps = next((outcome.steps for outcome in outcomes if outcome.is_fused()), ())
     reasons = [
         outcome.reason

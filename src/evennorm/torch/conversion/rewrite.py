@@ -16,7 +16,7 @@ from evennorm.torch.conversion.steps import normalized
 
 
 def rewritten(graph: fx.Graph, sites: Sequence[Site]) -> Callable[..., Any]:
-    """A function of the module and its inputs. The graph is changed."""
+    """Return a function of the module and its inputs, made from the graph, which is changed."""
     for site in sites:
         if site.is_fused:
             _rewrite(graph, site)
@@ -27,7 +27,7 @@ def rewritten(graph: fx.Graph, sites: Sequence[Site]) -> Callable[..., Any]:
 def _rewrite(graph: fx.Graph, site: Site) -> None:
     with graph.inserting_before(site.node):
         norm, x = graph.get_attr(site.unit), site.node.args[0]
-        if site.ends_chain:  # all but its last module stays where it was, and does not wait for the addition
+        if site.ends_chain:  # only the last module of a chain waits for the addition
             parts = graph.call_function(unnormalized, (norm, x))
             norm, x = (graph.call_function(operator.getitem, (parts, place)) for place in (0, 1))
     with graph.inserting_before(site.addition or site.node):
@@ -41,7 +41,8 @@ def _rewrite(graph: fx.Graph, site: Site) -> None:
 
 @functools.lru_cache(maxsize=1024)
 def _function(source: str, names: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
-    """The function `forward` of a source text; blocks of the same code share it, so that a compiler compiles it once."""
+    """Compile the function `forward` of a source text, once per text, so that a compiler compiles blocks of the same code
+    once."""
     file = f"<evennorm fused forward {hash(source):x}>"
     linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file  # so that tracebacks show it
     space = dict(names)

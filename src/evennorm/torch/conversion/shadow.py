@@ -13,7 +13,7 @@ _CONTAINERS = (list, dict, set)
 
 
 class _Watched(Swapped):
-    """In front of the class of a module that is traced: what is read is noted, and nothing is written."""
+    """A mixin for the class of a module that is traced: it notes what is read and refuses writes."""
 
     def __getattribute__(self, name: str) -> Any:
         object.__getattribute__(self, "__dict__")["_evennorm_reads"].add(name)
@@ -27,7 +27,7 @@ class _Watched(Swapped):
 
 
 def shadow_of(module: nn.Module, training: bool, reads: set[str]) -> nn.Module:
-    """A module of the same content that may be run without harm to the first."""
+    """Return a module with the same content that may be run without harm to the original."""
     kind = derived(_Watched, original_class(module))
     shadow = object.__new__(kind)
     content = object.__getattribute__(shadow, "__dict__")
@@ -37,7 +37,8 @@ def shadow_of(module: nn.Module, training: bool, reads: set[str]) -> nn.Module:
 
 
 def check_kept(module: nn.Module, shadow: nn.Module) -> None:
-    """
+    """Check that the forward of the shadow has not changed a list or the like.
+
     Raises:
         Untraceable: the forward of the shadow has put something into a list or the like.
     """

@@ -30,10 +30,10 @@ class Site:
 
     node: fx.Node
     unit: str
-    """Path of the module called: the batch normalization, or the chain that it ends."""
+    """Path of the module that is called: the batch normalization, or the chain that it ends."""
     ends_chain: bool = False
     through: tuple[fx.Node, ...] = ()
-    """Calls of nn.Identity directly behind it."""
+    """Calls of nn.Identity directly after it."""
     addition: fx.Node | None = None
     activation: fx.Node | None = None
     slope: str | float | None = None
@@ -47,12 +47,12 @@ class Site:
 
     @property
     def nodes(self) -> tuple[fx.Node, ...]:
-        """What one step takes the place of."""
+        """The nodes that the fused step replaces."""
         return tuple(node for node in (self.node, *self.through, self.addition, self.activation) if node is not None)
 
     @property
     def residual(self) -> fx.Node | None:
-        """The other operand; as the graph has it now, which may have been rewritten at other sites."""
+        """The other operand as the graph has it now; rewriting other sites may have changed it."""
         return None if self.addition is None else _other_operand((self.node, *self.through)[-1], self.addition)
 
     @property
@@ -61,10 +61,11 @@ class Site:
 
 
 def sites(graph: fx.Graph, module: nn.Module, is_norm: Callable[[nn.Module | None], bool]) -> list[Site]:
-    """One for each call of a module that ends in one which `is_norm` accepts; an addition of two goes to one of them."""
+    """Return one site for each call of a module that ends in one which `is_norm` accepts; an addition of two goes to one of
+    them."""
     calls = [node for node in graph.nodes if node.op == "call_module"]
     found = [_read(node, graph, module) for node in calls if is_norm(last_of(module.get_submodule(node.target)))]
-    # To one that is called as such rather than at the end of a chain, and to the last: so least changes its place.
+    # Prefer a normalization that is called by itself to one that ends a chain, then the last: this moves the fewest steps.
     owners: dict[fx.Node | None, Site] = {None: found[0]} if found else {}
     for site in sorted(found, key=lambda site: (site.ends_chain, -found.index(site))):
         owners.setdefault(site.addition, site)
@@ -105,7 +106,7 @@ def _read(node: fx.Node, graph: fx.Graph, module: nn.Module) -> Site:
 
 
 def _parts(unit: str, module: nn.Module) -> list[str]:
-    """The paths of a chain, of the chain that ends it, and so on to the batch normalization."""
+    """Return the paths of a chain, of the chain that ends it, and so on to the batch normalization."""
     paths = [unit]
     while last_of(inner := module.get_submodule(paths[-1])) is not inner:
         paths.append(f"{paths[-1]}.{list(inner._modules)[-1]}")
@@ -124,7 +125,7 @@ def _is_identity(node: fx.Node, module: nn.Module) -> bool:
 
 
 def _other_operand(node: fx.Node, addition: fx.Node) -> fx.Node | None:
-    """What is added to `node`, where this is an addition of two values."""
+    """Return what is added to `node`, where this is an addition of two values."""
     plain = not addition.kwargs or addition.kwargs == {"alpha": 1}
     if addition.op not in ("call_function", "call_method") or addition.target not in _ADD or not plain:
         return None

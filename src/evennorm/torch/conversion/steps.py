@@ -30,12 +30,12 @@ def normalized(
     inplace: bool = False,
     through: Sequence[nn.Module] = (),
 ) -> Any:
-    """activation(norm(x) + residual), or += with `inplace`; without `norm`, x is already normalized.
+    """Compute activation(norm(x) + residual), or += with `inplace`; without `norm`, x is already normalized.
 
     `through` are modules that stand directly behind the normalization and did nothing when the model was converted.
     """
     if norm is not None and _in_one_step(norm, x, residual, activation) and all(map(does_nothing, through)):
-        return norm.forward(x, residual, slope=slope_of(activation))  # nobody watches the call
+        return norm.forward(x, residual, slope=slope_of(activation))  # no hook sees the call
     y = x if norm is None else norm(x)
     for each in through:
         y = each(y)
@@ -54,7 +54,7 @@ def _in_one_step(norm: nn.Module, x: Any, residual: Any, activation: Activation 
     slope = slope_of(activation)
     if activation is not None and (slope is None or is_watched(activation)):
         return False
-    if norm.__dict__["memory"] == "inplace" and (residual is not None or slope == 0):  # what it could not invert
+    if norm.__dict__["memory"] == "inplace" and (residual is not None or slope == 0):  # it could not invert these
         return False
     return residual is None or (
         isinstance(residual, Tensor)
@@ -65,7 +65,7 @@ def _in_one_step(norm: nn.Module, x: Any, residual: Any, activation: Activation 
 
 
 def slope_of(activation: Any) -> float | None:
-    """The slope below zero, or None for what no kernel fuses."""
+    """Return the slope below zero, or None for an activation that no kernel fuses."""
     kind = type(activation)
     if kind is nn.ReLU:
         return 0.0
@@ -79,7 +79,7 @@ def does_nothing(module: Any) -> bool:
 
 
 def takes_more(module: Any) -> bool:
-    """Whether this is a batch normalization of ours that takes a residual and an activation in the call."""
+    """Return whether this is a batch normalization of ours that takes a residual and an activation in the call."""
     if not isinstance(module, _BatchNorm):
         return False
     forward = type(module).forward
@@ -87,10 +87,10 @@ def takes_more(module: Any) -> bool:
 
 
 def is_watched(module: Any) -> bool:
-    """Whether somebody sees what goes in and out of a module, or has it called otherwise than its class says."""
+    """Return whether a hook sees what goes in and out of a module, or its call was replaced."""
     if not isinstance(module, nn.Module):
         return False
-    own = module.__dict__  # nn.Module's attributes take long to read, and this is asked at every call
+    own = module.__dict__  # reading nn.Module's attributes is slow, and this runs at every call
     return bool(
         own["_forward_hooks"]
         or own["_forward_pre_hooks"]

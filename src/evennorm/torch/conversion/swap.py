@@ -1,4 +1,4 @@
-"""Give a module a class made of its own and a mixin, and take it back.
+"""Change a module's class to one made of a mixin and its own, and change it back.
 
 The object stays the same, and with it parameters, buffers, hooks, flags and whatever else hangs on it. torch.nn does so too,
 for lazy modules and parametrizations.
@@ -13,7 +13,7 @@ from torch import nn
 
 
 class Swapped(nn.Module):
-    """The mixin in front of a module's own class. What is copied or pickled comes back with the same mixin in front."""
+    """The base of mixins. A copied or pickled module comes back with the same mixin."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if not made_of(cls):  # a user's class may keep a list of those derived from it, where ours have no place
@@ -25,7 +25,7 @@ class Swapped(nn.Module):
 
 
 def derived(mixin: type[nn.Module], original: type[nn.Module], *others: type[nn.Module]) -> type[nn.Module]:
-    """The class of these bases, named like `original`; one for all that ask."""
+    """Return the class with these bases, named like `original`; the same one for the same bases."""
     bases = (mixin, original, *others)
     for known in original.__subclasses__():
         if known.__dict__.get("_evennorm_bases") == bases:
@@ -48,13 +48,13 @@ def swap_back(module: nn.Module) -> None:
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:
-    """The class that the module has by itself."""
+    """Return the class that the module had before."""
     bases = made_of(type(module))
     return bases[1] if bases else type(module)
 
 
 def made_of(kind: type) -> tuple[type[nn.Module], ...]:
-    """Mixin, original class and other bases of a class that `derived` made, of any other nothing."""
+    """Return mixin, original class and other bases of a class that `derived` made; nothing for any other."""
     return kind.__dict__.get("_evennorm_bases", ())
 
 

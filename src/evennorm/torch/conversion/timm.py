@@ -1,4 +1,5 @@
-"""Batch normalization with dropout and activation in one module: timm's BatchNormAct2d, known by its name and its parts."""
+"""Convert batch normalization with dropout and activation in one module: timm's BatchNormAct2d, recognized by name and
+parts."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ def is_like_timms(module: nn.Module) -> bool:
 
 
 class NormAndActivation(Swapped):
-    """In front of that class and of evennorm's BatchNorm2d."""
+    """A mixin for that class and evennorm's BatchNorm2d."""
 
     def forward(self, x: Tensor) -> Any:
         if isinstance(x, Proxy):
@@ -32,7 +33,7 @@ class NormAndActivation(Swapped):
 
 
 def separate_part(module: nn.Module) -> nn.Module | None:
-    """The part of such a module that does not let all be done in one step."""
+    """Return the part of such a module that prevents computing everything in one step."""
     if not does_nothing(module.drop):
         return module.drop
     return module.act if slope_of(module.act) is None or is_watched(module.act) else None

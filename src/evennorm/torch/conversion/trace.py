@@ -32,17 +32,18 @@ _OF_EVERY_MODULE = {*dir(nn.Module), *vars(nn.Module())}
 
 @dataclass(frozen=True)
 class Trace:
-    """What a forward does to its required arguments, if they are tensors and the others are left out."""
+    """What a forward does to its required arguments, if these are tensors and the others are left out."""
 
     graphs: dict[bool, fx.Graph]
-    """By the module's own `training`."""
+    """The graphs, by the module's own `training`."""
     inputs: tuple[str, ...]
     constants: frozenset[str]
     """Attributes of the module, neither tensors nor modules, that the code has read."""
 
 
 def trace(module: nn.Module) -> Trace:
-    """
+    """Trace the forward of a module in both modes.
+
     Raises:
         Untraceable: the code does or asks what the graph would not repeat.
     """
@@ -59,7 +60,7 @@ def trace(module: nn.Module) -> Trace:
 
 
 def _traced(module: nn.Module, training: bool, others: bool, reads: set[str]) -> tuple[fx.Graph, str]:
-    """The graph of one run, and its source text."""
+    """Return the graph of one run, and its source text."""
     tracer = _Tracer()
     shadow = shadow_of(module, training, reads)
     with modes(module, others), draws_nothing(), ComputesNothing(), warnings.catch_warnings():
@@ -72,7 +73,7 @@ def _traced(module: nn.Module, training: bool, others: bool, reads: set[str]) ->
             source = graph.python_code("self").src
         except Untraceable:
             raise
-        except Exception as error:  # whatever the code makes of symbols instead of tensors
+        except Exception as error:  # code may raise anything when it gets symbols instead of tensors
             lines = str(error).strip().splitlines()
             words = ": ".join([type(error).__name__, *lines[:1]])
             raise Untraceable(f"cannot be traced ({words})") from error
@@ -83,11 +84,11 @@ def _traced(module: nn.Module, training: bool, others: bool, reads: set[str]) ->
 
 
 class _Proxy(fx.Proxy):
-    """A symbol that does not let itself be taken for something else than the tensor it stands for."""
+    """A symbol that refuses to be taken for anything but the tensor it stands for."""
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        """What isinstance asks where the real type does not answer."""
+        """The class that isinstance asks for where the real type does not answer."""
         frame = sys._getframe(1)
         while frame.f_globals.get("__name__") in ("abc", "typing", "_py_abc") and frame.f_back:
             frame = frame.f_back
@@ -111,7 +112,7 @@ for _name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow"
 
 
 class _Tracer(fx.Tracer):
-    """All submodules are leaves; required arguments are symbols, others keep their defaults."""
+    """A tracer for which all submodules are leaves; required arguments are symbols, others keep their defaults."""
 
     proxy_buffer_attributes = True
 
@@ -121,7 +122,7 @@ class _Tracer(fx.Tracer):
         return self.trace(module)
 
     def values_in_use(self) -> bool:
-        """Whether a symbol is still held by somebody after the trace."""
+        """Return whether anything still holds a symbol after the trace."""
         if any(value() is not None for value in self._values):
             gc.collect()
         return any(value() is not None for value in self._values)

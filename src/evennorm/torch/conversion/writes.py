@@ -15,7 +15,7 @@ _OPERATORS = tuple(getattr(operator, name) for name in inplace_methods)
 
 
 def writes_between(norm: fx.Node, addition: fx.Node, graph: fx.Graph, module: nn.Module) -> str:
-    """Why the batch normalization cannot run as late as the addition; "" if it can."""
+    """Return why the batch normalization cannot run as late as the addition; "" if it can."""
     order = {node: place for place, node in enumerate(graph.nodes)}
     waiting = norm.args[0]
     read_elsewhere = isinstance(waiting, fx.Node) and len(waiting.users) > 1
@@ -25,7 +25,7 @@ def writes_between(norm: fx.Node, addition: fx.Node, graph: fx.Graph, module: nn
         if node.op == "call_module" and _shares(node, norm, module):
             return f"{node.target} comes in between and uses the same modules"
         for written in _written(node, module):
-            # What came into being after the input of the batch normalization, and is no view of it, is something else.
+            # A value made after the input of the batch normalization, and no view of it, has other memory.
             if read_elsewhere or order[written] < order[norm]:
                 return f"{node.name} comes in between and writes in place"
     return ""
@@ -37,7 +37,7 @@ def _shares(node: fx.Node, norm: fx.Node, module: nn.Module) -> bool:
 
 
 def _written(node: fx.Node, module: nn.Module) -> list[fx.Node]:
-    """The values that a node may write to."""
+    """Return the values that a node may write to."""
     if node.op == "call_module":
         inner = module.get_submodule(str(node.target)).modules()
         return node.all_input_nodes if any(getattr(each, "inplace", False) for each in inner) else []

@@ -26,7 +26,7 @@ _KEPT = ("requires_grad_", "retain_grad_")
 
 
 def functional(model: nn.Module, graph: fx.Graph) -> None:
-    """Changes `graph`, and the settings of its modules, in place.
+    """Change `graph`, and the settings of its modules, in place.
 
     Raises:
         ArgumentError: a step writes into a tensor that it is given for that.
@@ -53,15 +53,15 @@ def _is_in_place(module: Any) -> bool:
 
 
 def _wrote(node: fx.Node, model: nn.Module) -> bool:
-    """Whether a function or method wrote over its input; it does not any more."""
+    """Return whether a function or method wrote over its input, and change it so that it does not."""
     if node.target in _OPERATORS:
         node.target = _OPERATORS[node.target]
         return True
     name = name_of_function(node.target)
     if "out" in node.kwargs:
         raise ArgumentError(
-            f"only models whose steps return new tensors can be rewritten, and the code of {type(model).__name__} gives "
-            f"{name!r} an out; leave that argument away"
+            f"only models whose steps return new tensors can be rewritten, and the code of {type(model).__name__} passes "
+            f"out= to {name!r}; leave that argument out"
         )
     if node.kwargs.get("inplace") is True:
         node.update_kwarg("inplace", False)
@@ -83,7 +83,7 @@ def _wrote(node: fx.Node, model: nn.Module) -> bool:
 
 
 def _index_of_inplace(function: Any) -> int | None:
-    """Where a function of torch.nn.functional takes `inplace`, as F.relu(x, True) has it."""
+    """Return where a function of torch.nn.functional takes `inplace`, as F.relu(x, True) has it."""
     try:
         names = list(inspect.signature(function).parameters)
     except (TypeError, ValueError):  # a method's name, or a builtin
@@ -92,7 +92,7 @@ def _index_of_inplace(function: Any) -> int | None:
 
 
 def _plain(function: Any, name: str) -> Any:
-    """torch.relu for torch.relu_, and F.relu for F.relu_."""
+    """Return the function that writes nothing in place: torch.relu for torch.relu_, and F.relu for F.relu_."""
     for home in (torch, nn.functional):
         if getattr(home, name, None) is function:
             return getattr(home, name[:-1], None)

@@ -12,10 +12,10 @@ from evennorm.errors import ArgumentError
 from evennorm.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
 NORMS = ("batch", "layer", "group", "rms")
-"""Batch normalization, and the modules of torch that know no batch."""
+"""Batch normalization, and the modules of torch that do not depend on the batch."""
 
 MOST_GROUPS = 32
-"""As in the paper on group normalization (Wu and He 2018, arXiv 1803.08494)."""
+"""The most groups, as in the paper on group normalization (Wu and He 2018, arXiv 1803.08494)."""
 
 _BY_RANK: dict[int, Any] = {2: BatchNorm1d, 3: BatchNorm1d, 4: BatchNorm2d, 5: BatchNorm3d}
 _CLASSES: dict[str, Any] = {"batch": BatchNorm1d, "layer": nn.LayerNorm, "group": nn.GroupNorm, "rms": nn.RMSNorm}
@@ -25,7 +25,7 @@ _SETTLED = {"num_features", "normalized_shape", "num_groups", "num_channels"} | 
 
 
 def made(norm: str, shape: Sequence[int], axis: int, **options: Any) -> nn.Module:
-    """A normalization of tensors of this shape, whose channel axis is known.
+    """Make a normalization of tensors of this shape, whose channel axis is known.
 
     Layer and RMS normalization take what one sample has: all of an image (channels, height and width), or the channels of
     each step of a sequence. Group normalization takes groups of channels.
@@ -55,8 +55,8 @@ _SINGLE = "{} normalization of a single value forgets it; a hidden tensor has sh
 
 
 def groups_of(shape: Sequence[int], axis: int) -> int:
-    """How many groups: the most, up to 32, that divide the channels and have two of them at least. A single channel of an
-    image is a group of all of its pixels.
+    """Return the number of groups: the most, up to 32, that divide the channels and have at least two of them. A single
+    channel of an image is a group of all its pixels.
 
     Raises:
         ArgumentError: there is a single value.
@@ -74,7 +74,8 @@ def groups_of(shape: Sequence[int], axis: int) -> int:
 
 
 def channel_axis_taken(norm: str, rank: int, axis: int) -> int:
-    """Where the module of a place takes the channels: batch and group normalization at 1, others at the end of a sequence.
+    """Return the axis on which a module expects the channels: 1 for batch and group normalization, the last of a sequence
+    for others.
 
     Of images, layer and RMS normalization take all, so that any axis will do.
 
@@ -88,12 +89,12 @@ def channel_axis_taken(norm: str, rank: int, axis: int) -> int:
 
 
 def has_beta(norm: str, options: dict[str, Any]) -> bool:
-    """Whether the module adds an offset to each channel, which takes the place of a bias in front of it."""
+    """Return whether the module adds an offset to each channel, which replaces the bias of the layer before it."""
     return norm != "rms" and all(options.get(name, True) for name in ("affine", "elementwise_affine", "bias"))
 
 
 def check(norm: str, options: dict[str, Any]) -> None:
-    """Refuses a word that is no normalization, and arguments that its module does not take, also where nothing is placed.
+    """Refuse a name that is no normalization, and arguments that its module does not take, even where nothing is placed.
 
     Raises:
         ArgumentError: one of these, named.

@@ -29,7 +29,7 @@ def place(
     norm: str = "batch",
     **options: Any,
 ) -> fx.GraphModule:
-    """A copy of `model` with batch normalization in one place of each hidden layer, and nowhere else.
+    """Return a copy of `model` with batch normalization in one place of each hidden layer, and nowhere else.
 
     Batch normalization that the model already has is taken out first, so that placements of one model can be compared; a
     layer whose bias that one stood in for gets its bias, zero. Everything else is copied with its weights, devices, dtypes,
@@ -44,7 +44,7 @@ def place(
     Args:
         model: a module whose code torch.fx can follow, before it is wrapped or compiled. What is shared stays shared: a
             layer with weights that is called twice gets one normalization, called twice.
-        where: "none"; "before", between a layer and its activation; "after", behind the activation; "input", as the first
+        where: "none"; "before", between a layer and its activation; "after", after the activation; "input", as the first
             layer behind every input of numbers, but for steps that tell which axis is the channel (reshaping).
             Or a function that is called with each hidden `Site` (`name`, `kind`, `module`, `is_activation`) and returns
             None, "before" (only for activations) or "after" (directly behind any); or a mapping from sites' names to these.
@@ -89,7 +89,7 @@ def place(
     graph.graph.lint()
     placed = graph_module(graph.model, graph.graph, type(model).__name__)
     modes = {name: module.training for name, module in model.named_modules()}
-    for name, module in placed.named_modules():  # torch.fx makes the modules anew that only hold others
+    for name, module in placed.named_modules():  # torch.fx makes new modules for those that only hold others
         module.training = modes.get(name, module.training)
     return placed
 
@@ -97,7 +97,7 @@ def place(
 def sites(
     model: nn.Module, *, input_shape: Sequence[int] | None = None, inputs: Tensor | Sequence[Any] | None = None
 ) -> list[Site]:
-    """The hidden steps of a model that `place` may be told to normalize, in the order of execution.
+    """Return the hidden steps of a model that `place` can normalize, in the order of execution.
 
     Their names are the keys of a mapping given as `where`; those with `is_activation` have a place before them.
 
@@ -120,7 +120,7 @@ def sites(
 def _plain(
     model: nn.Module, input_shape: Sequence[int] | None, inputs: Tensor | Sequence[Any] | None
 ) -> tuple[Graph, set[nn.Module]]:
-    """The graph of a copy without batch normalization; the linear layers that relied on its beta."""
+    """Return the graph of a copy without batch normalization, and the linear layers that relied on its beta."""
     copied, found = traced(model, _example(model, input_shape, inputs))
     assert found.graph is not None
     refuse_hidden(copied, found.opaque)
@@ -144,19 +144,19 @@ _NO_PLACE = {
 
 
 class _Target(NamedTuple):
-    """A value that is to be normalized."""
+    """A value to normalize."""
 
     axis: int
     base: fx.Node
     """The step that it comes from."""
     key: Any
-    """The same for values that share a normalization."""
+    """A key that values with a shared normalization have in common."""
     name: str
-    """Of the site, where no layer gives the name."""
+    """The name of the site, for values that no layer names."""
 
 
 class _Plan:
-    """Puts normalizations into a graph."""
+    """The insertion of normalizations into a graph."""
 
     def __init__(self, graph: Graph, norm: str, options: dict[str, Any]):
         self.inserted: dict[Any, str] = {}
@@ -169,7 +169,7 @@ class _Plan:
         self._norms: set[fx.Node] = set()
 
     def read(self, where: Where) -> None:
-        """Decides for every hidden step, and then inserts."""
+        """Decide for every hidden step, then insert."""
         found = self._graph.sites()
         if isinstance(where, Mapping):
             where = _chosen(where, found)
@@ -182,7 +182,7 @@ class _Plan:
                 self._put_before(node, target, reader)
 
     def _job(self, site: Site, answer: str | None) -> tuple[fx.Node, _Target, fx.Node | None] | None:
-        """What to normalize, and the one step that reads it then, or None for all."""
+        """Return what to normalize, and the one step that will read it, or None for all."""
         if answer == "after":
             if not shape_of(site.node):
                 raise ArgumentError(
@@ -208,7 +208,7 @@ class _Plan:
             reader.replace_input_with(node, normalized)
 
     def normalize_inputs(self) -> None:
-        """Puts a normalization behind each input of floating-point numbers."""
+        """Insert a normalization after each input of floating-point numbers."""
         for node in self._graph.inputs:
             behind = self._graph.behind_raw_steps(node)
             if not self._graph.holds_indices(behind) and behind.users:
@@ -216,11 +216,11 @@ class _Plan:
                 self._put_after(behind, _Target(axis, *self._graph.origin(behind), str(node.target)))
 
     def _normalized(self, node: fx.Node, target: _Target) -> fx.Node:
-        """The node of a normalization that reads `node`."""
+        """Return the node of a normalization that reads `node`."""
         if target.key not in self.inserted:
             self.inserted[target.key] = self._new(node, target)
         graph, rank = self._graph.graph, len(shape_of(node))
-        axis = 1 if target.axis == 1 else target.axis - rank  # of linear layers -1, as `removal` expects it
+        axis = 1 if target.axis == 1 else target.axis - rank  # -1 after linear layers, as `removal` expects it
         taken = norms.channel_axis_taken(self._norm, rank, axis)
         moved = axis % rank != taken % rank
         with graph.inserting_after(node):
@@ -235,7 +235,7 @@ class _Plan:
         return y
 
     def _new(self, node: fx.Node, target: _Target) -> str:
-        """Adds the module and gives its path."""
+        """Add the module and return its path."""
         model, layer = self._graph.model, self._graph.module(target.base)
         path = str(target.base.target) if layer is not None else target.name.split("#")[0].replace(":", ".").strip(".")
         parent_path, _, word = path.rpartition(".")
@@ -257,7 +257,7 @@ class _Plan:
     # Biases
 
     def settle_biases(self, relying: set[nn.Module], drop_bias: bool) -> None:
-        """Gives and takes the biases of linear layers by what now stands behind them."""
+        """Add and remove biases of linear layers by what now follows them."""
         uses: dict[nn.Module, list[fx.Node]] = {}
         read = {str(node.target) for node in self._graph.graph.nodes if node.op == "get_attr"}
         names = {module: name for name, module in self._graph.model.named_modules()}

@@ -1,4 +1,4 @@
-"""Take every batch normalization out of a graph; what it applies last stays."""
+"""Take every batch normalization out of a graph, and keep the activation that it applies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from evennorm.torch.roles import is_frozen_norm, name_of_function
 
 
 def refuse_hidden(model: nn.Module, opaque: dict[str, str]) -> None:
-    """
+    """Refuse a model with batch normalization inside a module that torch.fx cannot follow.
+
     Raises:
         ArgumentError: batch normalization is inside a module that torch.fx cannot follow.
     """
@@ -38,7 +39,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def relying_on_beta(graph: Graph) -> set[nn.Module]:
-    """The linear layers whose every output is read by nothing but batch normalizations that have a beta."""
+    """Return the linear layers whose every output is read only by batch normalizations that have a beta."""
     calls: dict[nn.Module, list[fx.Node]] = {}
     for node in graph.graph.nodes:
         module = graph.module(node)
@@ -57,7 +58,7 @@ def _is_shifted(graph: Graph, node: fx.Node) -> bool:
 
 
 def remove(graph: Graph) -> None:
-    """Takes out batch normalization, and nn.Identity, which often stands where some was.
+    """Take out batch normalization, and nn.Identity, which often stands where some was.
 
     Raises:
         ArgumentError: one is called with a residual, a mask or a slope, which nothing else could take.
@@ -90,7 +91,7 @@ def _take_out(graph: Graph, node: fx.Node) -> None:
         )
     y = operands(node)[0]
     users = list(node.users)
-    if _swaps_channels(y) and len(y.users) == 1 and users and all(map(_swaps_channels, users)):  # as place puts them
+    if _swaps_channels(y) and len(y.users) == 1 and users and all(map(_swaps_channels, users)):  # as place inserts them
         source = y.args[0]
         for user in users:
             user.replace_all_uses_with(source)

@@ -1,4 +1,4 @@
-"""Read from a graph what batch normalization may stand at: activations, what they come from, and channel axes."""
+"""Find in a graph where batch normalization can stand: activations, what they are computed from, and channel axes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ LINEAR = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
-"""Layers of a linear map and a bias, of exactly these classes: those derived from them may compute anything else."""
+"""Layers with a linear map and a bias, of exactly these classes; derived classes may compute anything else."""
 
 _NO_ACTIVATION = ("clamp", "clip", "threshold")
-"""Functions that the roles count among activations, and that as often bound a value."""
+"""Functions that the roles count among activations, and that as often only bound a value."""
 
 _CHANNELS_FIRST = (
     conv._ConvNd,
@@ -62,18 +62,18 @@ class Site:
     """A hidden step of a model: a call of a module, or of a function on tensors."""
 
     name: str
-    """Path of the module, or "path:function" after the module whose code calls it; "#2" behind it for a second call."""
+    """Path of the module, or "path:function" after the module whose code calls it, followed by "#2" for a second call."""
     kind: str
     """Name of the class or function."""
     module: nn.Module | None
-    """That of the copy that is rewritten; None for a function."""
+    """The module in the copy that is rewritten; None for a function."""
     is_activation: bool
     """Whether it has a place before it."""
     node: fx.Node
 
 
 class Graph:
-    """One model's graph, of which batch normalization has been taken out."""
+    """One model's graph, without batch normalization."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph):
         self.model = model
@@ -97,7 +97,7 @@ class Graph:
         return plain and (node.op == "call_module" or name_of_function(node.target) not in _NO_ACTIVATION)
 
     def has_weights(self, node: fx.Node) -> bool:
-        """Whether a step holds parameters, or is a function that multiplies by a matrix of the model's."""
+        """Return whether a step holds parameters, or is a function that multiplies by a matrix of the model."""
         module = self.module(node)
         if module is not None:
             return next(module.parameters(), None) is not None
@@ -105,7 +105,7 @@ class Graph:
         return multiplies and any(each.op == "get_attr" for each in node.all_input_nodes)
 
     def sites(self) -> list[Site]:
-        """Every hidden step that gives a tensor, in the order of execution."""
+        """Return every hidden step that gives a tensor, in the order of execution."""
         part, counts, found = self.output_part(), dict[str, int](), []
         for node in self.graph.nodes:
             if node.op not in ("call_module", "call_function", "call_method") or asks_for_size(node.target, node.args):
@@ -122,7 +122,7 @@ class Graph:
         return found
 
     def output_part(self) -> set[fx.Node]:
-        """The steps behind the last ones with weights on the way to each output, those included."""
+        """Return the steps from the last ones with weights to each output, both included."""
         part: set[fx.Node] = set()
         waiting = list(self.output.all_input_nodes)
         while waiting:
@@ -135,15 +135,15 @@ class Graph:
         return part
 
     def data_input(self, node: fx.Node) -> fx.Node | None:
-        """What an activation, a pooling or the like is computed from: its first tensor."""
+        """Return what an activation, a pooling or the like is computed from: its first tensor."""
         given = node.args[0] if node.args else node.kwargs.get("input")
         return given if isinstance(given, fx.Node) else None
 
     def origin(self, node: fx.Node) -> tuple[fx.Node, Any]:
-        """What a value comes from, seen through activations: the step with weights if there is one; a key of both.
+        """Return what a value comes from before activations: the step with weights if there is one; and a key of both.
 
-        A layer called on two branches gives both the same key, so that they share a normalization too; an activation layer
-        called behind many convolutions does not.
+        A layer called on two branches gives both the same key, so that they share a normalization. An activation layer
+        called after many convolutions does not.
         """
         stage, found = 0, node
         while self.is_activation(found) and (made := self.data_input(found)) is not None:
@@ -154,7 +154,7 @@ class Graph:
         return node, (node, 0, 0)
 
     def channel_axis(self, node: fx.Node) -> int:
-        """The channel axis of a value, counted from 0.
+        """Return the channel axis of a value, counted from 0.
 
         Raises:
             ArgumentError: its rank has none, or no layer beside it says which it is.
@@ -173,7 +173,7 @@ class Graph:
         )
 
     def _declared(self, node: fx.Node, rank: int) -> Iterator[int]:
-        """What the steps say about the channel axis: those that made the value first, then those that read it."""
+        """Yield what the steps say about the channel axis: those that made the value first, then those that read it."""
         made: fx.Node | None = node
         while made is not None and len(shape_of(made)) == rank:
             yield from self._own_axis(made, rank)
@@ -212,7 +212,7 @@ class Graph:
         )
 
     def behind_raw_steps(self, node: fx.Node) -> fx.Node:
-        """The first place behind an input where values are final and the channel axis is known.
+        """Return the first place after an input where values are final and the channel axis is known.
 
         Flattening makes features of (N, 28, 28), which has no channel; of (N, 3, 28, 28) the channel is known before it.
         """
@@ -226,13 +226,13 @@ class Graph:
         return node
 
     def input_axis(self, node: fx.Node) -> int:
-        """The channel axis of an input; of images that are flattened it is 1, as everywhere in torch."""
+        """Return the channel axis of an input; of images that are flattened it is 1, as everywhere in torch."""
         if len(shape_of(node)) > 3 and all(len(shape_of(each)) == 2 for each in node.users if shape_of(each)):
             return 1
         return self.channel_axis(node)
 
     def holds_indices(self, node: fx.Node) -> bool:
-        """Whether an embedding reads a tensor, or it holds no floating-point numbers."""
+        """Return whether an embedding reads a tensor, or it holds no floating-point numbers."""
         meta = node.meta.get("tensor_meta")
         if meta is None or not meta.dtype.is_floating_point:
             return True
@@ -243,5 +243,5 @@ class Graph:
 
 
 def shape_of(node: fx.Node) -> torch.Size:
-    """Of the tensor that a step gives; () where it gives none."""
+    """Return the shape of the tensor that a step gives; () where it gives none."""
     return getattr(node.meta.get("tensor_meta"), "shape", torch.Size())

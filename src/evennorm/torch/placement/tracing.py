@@ -1,4 +1,4 @@
-"""Give the graph of a whole torch model that is right in training and in evaluation, and is checked against the model.
+"""Trace a whole torch model into a graph that is right in training and in evaluation, and compare it with the model.
 
 torch.fx records one run of the code, in one mode. What differs between the modes by a constant, such as the `training` of
 `F.dropout(x, 0.5, self.training)`, becomes a module that gives the one or the other; where steps differ, no graph stands for
@@ -37,7 +37,7 @@ class ByMode(nn.Module):
 
 
 def traced(model: nn.Module, inputs: Sequence[Any]) -> tuple[nn.Module, ModelGraph]:
-    """A copy of a model, and a graph of it without operations in place and with shapes at its nodes.
+    """Return a copy of a model, and a graph of it without operations in place and with shapes at its nodes.
 
     Raises:
         ArgumentError: no module, one that is wrapped, compiled or has hooks, that cannot be copied, run on `inputs` or
@@ -68,7 +68,7 @@ def traced(model: nn.Module, inputs: Sequence[Any]) -> tuple[nn.Module, ModelGra
 
 
 def scope_of(node: fx.Node) -> str:
-    """The path of the module whose code makes a call; "" for the model's own."""
+    """Return the path of the module whose code makes a call; "" for the model's own."""
     stack = [*node.meta.get("nn_module_stack", {}).values()]
     if node.op == "call_module":
         stack = stack[:-1]
@@ -93,7 +93,7 @@ def _in_both_modes(model: nn.Module) -> ModelGraph:
 
 
 class _Merging:
-    """Exchanges constants that depend on the mode for modules that give them."""
+    """The replacement of constants that depend on the mode by modules that give them."""
 
     def __init__(self, model: nn.Module, twins: dict[fx.Node, fx.Node]):
         self._model = model
@@ -125,7 +125,7 @@ class _Merging:
 
 
 def unused_name(parent: nn.Module, name: str) -> str:
-    """`name`, or `name_2` where the module has something of that name."""
+    """Return `name`, or `name_2` where the module has something of that name."""
     unique, number = name, 1
     while hasattr(parent, unique):
         number += 1
@@ -134,7 +134,7 @@ def unused_name(parent: nn.Module, name: str) -> str:
 
 
 class _Example:
-    """What the model gives for example inputs, before it is touched."""
+    """The model's outputs for example inputs, before it is changed."""
 
     def __init__(self, model: nn.Module, inputs: Sequence[Any]):
         self._inputs = inputs
@@ -143,7 +143,8 @@ class _Example:
         self._given = {training: _run(copy.deepcopy(model), inputs, training) for training in (False, True)}
 
     def check(self, model: nn.Module, graph: fx.Graph) -> None:
-        """
+        """Check that the graph computes what the model computes.
+
         Raises:
             ArgumentError: the graph computes something else.
         """
@@ -162,7 +163,7 @@ def _run(model: nn.Module, inputs: Sequence[Any], training: bool) -> list[Any]:
             module.training = training
         try:
             return pytree.tree_leaves(model(*(x.clone() if isinstance(x, Tensor) else x for x in inputs)))
-        except Exception as error:  # whatever the code makes of these inputs
+        except Exception as error:  # code may raise anything for these inputs
             shapes = ", ".join(str(tuple(x.shape)) for x in inputs if isinstance(x, Tensor))
             raise ArgumentError(
                 f"the model is run on an example, and fails on inputs of shape {shapes}: {first_line(error)}; give an "

@@ -1,4 +1,5 @@
-"""Provide Flax's BatchNorm by its arguments, variables and numbers, and more than it does: for nnx here, for linen beside.
+"""Provide Flax's BatchNorm with the same arguments, variables and numbers, and additions: for nnx here, for linen in a
+submodule.
 
 `evennorm.flax.linen.BatchNorm` is the one for linen.
 """
@@ -21,5 +22,5 @@ __all__ = ["BatchNorm", "convert", "linen", "read_states", "revert", "write_stat
 
 
 def __dir__() -> list[str]:
-    """Names of the public API."""
+    """Return the names of the public API."""
     return sorted(__all__)

@@ -1,4 +1,4 @@
-"""Check the arguments that Flax's layers lack, and those that it takes as they come."""
+"""Check the arguments that Flax's layers lack, and those that Flax does not check."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def check(
     negative_slope: float = 0.01,
     virtual_batch_size: int | None = None,
 ) -> None:
-    """
+    """Refuse values outside their range.
+
     Raises:
         ArgumentError: a value outside its range.
     """
@@ -29,7 +30,7 @@ def check(
 
 
 def checked_momentum(momentum: Any) -> Any:
-    """Return the weight of the old average; an array, such as the value of a schedule, is taken as it is."""
+    """Return the weight of the old average; an array, such as the value of a schedule, is not checked."""
     if momentum is None or (isinstance(momentum, int | float) and not 0 <= momentum <= 1):
         raise ArgumentError(
             f"momentum weighs the old average, from 0 to 1 (torch's is 1 minus it); received momentum={momentum}"

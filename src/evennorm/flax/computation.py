@@ -1,4 +1,5 @@
-"""Compute what both of Flax's layers compute: from arrays and a layer's settings to the output and the new statistics."""
+"""Compute what both of Flax's layers have in common: from arrays and a layer's settings to the output and the new
+statistics."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from evennorm.jax.namespace import xp
 
 
 class Settings(Protocol):
-    """What nnx's layer and linen's have under the same names."""
+    """The attributes that nnx's layer and linen's have under the same names."""
 
     axis: Any
     momentum: float
@@ -34,7 +35,7 @@ class Settings(Protocol):
 
 def geometry_of(layer: Settings, x: jax.Array) -> Geometry:
     axis = layer.axis
-    shape = tuple(size if isinstance(size, int) else None for size in x.shape)  # exporters put symbols for sizes
+    shape = tuple(size if isinstance(size, int) else None for size in x.shape)  # exporters replace sizes by symbols
     return cached_geometry(shape, tuple(axis) if isinstance(axis, Iterable) else axis)
 
 
@@ -48,7 +49,7 @@ def by_batch(
     residual: Any,
     axis_name: Any,
 ) -> tuple[jax.Array, Moments]:
-    """Normalize by the statistics of `x`, and return them as constants (groups, channel) too."""
+    """Normalize by the statistics of `x`, and also return these as constants (groups, channel)."""
     geometry = geometry_of(layer, x)
     y, moments = batch_norm(
         x,

@@ -92,7 +92,7 @@ def _own(model: Model, verb: str, inplace: bool) -> Model:
 
 
 def _of_class(model: nnx.Module, kind: type[nnx.Module]) -> Iterator[tuple[str, Any]]:
-    """The layers of exactly this class, each once; a class derived from it may compute something else."""
+    """Yield the layers of exactly this class, each once; a class derived from it may compute something else."""
     for path, module in nnx.iter_modules(model):
         if type(module) is kind:
             yield ".".join(map(str, path)), module

@@ -19,7 +19,8 @@ from evennorm.models.network import Role, Step
 
 
 def fold(model: nnx.Module, x: Any) -> tuple[nnx.Module, Plan]:
-    """A copy of `model` that computes the same in evaluation with fewer layers, and what became of each batch normalization.
+    """Return a copy of `model` that computes the same in evaluation with fewer layers, and a plan of what became of each
+    batch normalization.
 
     Each batch normalization becomes part of the nnx.Linear or nnx.Conv behind or in front of which it stands, where that is
     exact, and a function that gives back its input stands in its place: all other paths in the state stay. The others are
@@ -63,12 +64,12 @@ def fold(model: nnx.Module, x: Any) -> tuple[nnx.Module, Plan]:
 
 
 def identity(x: Any) -> Any:
-    """What stands where a batch normalization was."""
+    """Return the input, in place of a batch normalization."""
     return x
 
 
 def activation_of(norm: Any) -> Any:
-    """What is left of a batch normalization: the activation that ours applies."""
+    """Return what is left of a folded batch normalization: the activation that ours applies."""
     if getattr(norm, "activation", None) == "relu":
         return nnx.relu
     if getattr(norm, "activation", None) == "leaky_relu":
@@ -82,7 +83,7 @@ def _at(model: Any, path: str) -> Any:
 
 
 def _fixed(step: Step) -> str:
-    """Why a batch normalization cannot be taken out."""
+    """Return why a batch normalization cannot be taken out."""
     if type(step.handle) not in (nnx.BatchNorm, BatchNorm):
         return f"it is a {step.kind}, which may compute something else"
     return ""
@@ -113,7 +114,8 @@ def _linear(layer: Any, step: Step) -> LinearLayer:
 
 
 def _layout(layer: Any) -> Layout:
-    """Kernels of nnx.Linear are (inputs, outputs), of nnx.Conv (taps, inputs of a group, outputs of all)."""
+    """Return the memory layout of kernels: (inputs, outputs) for nnx.Linear, (taps, inputs of a group, outputs of all) for
+    nnx.Conv."""
     groups = getattr(layer, "feature_group_count", 1)
     *taps, inputs, outputs = layer.kernel[...].shape
     sizes = {"t": int(np.prod(taps, dtype=int)), "i": inputs, "g": groups, "o": outputs // groups}
@@ -121,7 +123,7 @@ def _layout(layer: Any) -> Layout:
 
 
 def _border(layer: Any) -> str:
-    """Why outputs do not all see all taps."""
+    """Return why outputs do not all see all taps."""
     if type(layer) is nnx.Linear:
         return ""
     dilation = layer.input_dilation

@@ -1,4 +1,4 @@
-"""Provide flax.linen.BatchNorm by its fields, variables and numbers, and more than it does."""
+"""Provide flax.linen.BatchNorm with the same fields, variables and numbers, and additions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["BatchNorm"]
 
 
 class BatchNorm(nn.BatchNorm):
-    """Normalizes each channel over the batch, then scales and shifts it: flax.linen.BatchNorm, and more.
+    """Normalization of each channel over the batch, then a scale and an offset: flax.linen.BatchNorm, and more.
 
         y = activation(scale * (x - mean) / sqrt(variance + epsilon) + bias [+ residual])
 
@@ -33,7 +33,7 @@ class BatchNorm(nn.BatchNorm):
         x, use_running_average, mask: as in Flax.
         residual: an array like x, added before the activation.
 
-    Batches that are refused are told of where the collection "intermediates" is mutable, under the name `refused`.
+    Refused batches are reported where the collection "intermediates" is mutable, under the name `refused`.
 
     Raises:
         ArgumentError: a value outside its range, complex numbers.

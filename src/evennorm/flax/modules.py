@@ -1,4 +1,4 @@
-"""Provide flax.nnx.BatchNorm by its arguments, state and numbers, and more than it does."""
+"""Provide flax.nnx.BatchNorm with the same arguments, state and numbers, and additions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from evennorm.kernels import choose
 
 
 class BatchNorm(nnx.BatchNorm):
-    """Normalizes each channel over the batch, then scales and shifts it: flax.nnx.BatchNorm, and more.
+    """Normalization of each channel over the batch, then a scale and an offset: flax.nnx.BatchNorm, and more.
 
         y = activation(scale * (x - mean) / sqrt(variance + epsilon) + bias [+ residual])
 
@@ -111,7 +111,7 @@ class BatchNorm(nnx.BatchNorm):
         return jnp.asarray(y, dtype)
 
     def _promoted(self, x: Any) -> tuple[Any, ...]:
-        """Return x, running mean and variance, scale and bias as `promote_dtype` gives them.
+        """Return x, running mean and variance, scale and bias in the dtypes that `promote_dtype` gives them.
 
         Flax's own casts all to the dtype of the result. That of x is its meaning; the others stay as they are stored, since
         the kernels compute in float32 at least, and a mean of 1000.5 in bfloat16 would be another one.

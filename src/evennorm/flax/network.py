@@ -36,7 +36,7 @@ _ACTIVATIONS = (
 
 
 def network(model: nnx.Module, x: Any = None) -> Network:
-    """The layers of a model in evaluation, and what flows between them.
+    """Read the layers of a model in evaluation, and what flows between them.
 
     An nnx.Sequential says in which order it calls its layers. The code of other modules is not followed: what they hold
     stands between steps of kind "unknown", each nnx.Sequential among it as a chain. `gaps` says where.
@@ -71,7 +71,7 @@ def network(model: nnx.Module, x: Any = None) -> Network:
 
 
 def role_of(layer: Any) -> Role:
-    """What a module or a function does."""
+    """Return the role of a module or a function."""
     for kinds, role in _ROLES:
         if isinstance(layer, kinds):
             return role
@@ -82,7 +82,7 @@ def role_of(layer: Any) -> Role:
 
 
 def name_of(layer: Any) -> str:
-    """The class of a module, or the name of a function, also where some of its arguments are set."""
+    """Return the class of a module, or the name of a function, even where some of its arguments are set."""
     if isinstance(layer, nnx.Module):
         return type(layer).__name__
     while isinstance(layer, partial):
@@ -101,7 +101,7 @@ class _Steps:
     _paths: dict[int, str] = field(default_factory=dict)
 
     def add(self, step: Step, shape: tuple[int, ...] | None = None) -> str:
-        """The step's name, with "#2" behind it at the layer's second call."""
+        """Add a step and return its name, followed by "#2" at the layer's second call."""
         taken = {each.name for each in self.steps}
         names = (step.layer if n == 1 else f"{step.layer}#{n}" for n in range(1, len(taken) + 2))
         name = next(name for name in names if name not in taken)
@@ -109,13 +109,13 @@ class _Steps:
         return name
 
     def chain(self, model: nnx.Sequential, path: str, before: str, x: Any) -> str:
-        """Adds the layers of a Sequential; the name of the last step."""
+        """Add the layers of a Sequential; return the name of the last step."""
         for number, layer in enumerate(model.layers):
             before, x = self.call(layer, f"{path}layers.{number}", before, x)
         return before
 
     def call(self, layer: Any, path: str, before: str, x: Any) -> tuple[str, Any]:
-        """Adds one layer; the name of its step and what it makes of x."""
+        """Add one layer; return the name of its step and its output for x."""
         if type(layer) is nnx.Sequential:
             return self.chain(layer, f"{path}.", before, x), self.made(layer, path, x)
         y = self.made(layer, path, x)
@@ -130,7 +130,7 @@ class _Steps:
             return None
         try:
             return jax.eval_shape(layer, x)
-        except Exception as error:  # a layer's own code may raise any
+        except Exception as error:  # a layer's own code may raise anything
             raise InputError(
                 f"{path or type(layer).__name__} does not take what it is given for that input, an array of shape "
                 f"{tuple(x.shape)}: {first_line(error)}"
@@ -162,7 +162,7 @@ class _Steps:
         )
 
     def inside(self, module: nnx.Module, path: str) -> None:
-        """Adds what a module holds whose code is not followed."""
+        """Add the layers inside a module whose code is not followed."""
         self.gaps.append(
             f"{path or 'the model'}: the code of {type(module).__name__} is not followed; only nnx.Sequential says in which "
             "order it calls its layers"
@@ -177,7 +177,7 @@ class _Steps:
 
 
 def _parts(module: nnx.Module, path: str) -> Iterator[tuple[str, Any]]:
-    """The modules in one, those in a Sequential left to it."""
+    """Yield the modules inside one, except for those inside a Sequential."""
     inside: set[int] = set()
     for keys, found in sorted(nnx.iter_modules(module), key=lambda item: len(item[0])):
         if found is module or id(found) in inside or isinstance(found, nnx.List | nnx.Dict):

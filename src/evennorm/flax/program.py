@@ -1,4 +1,4 @@
-"""Make the call of an nnx model, with its batch normalizations to be watched and written.
+"""Run an nnx model as one call, with its batch normalizations to be watched and written.
 
 Nothing follows the code of such a model, so it is one call. Within nnx.jit and nnx.scan values are seen because they run
 without a compiler while somebody watches.
@@ -24,7 +24,7 @@ from evennorm.models.program import Call, Key, Observer
 from evennorm.models.state import BatchNormState
 
 _MODES = ("deterministic", "use_running_average")
-"""What `eval` sets."""
+"""The attributes that `eval` sets."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ModuleStatistics:
     path: str
     module: Any
     frozen: bool = False
-    """nnx keeps variables from training by what the optimizer is told, not in the module."""
+    """Always False: nnx excludes variables from training through the optimizer, not in the module."""
 
     def state(self) -> BatchNormState:
         return state_of(self.module, self.path)
@@ -51,7 +51,7 @@ class ModuleStatistics:
 
 
 class Program:
-    """The one call of an nnx model in evaluation; see `core.program`.
+    """The one call of an nnx model in evaluation; see `models.program`.
 
     Example:
         >>> from flax import nnx
@@ -80,7 +80,7 @@ class Program:
         return {"input": x}
 
     def verify(self, x: Any) -> None:
-        """One call is what the model gives."""
+        """Do nothing: the one call is the model."""
 
     def predict(self, x: Any) -> list[np.ndarray]:
         with self.running():
@@ -107,7 +107,7 @@ class Program:
         try:
             for path, module, kind in zip(paths, modules, kinds, strict=True):
                 object.__setattr__(module, "__class__", _watched(kind))
-                module._evennorm_watch = (path, observer)  # an attribute goes along where nnx makes the module anew
+                module._evennorm_watch = (path, observer)  # nnx copies an attribute where it makes a new module
             with jax.disable_jit():
                 yield
         finally:
@@ -117,7 +117,7 @@ class Program:
                     del module._evennorm_watch
 
     def pack(self, value: Any) -> None:
-        """Nothing needs to be kept: no call follows."""
+        """Return None: no call follows that needs a value."""
 
     def unpack(self, packed: Any) -> Any:
         return packed
@@ -125,7 +125,7 @@ class Program:
 
 @cache
 def _watched(kind: Any) -> Any:
-    """A class of modules that show their input before they compute."""
+    """Return a class of modules that show their input before they compute."""
 
     class Watched(kind):
         def __call__(self, x: Any, *args: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""JAX arrays in, normalized JAX arrays and their Moments out; works under jit, grad, vmap, jvp and their compositions."""
+"""Normalize JAX arrays, under jit, grad, vmap, jvp and their compositions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["KeptMemory", "Moments", "batch_norm", "engine", "keep_memory", "memo
 
 
 def __dir__() -> list[str]:
-    """Names of the public API."""
+    """Return the names of the public API."""
     return sorted(__all__)
 
 
@@ -100,7 +100,7 @@ def batch_norm(
     axis_name: AxisName | None = None,
     axis_index_groups: Iterable[Iterable[int]] | None = None,
 ) -> tuple[jax.Array, Moments]:
-    """Normalizes `x` by its own statistics, or by those of the whole batch that devices hold parts of.
+    """Normalize `x` by its own statistics, or by those of the whole batch that devices hold parts of.
 
         y = activation(gamma * (x - mean) / sqrt(variance + epsilon) + beta [+ residual])
 

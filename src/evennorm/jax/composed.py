@@ -1,7 +1,7 @@
-"""The reference kernel as functions of named JAX arrays: batch normalization, its tangents and its gradients.
+"""Express the reference kernel as functions of named JAX arrays: batch normalization, its tangents and its gradients.
 
-What every lowering computes, and what second derivatives are taken of. Arrays are views (..., groups, outer, channel,
-inner) with any number of axes in front, along which all are independent, parameters and statistics included.
+Every lowering computes these functions, and second derivatives are taken of them. Arrays are views (..., groups, outer,
+channel, inner) with any number of leading axes, along which all are independent, parameters and statistics included.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Names = tuple[str, ...]
 
 
 class Options(NamedTuple):
-    """What is known when a program is traced."""
+    """The settings that are known when a program is traced."""
 
     epsilon: float
     negative_slope: float
     kernel: str
-    """As `kernels.choose` has it."""
+    """The name of the device, as `kernels.choose` takes it."""
     exchanged: bool = False
     """Whether devices exchange their moments, so that those by which x is normalized do not come from this x alone.
 
@@ -47,13 +47,14 @@ class Options(NamedTuple):
 
 
 def forward(given: Arrays, _: Arrays, options: Options, wanted: Names) -> Arrays:
-    """y and the statistics of x; signs, where wanted: which elements of y the activation let through, a bit each."""
+    """Compute y and the statistics of x; and signs, if wanted: one bit per element, which of them the activation let
+    through."""
     statistics = moments(xp, reference.wide(xp, given["x"]), given.get("mask"))
     return {**_named(statistics), **by_given(given, statistics, options, wanted)}
 
 
 def by_given(given: Arrays, statistics: Moments, options: Options, wanted: Names) -> Arrays:
-    """y by statistics from elsewhere; and signs, where wanted."""
+    """Compute y by statistics from elsewhere; and signs, if wanted."""
     x, gamma, beta, residual = given["x"], *map(given.get, ("gamma", "beta", "residual"))
     if "signs" not in wanted:
         return {"y": reference.infer(xp, options, x, statistics, gamma, beta, residual)}
@@ -63,7 +64,7 @@ def by_given(given: Arrays, statistics: Moments, options: Options, wanted: Names
 
 
 def tangent(saved: Arrays, moving: Arrays, options: Options, wanted: Names) -> Arrays:
-    """How y, mean_low and variance move with `moving`: tangents of some of x, gamma, beta and residual."""
+    """Compute how y, mean_low and variance move with `moving`: tangents of some of x, gamma, beta and residual."""
     x, gamma = reference.wide(xp, saved["x"]), saved.get("gamma")
     wide = {name: reference.wide(xp, t) for name, t in moving.items()}
     statistics, mask = _statistics(saved), saved.get("mask")
@@ -80,7 +81,7 @@ def tangent(saved: Arrays, moving: Arrays, options: Options, wanted: Names) -> A
 
 
 def backward(saved: Arrays, cotangents: Arrays, options: Options, wanted: Names) -> Arrays:
-    """The transpose of `tangent`: from derivatives of some of y, mean_low and variance to those of the inputs."""
+    """Compute the transpose of `tangent`: from derivatives by some of y, mean_low and variance to those by the inputs."""
     statistics, mask = _statistics(saved), saved.get("mask")
     d_mean, d_variance = cotangents.get("mean_low"), cotangents.get("variance")
     if "y" not in cotangents:
@@ -94,14 +95,14 @@ def backward(saved: Arrays, cotangents: Arrays, options: Options, wanted: Names)
     if options.exchanged:
         return _backward_by_given(saved, dz, cotangents, options, wanted)
     gamma, beta = saved.get("gamma"), saved.get("beta")
-    linear = options._replace(negative_slope=1.0)  # dz is behind the activation already
+    linear = options._replace(negative_slope=1.0)  # dz has the activation's derivative already
     g = reference.backward(xp, linear, dz, saved["x"], statistics, gamma, beta, None, mask, d_mean, d_variance)
     found = g._replace(residual=xp.astype(dz, xp.dtype(saved["x"])))._asdict()
     return {name: found[name] for name in wanted}
 
 
 def _backward_by_given(saved: Arrays, dz: jax.Array, sums: Arrays, options: Options, wanted: Names) -> Arrays:
-    """The same where the statistics are inputs: the sums over dz are all that needs x, and a kernel may have taken them.
+    """Compute the same where the statistics are inputs: only the sums over dz need x, and a kernel may have taken them.
 
     A value that is `alone` in its channel on all devices is its own mean, and its dz acts on neither: exactly, as elsewhere.
     """
@@ -135,7 +136,7 @@ def _narrowed(dx: jax.Array, saved: Arrays, options: Options) -> jax.Array:
 
 
 def over_views(function: Callable[..., Arrays]) -> Callable[..., Arrays]:
-    """The same function for views with axes in front."""
+    """Return the same function for views with leading axes."""
 
     def run(given: Arrays, linear: Arrays, options: Options, wanted: Names) -> Arrays:
         one = partial(function, options=options, wanted=wanted)
@@ -156,7 +157,7 @@ def _statistics(saved: Arrays) -> Moments:
 
 
 def gated(z: jax.Array, saved: Arrays, options: Options) -> jax.Array:
-    """`z` times the activation's derivative: by the signs that were kept, else by those of the normalized x."""
+    """Multiply `z` by the activation's derivative: by the signs that were kept, else by those of the normalized x."""
     if options.negative_slope == 1:
         return z
     if "signs" in saved:
@@ -168,7 +169,8 @@ def gated(z: jax.Array, saved: Arrays, options: Options) -> jax.Array:
 
 
 def _packed(view: jax.Array) -> jax.Array:
-    """Booleans as bits, in the compiled kernels' order; as they are where there are none, or their number is a symbol."""
+    """Pack booleans into bits, in the compiled kernels' order; leave them where there are none, or their number is a
+    symbol."""
     if not _has_bits(view.shape):
         return view
     return jnp.packbits(view.reshape(_runs(view.shape)), axis=-1, bitorder="little")
@@ -186,7 +188,7 @@ def _has_bits(shape: tuple[Any, ...]) -> bool:
 
 
 def _runs(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The runs of contiguous elements that the compiled kernels keep signs by; each begins a byte."""
+    """Return the runs of contiguous elements by which the compiled kernels keep signs; each begins a byte."""
     groups, outer, channel, inner = shape
     if channel == 1:
         return groups, outer * inner

@@ -23,11 +23,11 @@ class Devices(NamedTuple):
     names: tuple[Hashable, ...]
     groups: tuple[tuple[int, ...], ...] | None = None
     by_vmap: bool = False
-    """Whether vmap binds one of the names, whose collectives know no groups, and gather along one axis at a time."""
+    """Whether vmap binds one of the names: its collectives know no groups, and gather along one axis at a time."""
 
     @classmethod
     def named(cls, axis_name: AxisName, groups: Any = None) -> Devices:
-        """Check that the axis is bound where this is called, and that each of its devices is in one of the groups.
+        """Return the devices, after checking that the axis is bound here and that each device is in one of the groups.
 
         Raises:
             ArgumentError: nothing binds the axis, or the groups do not divide its devices into equal parts.
@@ -38,29 +38,30 @@ class Devices(NamedTuple):
 
     @property
     def number(self) -> int:
-        """How many devices share their statistics."""
+        """Number of devices that share their statistics."""
         return prod(map(_size, self.names)) if self.groups is None else len(self.groups[0])
 
     def gathered(self, row: jax.Array) -> jax.Array:
-        """The rows of all devices, (devices, numbers), in the order of the devices."""
+        """Return the rows of all devices, (devices, numbers), in the order of the devices."""
         if self.groups is not None and not self.by_vmap:
             return jax.lax.all_gather(row, self.names, axis_index_groups=self.groups)
         rows = self._all(row)
         return rows if self.groups is None else rows[jnp.asarray(self.groups)[self._own_group()]]
 
     def total(self, row: jax.Array) -> jax.Array:
-        """The sum of the rows of all devices."""
+        """Return the sum of the rows of all devices."""
         if self.groups is None:
             return jax.lax.psum(row, self.names)
         if not self.by_vmap and not varying_axes(row):
             return jax.lax.psum(row, self.names, axis_index_groups=self.groups)
-        # Nor does JAX sum groups where shard_map checks which devices hold the same: each group has a row of its own then.
+        # JAX does not sum groups either where shard_map checks which devices hold the same: then each group has its own row.
         own = self._own_group()
         rows = jnp.where(jnp.arange(len(self.groups))[:, None] == own, jnp.ravel(row), 0)
         return jnp.reshape(jax.lax.psum(rows, self.names)[own], jnp.shape(row))
 
     def alike(self, found: Any) -> Any:
-        """Arrays of a device that is alone, as arrays that all devices hold where types say so: a program for any number."""
+        """Return arrays of a single device as arrays that all devices hold, where types say so: one program for any number
+        of devices."""
         if self.groups is not None:
             return found
         names = frozenset(self.names)
@@ -92,7 +93,7 @@ def _size(name: Hashable) -> int:
 
 
 def _bound_by_vmap(name: Hashable) -> bool:
-    return type(jax.lax.axis_index(name)).__name__ == "BatchTracer"  # a class that JAX keeps to itself
+    return type(jax.lax.axis_index(name)).__name__ == "BatchTracer"  # a private class of JAX
 
 
 def _checked(groups: Any, axis_name: AxisName, size: int) -> tuple[tuple[int, ...], ...]:

@@ -1,8 +1,8 @@
-"""What the primitives become in a program: calls of the compiled kernels on CPU, the composed form everywhere else.
+"""Lower the primitives to calls of the compiled kernels on CPU, and to the composed form everywhere else.
 
-The composed form also serves masks, programs that are exported (they run anywhere, and may hold no calls that only this
-package knows), and some arrays that XLA itself spreads over several devices; `partitioned` has the others. Inside
-`shard_map` every device has its own array, and the kernels serve.
+The composed form also computes masks, programs that are exported (they run anywhere, and may hold no calls that only this
+package knows), and some arrays that XLA itself spreads over several devices; `partitioned` handles the others. Inside
+`shard_map` every device has its own array, and the kernels compute.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from evennorm.jax.composed import Names, Options
 from evennorm.kernels import parts, xla
 
 TRIED = (0, 10)
-"""The newest JAX that the kernels were tried with; native/third_party/xla/README.md says which versions take them."""
+"""The newest JAX that the kernels were tried with; native/third_party/xla/README.md says which versions work."""
 
 
 def register() -> None:
-    """Tells JAX, once."""
+    """Register the lowerings with JAX, once."""
     if jax.__version_info__[:2] <= TRIED:
         kernels_are_registered()
     for primitive, compose, on_cpu in (
@@ -40,7 +40,7 @@ def register() -> None:
 
 @cache
 def kernels_are_registered() -> bool:
-    """Register the compiled kernels with XLA; False where they are missing, or XLA refuses them.
+    """Register the compiled kernels with XLA; return False where they are missing, or XLA refuses them.
 
     What is registered before XLA starts is looked at when it starts, and an error there leaves JAX without a CPU. An unknown
     JAX is therefore asked when the first program is compiled.
@@ -48,7 +48,7 @@ def kernels_are_registered() -> bool:
     try:
         for name, handler in xla.registrations().items():
             jax.ffi.register_ffi_target(name, handler, platform="cpu")
-    except Exception as error:  # of a type that differs between versions
+    except Exception as error:  # its type differs between versions
         why = f"JAX {jax.__version__} refuses evennorm.kernels._xla: {reason_of(error)}"
         xla.refuse(why, f"install JAX {'.'.join(map(str, TRIED))}, or a newer evennorm")
     return xla.AVAILABLE
@@ -87,7 +87,7 @@ def _spread_by_xla(axis_context: Any) -> bool:
 
 
 def _on_parts(ctx: Any, given: Names, linear: Names, options: Options, wanted: Names) -> Callable[..., Any] | None:
-    """The kernels on each device's part, where the mesh is known."""
+    """Return a function that runs the kernels on each device's part, where the mesh is known."""
     context, x = ctx.module_context.axis_context, ctx.avals_in[0]
     mesh = getattr(context, "abstract_mesh", None)
     if mesh is None or mesh.empty or options.exchanged or not partitioned.serves(given, linear, wanted, x):
@@ -98,7 +98,7 @@ def _on_parts(ctx: Any, given: Names, linear: Names, options: Options, wanted: N
 
 
 def _kernel_of(target: str, options: Options) -> partitioned.Kernel:
-    """A call of compiled code within a program that is traced."""
+    """Return a call of compiled code for use in a program that is traced."""
     places = {
         xla.FORWARD: (xla.FORWARD_GIVEN, xla.FORWARD_WANTED),
         xla.BACKWARD: (xla.BACKWARD_GIVEN, xla.BACKWARD_WANTED),
@@ -134,7 +134,7 @@ def _backward(given: Names, linear: Names, options: Options, wanted: Names) -> C
 
 
 def _backward_by_given(given: Names, options: Options, wanted: Names, *operands: Any) -> list[Any]:
-    """The kernel takes the sums over dz; what is left, element by element, XLA makes part of what stands around it."""
+    """Compute the sums over dz by the kernel; XLA fuses the elementwise rest with the operations around it."""
     saved, dy = dict(zip(given, operands[:-1], strict=True)), operands[-1]
     sums = ("gamma", "beta")
     row = jax.ShapeDtypeStruct((*saved["mean"].shape[:-2], saved["mean"].shape[-1]), saved["mean"].dtype)

@@ -1,4 +1,4 @@
-"""Have the C library keep the memory that XLA frees, so that results on the CPU are written to pages that are there."""
+"""Make the C library keep the memory that XLA frees, so that results on the CPU are written to pages that exist already."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ __all__ = ["KeptMemory", "keep_memory", "memory_kept"]
 
 
 class KeptMemory(NamedTuple):
-    """Whether freed memory is kept, which allocator was asked, and why nothing was done where nothing was."""
+    """Whether freed memory is kept, by which allocator, and if nothing was done, why."""
 
     kept: bool
     allocator: str
     problem: str | None = None
 
     def __str__(self) -> str:
-        """
+        """Return the state as a sentence.
+
         Example:
             >>> print(KeptMemory(True, "glibc 2.36"))
             glibc 2.36 keeps the memory that this process frees
@@ -34,7 +35,7 @@ _kept = False
 
 
 def keep_memory(keep: bool = True) -> KeptMemory:
-    """Keep the memory that is freed in this process for the next who asks, or give it back to the system.
+    """Keep the memory that this process frees for its next allocations, or return it to the system.
 
     On the CPU, XLA takes the memory of results and of what lies between from malloc, and frees it after. glibc gives large
     pieces back to the system, and fills the pages of the next with zeros first, which takes longer than batch normalization.
@@ -71,7 +72,7 @@ def keep_memory(keep: bool = True) -> KeptMemory:
 
 
 def memory_kept() -> KeptMemory:
-    """Say what `keep_memory` has done to this process, and change nothing.
+    """Return what `keep_memory` has done to this process, and change nothing.
 
     Example:
         >>> memory_kept().kept

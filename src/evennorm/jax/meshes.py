@@ -1,4 +1,4 @@
-"""Normalize arrays whose types say how they lie on a mesh: XLA spreads the work, and y lies as x does.
+"""Normalize arrays whose types say how they are sharded over a mesh: XLA spreads the work, and y is sharded like x.
 
 Such types allow no view of x that merges an axis which is spread over devices; and none is needed where XLA decides.
 """
@@ -16,7 +16,7 @@ from evennorm.core.moments import Moments
 
 
 def explicit_mesh(arrays: Iterable[Any]) -> Any:
-    """The mesh that one of the arrays is spread over by its type; None where all is left to XLA."""
+    """Return the mesh over which one of the arrays is sharded by its type; None where XLA decides everything."""
     shardings = (jax.typeof(array).sharding for array in arrays if isinstance(array, jax.Array))
     return next((s.mesh for s in shardings if set(_explicit_axes(s.mesh)) & _names(s.spec)), None)
 
@@ -24,7 +24,7 @@ def explicit_mesh(arrays: Iterable[Any]) -> Any:
 def trained_by_xla(
     run: Callable[..., tuple[Any, Moments]], call: Call, grouped: bool, mesh: Any, arrays: dict[str, Any]
 ) -> tuple[Any, Moments]:
-    """What `run` makes of the arrays. y lies as x, and the moments as its channels, whose count no device has alone."""
+    """Compute `run` on the arrays. y is sharded like x, and the moments like its channels; no device has the count alone."""
     given = {name: jax.numpy.asarray(a) for name, a in arrays.items() if a is not None}
     spec = tuple(jax.typeof(given["x"]).sharding.spec) or (None,) * given["x"].ndim
     of_channels = [spec[a] for a in call.geometry.axis]
@@ -46,7 +46,7 @@ def trained_by_xla(
     lying = tuple(NamedSharding(mesh, s) for s in specs)
     spread = jax.sharding.auto_axes(on_arrays, axes=_explicit_axes(mesh), out_sharding=lying)
     if not any(isinstance(a, jax.core.Tracer) for a in given.values()):
-        spread = jax.jit(spread)  # one program, since what it computes of no array would not be on the mesh
+        spread = jax.jit(spread)  # one program, since a constant computed outside it would not be on the mesh
     y, *moments = spread(given)
     return y, Moments(known[0] if known else moments.pop(), *moments)
 

@@ -1,4 +1,4 @@
-"""JAX as `core`'s array namespace."""
+"""Provide JAX as `core`'s array namespace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evennorm.core.namespace import Namespace, Summation
 
 
 class _Jax:
-    """`core`'s array namespace."""
+    """`core`'s array namespace for JAX."""
 
     float32 = np.dtype("float32")
     float64 = np.dtype("float64")
@@ -32,7 +32,7 @@ class _Jax:
 
     @property
     def widest(self) -> np.dtype:
-        """float64 only where the user switched it on."""
+        """float64 only where the user enabled it."""
         return self.float64 if jax.config.read("jax_enable_x64") else self.float32
 
     @staticmethod

@@ -18,7 +18,7 @@ except ImportError as error:
 
 
 def read_states(model: nnx.Module) -> dict[str, BatchNormState]:
-    """The state of every nnx.BatchNorm, by the module's path.
+    """Return the state of every nnx.BatchNorm, by the module's path.
 
     Example:
         >>> from flax import nnx
@@ -31,7 +31,7 @@ def read_states(model: nnx.Module) -> dict[str, BatchNormState]:
 
 
 def write_states(model: nnx.Module, states: Mapping[str, BatchNormState]) -> None:
-    """Gives the modules of a model, which is changed in place, the states of another's, whatever framework that is of.
+    """Give the modules of a model, which is changed in place, the states of another model of any framework.
 
     gamma, beta and statistics as they are, epsilon and momentum in Flax's convention. States go to modules by their paths,
     or by their order where no path fits.
@@ -107,6 +107,6 @@ def _write(module: Any, state: BatchNormState) -> None:
 
 
 def assign(variable: Any, value: np.ndarray) -> None:
-    """Give a variable a value, in the shape and dtype that it has."""
+    """Set a variable's value, in the shape and dtype that it has."""
     old = variable.get_value()
     variable.set_value(jnp.asarray(np.reshape(value, old.shape), old.dtype))

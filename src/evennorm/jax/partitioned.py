@@ -1,4 +1,4 @@
-"""Have each device run the compiled kernels on its part of an array that XLA spreads over a mesh.
+"""Run the compiled kernels on each device's part of an array that XLA spreads over a mesh.
 
 XLA asks how an array is to lie, and what each device does then (`custom_partitioning`). Where the values of a channel lie on
 several devices, these exchange their moments forward, and two sums backward; where channels are spread, nothing.
@@ -24,7 +24,7 @@ from evennorm.jax.composed import Arrays, Names, Options
 from evennorm.jax.namespace import xp
 from evennorm.kernels import reference
 
-try:  # JAX keeps it to itself; where it is not, the composed form serves
+try:  # a private module of JAX; without it, the composed form computes
     from jax._src.dispatch import prim_requires_devices_during_lowering as _asking
 except ImportError:
     _asking = set()
@@ -32,17 +32,17 @@ except ImportError:
 VIEW = ("g", "o", "c", "i")
 CHANNELS, STATISTICS = ("c",), ("g", "c")
 FACTORS = {"gamma": CHANNELS, "beta": CHANNELS, "mean": STATISTICS, "mean_low": STATISTICS, "variance": STATISTICS}
-"""Which axes of a view an array has; one that does not stand here has all."""
+"""The axes of a view that an array has; an array that is not listed has all."""
 
 Kernel = Callable[[Names, Arrays, Names], Arrays]
 """A call of compiled code: names of its operands, arrays that have them, names of its results."""
 
 Part = Callable[[Arrays, tuple[str, ...]], Arrays]
-"""What one device computes, and the axes of the mesh along which others hold values of its channels."""
+"""The computation of one device, and the axes of the mesh along which others hold values of its channels."""
 
 
 def ask_for_devices(*primitives: Any) -> None:
-    """Have JAX say, from here on, which devices it lowers these for, if this process may have several CPU devices.
+    """Make JAX say, from here on, which devices it lowers these for, if this process may have several CPU devices.
 
     Without that no part can be cut. A program that holds such primitives has one mesh, and is not lowered for a mesh without
     devices: JAX refuses both. So nothing is asked where no array can be spread.
@@ -53,12 +53,13 @@ def ask_for_devices(*primitives: Any) -> None:
 
 
 def serves(given: Names, linear: Names, wanted: Names, x: Any) -> bool:
-    """Whether kernels can compute parts: not under vmap, nor ghost batches, nor where an activation's bits lie packed."""
+    """Return whether kernels can compute parts: not under vmap, nor for ghost batches, nor for packed bits of an
+    activation."""
     return "signs" not in (*given, *wanted) and linear in ((), ("y",)) and x.ndim == 4 and x.shape[0] == 1
 
 
 def forward(kernel: Kernel, options: Options, given: Names, wanted: Names) -> Callable[..., Any]:
-    """The forward pass as a function of operands that XLA may cut."""
+    """Return the forward pass as a function of operands that XLA may partition."""
 
     def of_part(arrays: Arrays, axes: tuple[str, ...]) -> Arrays:
         if not axes:
@@ -77,7 +78,7 @@ def forward(kernel: Kernel, options: Options, given: Names, wanted: Names) -> Ca
 
 
 def backward(kernel: Kernel, options: Options, given: Names, wanted: Names) -> Callable[..., Any]:
-    """The same of the backward pass, by dy alone."""
+    """Return the backward pass, by dy alone, as such a function."""
     names = (*given, "d_y")
 
     def of_part(arrays: Arrays, axes: tuple[str, ...]) -> Arrays:
@@ -128,7 +129,8 @@ def _cut(of_all: Callable[..., Any], names: Names, wanted: Names, of_part: Part)
 
 
 def _spread(mesh: Any, x: Any) -> dict[str, Any]:
-    """The axes of the mesh over which each axis of the view is spread; those that do not divide it are taken together."""
+    """Return the axes of the mesh over which each axis of the view is sharded; those that do not divide it are taken
+    together."""
     spec = (*x.sharding.spec, *[None] * 4)[:4]
     sizes = [prod(mesh.shape[name] for name in _axes(names)) for names in spec]
     whole = [names if size % number == 0 else None for names, size, number in zip(spec, x.shape, sizes, strict=True)]

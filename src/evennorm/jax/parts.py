@@ -1,4 +1,4 @@
-"""Tell where a program sees one device's part of an array, and not the array."""
+"""Tell whether a program sees one device's part of an array, and not the array."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Batch normalization as three JAX primitives, so that derivatives of any order are right and reverse mode runs one kernel.
+"""Define batch normalization as three JAX primitives, so that derivatives of any order are right and reverse mode runs one
+kernel.
 
 `forward` gives y and the statistics. Its derivative by the inputs is linear, and a primitive of its own, `tangent`. The
-transpose of that is `backward`, which compiled kernels serve, and whose transpose is `tangent` again. Derivatives of these
+transpose of that is `backward`, which compiled kernels compute, and whose transpose is `tangent` again. Derivatives of these
 two are those of the composed form. The statistics are outputs that carry derivatives, so that second ones pass through them.
 
 Operands stand in the order of `given` + `linear`, results in that of `wanted`.
@@ -25,7 +26,7 @@ STATISTICS = ("mean", "mean_low", "variance")
 
 
 def outputs(function: Callable[..., Any]) -> Callable[..., list[Any]]:
-    """A function of named arrays as one of operands."""
+    """Turn a function of named arrays into one of positional operands."""
 
     def run(*operands: Any, given: Names, linear: Names, options: Options, wanted: Names) -> list[Any]:
         split = len(given)
@@ -48,7 +49,8 @@ def _primitive(name: str, function: Callable[..., Any]) -> tuple[Primitive, Call
         return (partial(compose, **params) if jax.config.jax_disable_jit else compiled(**params))(*operands)
 
     def types(*operands: Any, **params: Any) -> Any:
-        """Those of the composed form, so that sizes without a number and arrays on a mesh are as JAX has them."""
+        """Return the types that the composed form returns, so that symbolic sizes and arrays on a mesh are as JAX has
+        them."""
         return list(jax.make_jaxpr(partial(compose, **params))(*operands).out_avals)
 
     def batched(operands: Any, axes: Any, **params: Any) -> tuple[list[Any], list[int]]:
@@ -72,7 +74,7 @@ backward_p, compose_backward = _primitive("backward", composed.backward)
 
 
 def moves(tangent: Any) -> bool:
-    """Whether a tangent is there and of real numbers."""
+    """Return whether a tangent exists and is of real numbers."""
     return not isinstance(tangent, ad.Zero | jax.custom_derivatives.SymbolicZero) and jnp.issubdtype(
         jnp.result_type(tangent), jnp.inexact
     )

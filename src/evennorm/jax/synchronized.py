@@ -24,13 +24,13 @@ from evennorm.jax.varying import varying_like
 from evennorm.kernels import reference
 
 MOVING = ("mean_low", "variance")
-"""Those statistics that carry derivatives."""
+"""The statistics that carry derivatives."""
 
 LOCAL = tuple(f"local_{name}" for name in STATISTICS)
 
 
 def train(devices: Devices, options: Options, arrays: dict[str, jax.Array]) -> tuple[jax.Array, Moments]:
-    """y of this device, and the moments of all."""
+    """Compute y of this device, and the moments of all devices."""
     found = _together(devices, options._replace(exchanged=True), tuple(arrays))(*arrays.values())
     count = _count(arrays)
     whole = found["count"] if "mask" in arrays else devices.number * count
@@ -39,7 +39,7 @@ def train(devices: Devices, options: Options, arrays: dict[str, jax.Array]) -> t
 
 @lru_cache(maxsize=4096)
 def _together(devices: Devices, options: Options, names: Names) -> Callable[..., dict[str, jax.Array]]:
-    """A function of the arrays of these names, which JAX differentiates by `moved`."""
+    """Return a function of the arrays with these names, which JAX differentiates by `moved`."""
 
     @jax.custom_jvp
     def run(*arrays: jax.Array) -> dict[str, jax.Array]:
@@ -72,7 +72,7 @@ def _together(devices: Devices, options: Options, names: Names) -> Callable[...,
 
 
 def _local_moments(given: dict[str, jax.Array], options: Options) -> Moments:
-    """Those of this device, for which x is read once and nothing written."""
+    """Compute the moments of this device, reading x once and writing nothing."""
     arrays = {name: given[name] for name in ("x", "mask") if name in given}
     plain = options._replace(negative_slope=1.0, exchanged=False)
     names = {"given": tuple(arrays), "linear": (), "options": plain, "wanted": STATISTICS}
@@ -83,7 +83,7 @@ def _local_moments(given: dict[str, jax.Array], options: Options) -> Moments:
 def _moved_moments(
     devices: Devices, options: Options, given: dict[str, jax.Array], found: dict[str, jax.Array], tx: jax.Array
 ) -> tuple[list[jax.Array], jax.Array]:
-    """How mean and variance of this device move with its x, and those of all devices, in one row, with what all hold."""
+    """Compute how mean and variance of this device move with its x, and, in one row, how those of all devices move."""
     saved = {"x": given["x"], **dict(zip(STATISTICS, (found[name] for name in LOCAL), strict=True))}
     if "mask" in given:
         saved["mask"] = given["mask"]

@@ -1,4 +1,4 @@
-"""Say of arrays under shard_map along which axes of the mesh they differ, which JAX keeps in their types."""
+"""Describe along which axes of the mesh arrays under shard_map differ, which JAX keeps in their types."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import jax
 
 
 def all_varying(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Parameters that the devices share as arrays of each device, whose derivatives JAX then adds up."""
+    """Return parameters that the devices share as arrays of each device, whose derivatives JAX then adds up."""
     axes = {name: varying_axes(a) for name, a in arrays.items()}
     together = frozenset().union(*axes.values())
     return {name: _varying(a, tuple(together - axes[name])) for name, a in arrays.items()}
 
 
 def varying_like(x: jax.Array, other: jax.Array) -> jax.Array:
-    """`x` as an array that differs wherever `other` does."""
+    """Return `x` as an array that differs wherever `other` does."""
     return _varying(x, tuple(varying_axes(other) - varying_axes(x)))
 
 
 def varying_axes(x: jax.Array | int) -> frozenset[str]:
-    """The axes along which `x` may differ; none outside shard_map, and where it is told not to check."""
-    kind = jax.typeof(x)  # has it under another name from JAX 0.10 on
+    """Return the axes along which `x` may differ; none outside shard_map, or where it is told not to check."""
+    kind = jax.typeof(x)  # renamed in JAX 0.10
     return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
 
 

@@ -1,4 +1,5 @@
-"""Keras models and tensors in and out: the layer, its placement in a model, and conversion from and to Keras's own."""
+"""Provide batch normalization for Keras: the layer, its placement in a model, and conversion from and to Keras's own
+layer."""
 
 from importlib.util import find_spec as _find_spec
 
@@ -10,7 +11,7 @@ except ImportError as error:
     _backends, _absent = ("jax", "torch", "tensorflow"), (error.name or "keras").partition(".")[0]
     if _absent not in _backends:
         raise MissingExtra("evennorm.keras", "keras", _absent) from error
-    # Keras's backend is missing: it takes TensorFlow unless it is told of another.
+    # Keras's backend is missing: by default it is TensorFlow.
     _others = (f"set KERAS_BACKEND={name}, which is installed" for name in _backends if _find_spec(name) is not None)
     raise MissingExtra("evennorm.keras", _absent, _absent, next(_others, None)) from error
 
@@ -25,5 +26,5 @@ __all__ = ["BatchNormalization", "StatisticsMonitor", "convert", "legacy", "plac
 
 
 def __dir__() -> list[str]:
-    """Names of the public API."""
+    """Return the names of the public API."""
     return sorted(__all__)

@@ -13,14 +13,14 @@ from evennorm.keras import initializers
 
 
 class Default(str):
-    """A default that can be told from the same word written by the user."""
+    """A default that can be told from the same string passed by the user."""
 
 
 ZEROS, ONES = Default("zeros"), Default("ones")
 
 
 def initializer(kind: str, new: Any, old: Any) -> Any:
-    """`beta_initializer` or `beta_init` (`kind` is "beta" or "gamma") as a Keras initializer.
+    """Return `beta_initializer` or `beta_init` (`kind` is "beta" or "gamma") as a Keras initializer.
 
     Raises:
         ArgumentError: both were given, or an old name is unknown.
@@ -36,7 +36,7 @@ def initializer(kind: str, new: Any, old: Any) -> Any:
 
 
 def regularizer(value: Any) -> Any:
-    """A regularizer object, a name or a dict of Keras 3 or Keras 1, as a Keras regularizer.
+    """Return a regularizer object, a name or a dict of Keras 3 or Keras 1, as a Keras regularizer.
 
     Keras 1 wrote `{"name": "WeightRegularizer", "l1": 0.0, "l2": 0.01}`; its names `l1`, `l2` and `l1l2` stood for 0.01.
     """
@@ -53,7 +53,7 @@ def regularizer(value: Any) -> Any:
 
 
 def renorm_clipping(value: Mapping[str, float | None] | None) -> dict[str, float | None]:
-    """The clipping bounds of batch renormalization, checked."""
+    """Return the clipping bounds of batch renormalization, checked."""
     clipping = dict(value or {})
     keys = ["rmax", "rmin", "dmax"]
     if set(clipping) - set(keys):
@@ -69,12 +69,12 @@ def renorm_clipping(value: Mapping[str, float | None] | None) -> dict[str, float
 
 
 def momentum(value: float | None) -> float | None:
-    """The weight of the old average, 0 to 1; None for the average over all batches."""
+    """Return the weight of the old average, 0 to 1; None for the average over all batches."""
     return None if value is None else old_weight("momentum", value)
 
 
 def old_weight(name: str, value: float) -> float:
-    """The weight of the old average, 0 to 1, in the argument called `name`."""
+    """Return the weight of the old average, 0 to 1, in the argument called `name`."""
     if value is None or not 0 <= float(value) <= 1:
         raise ArgumentError(
             f"{name} is the weight of the old average, from 0 to 1 (torch's momentum is 1 minus it); received {name}={value}"
@@ -83,7 +83,7 @@ def old_weight(name: str, value: float) -> float:
 
 
 def mode(value: int) -> int:
-    """Keras 1's mode."""
+    """Return `mode`, Keras 1's argument, checked."""
     if value not in (0, 1, 2):
         raise ArgumentError(
             "mode is 0 (moving statistics at inference), 1 (each sample on its own) or 2 (batch statistics always); "
@@ -93,7 +93,7 @@ def mode(value: int) -> int:
 
 
 def virtual_batch_size(value: int | None) -> int | None:
-    """Samples per ghost batch."""
+    """Return `virtual_batch_size`, the number of samples per ghost batch."""
     if value is None:
         return None
     if isinstance(value, bool) or int(value) != value or value < 1:
@@ -104,7 +104,8 @@ def virtual_batch_size(value: int | None) -> int | None:
 
 
 def by_name(weights: Sequence[Any] | None, shape: tuple[int, ...], scale: bool, center: bool) -> dict[str, Any]:
-    """`weights=`, [gamma, beta] or [gamma, beta, mean, variance] of the parameter shape, by the names of the variables.
+    """Return `weights=`, [gamma, beta] or [gamma, beta, mean, variance] of the parameter shape, by the names of the
+    variables.
 
     Raises:
         ArgumentError: another number of arrays, or a layer without gamma or beta.
@@ -127,13 +128,13 @@ def by_name(weights: Sequence[Any] | None, shape: tuple[int, ...], scale: bool, 
 
 
 def fused_slope(activation: Callable[..., Any]) -> float | None:
-    """The slope below zero of an activation that kernels fuse; None for every other one."""
+    """Return the slope below zero of an activation that kernels fuse; None for every other one."""
     slopes = {keras.activations.linear: 1.0, keras.activations.relu: 0.0, keras.activations.leaky_relu: 0.2}
     return slopes.get(activation) if isinstance(activation, Hashable) else None
 
 
 def drop_keras_1_input(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Base layer arguments with Keras 1's `batch_input_shape` and `input_dtype` put in today's words."""
+    """Return base layer arguments in which today's names replace Keras 1's `batch_input_shape` and `input_dtype`."""
     kwargs = dict(kwargs)
     shape = kwargs.pop("batch_input_shape", None)
     kwargs.pop("input_dtype", None)
@@ -143,7 +144,7 @@ def drop_keras_1_input(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_together(**given: bool) -> None:
-    """Refuses two arguments whose meanings contradict each other; the names are those of the arguments."""
+    """Refuse two arguments whose meanings contradict each other; the names are those of the arguments."""
     names = [name for name, is_given in given.items() if is_given]
     if len(names) > 1:
         raise ArgumentError(
@@ -152,7 +153,8 @@ def refuse_together(**given: bool) -> None:
 
 
 def refuse_complex(**given: Any) -> None:
-    """Refuse complex tensors, or dtypes, by the arguments' names: a cast to real numbers would take half of each value."""
+    """Refuse complex tensors or dtypes, naming the argument: a cast to real numbers would drop the imaginary part of each
+    value."""
     for name, value in given.items():
         dtype = "" if value is None else keras.backend.standardize_dtype(getattr(value, "dtype", value))
         if dtype.startswith("complex"):

@@ -14,7 +14,7 @@ from evennorm.keras.graph import copy_layer, graph, models_in, rebuild
 
 
 def without_biases(model: keras.Model, biased: Mapping[keras.Layer, Sequence[keras.Layer]]) -> keras.Model:
-    """A copy of `model` in which some layers have no bias, and the moving means behind them are less by it.
+    """Return a copy of `model` in which some layers have no bias, with the bias subtracted from the moving means after them.
 
     Args:
         model: a Sequential or functional model.
@@ -43,7 +43,7 @@ def without_biases(model: keras.Model, biased: Mapping[keras.Layer, Sequence[ker
 
 
 def can_lose_bias(model: keras.Model) -> set[Operation]:
-    """The operations of a model and of those nested in it, which a copy may have otherwise; none of a subclassed model."""
+    """Return the operations of a model and of those nested in it, which a copy may change; none for a subclassed model."""
     try:
         return {operation for inner in models_in(model) for operation in _operations(inner)}
     except ValueError:
@@ -59,7 +59,7 @@ def _array(variable: Any) -> np.ndarray:
 
 
 def _compile_alike(model: keras.Model, copy: keras.Model) -> None:
-    """Compiles the copy; its optimizer starts anew, but knows how many steps there have been."""
+    """Compile the copy with a new optimizer, whose step count is that of the old one."""
     if not model.compiled:
         return
     try:

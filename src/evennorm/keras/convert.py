@@ -20,7 +20,8 @@ THEIRS = keras.layers.BatchNormalization
 
 
 def convert(model: keras.Model) -> keras.Model:
-    """A copy of `model` with every `keras.layers.BatchNormalization` exchanged for `evennorm.keras.BatchNormalization`.
+    """Return a copy of `model` with every `keras.layers.BatchNormalization` exchanged for
+    `evennorm.keras.BatchNormalization`.
 
     Nested models and layers that wrap others are converted too. Shared layers stay shared; names, weights, trainable flags
     and dtype policies stay as they are, and the outputs are the same within rounding. Classes derived from Keras's layer
@@ -44,7 +45,8 @@ def convert(model: keras.Model) -> keras.Model:
 
 
 def revert(model: keras.Model) -> keras.Model:
-    """A copy of `model` with every `evennorm.keras.BatchNormalization` exchanged for `keras.layers.BatchNormalization`.
+    """Return a copy of `model` with every `evennorm.keras.BatchNormalization` exchanged for
+    `keras.layers.BatchNormalization`.
 
     The way back from `convert`, with the same promises, for models that have to run without evennorm.
 
@@ -78,14 +80,14 @@ def revert(model: keras.Model) -> keras.Model:
 
 
 def _of_evennorm(layer: keras.Layer) -> str | None:
-    """A class or function of evennorm that a layer is, or names in its configuration."""
+    """Return the class or function of evennorm that a layer is, or names in its configuration."""
     if type(layer).__module__.startswith("evennorm."):
         return f"{type(layer).__module__}.{type(layer).__name__}"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about lambdas, which are nobody's
+        warnings.simplefilter("ignore")  # the warning is about lambdas, which belong to no package
         try:
             return _named_in(layer.get_config())
-        except Exception:  # a class that cannot be saved with evennorm either
+        except Exception:  # such a class cannot be saved with evennorm either
             return None
 
 
@@ -102,10 +104,10 @@ def _named_in(config: Any) -> str | None:
 
 
 def _keras_config(config: dict[str, Any], name: str, layer: keras.Layer | None) -> dict[str, Any]:
-    """The configuration of one of our layers as one of Keras's, which Keras alone can read.
+    """Return the configuration of one of our layers as one that Keras alone can read.
 
     Raises:
-        ArgumentError: Keras's layer has no word for it.
+        ArgumentError: Keras's layer has no argument for it.
     """
     axis = config["axis"]
     axis = axis[0] if isinstance(axis, list | tuple) and len(axis) == 1 else axis
@@ -117,7 +119,7 @@ def _keras_config(config: dict[str, Any], name: str, layer: keras.Layer | None) 
         foreign["momentum"] = None
     backend = keras.backend.backend()
     if config["synchronized"] and backend == "jax":
-        config = {**config, "synchronized": False}  # statistics are of the whole batch there; Keras refuses the word
+        config = {**config, "synchronized": False}  # statistics are of the whole batch there, and Keras refuses the argument
     elif config["synchronized"] and backend != "tensorflow":
         foreign["synchronized"] = True
     if foreign:
@@ -130,7 +132,7 @@ def _keras_config(config: dict[str, Any], name: str, layer: keras.Layer | None) 
 
 
 def _initializers(layer: keras.Layer) -> dict[str, Any]:
-    """Those of Keras 1 in Keras's own words."""
+    """Return initializers of Keras's own for those of a layer that are Keras 1's, by the arguments' names."""
     found = {}
     for name in ("beta_initializer", "gamma_initializer", "moving_mean_initializer", "moving_variance_initializer"):
         own = getattr(layer, name)
@@ -141,13 +143,13 @@ def _initializers(layer: keras.Layer) -> dict[str, Any]:
 
 
 Translation = Callable[[dict[str, Any], str, keras.Layer | None], dict[str, Any]]
-"""From the configuration, the name, and the layer itself where it is found."""
+"""A function of the configuration, the name, and the layer itself where it is found."""
 
 
 def _exchanged(
     model: keras.Model, old: tuple[type[keras.Layer], ...], new: type[keras.Layer], translate: Translation
 ) -> keras.Model:
-    """`model` with layers of exactly the classes `old` made into `new`."""
+    """Return `model` with layers of exactly the classes `old` exchanged for `new`."""
     headers = [_header(kind) for kind in old]
 
     def copy(operation: Operation) -> Operation:
@@ -185,7 +187,7 @@ def _holds(layer: keras.Layer, kinds: tuple[type[keras.Layer], ...]) -> bool:
 
 
 def _rewritten(config: Any, headers: list[dict[str, Any]], new: type[keras.Layer], translate: Translation) -> Any:
-    """A configuration with the batch normalizations inside it exchanged."""
+    """Return a configuration with the batch normalizations inside it exchanged."""
     if isinstance(config, list | tuple):
         return type(config)(_rewritten(item, headers, new, translate) for item in config)
     if not isinstance(config, dict):
@@ -202,7 +204,7 @@ def _header(kind: type[keras.Layer]) -> dict[str, Any]:
 
 
 def _compile_alike(model: keras.Model, copy: keras.Model) -> None:
-    """Compiles `copy` as `model` is compiled, and lets its optimizer go on where that of `model` stands."""
+    """Compile `copy` like `model`, and let its optimizer continue where that of `model` stands."""
     if not model.compiled:
         return
     try:

@@ -11,11 +11,11 @@ from evennorm.errors import ArgumentError
 
 ENGINES = ("jax", "torch", "tensorflow", "numpy")
 EXCHANGING = ("jax", "torch", "tensorflow")
-"""Those whose devices can take the statistics of a batch together."""
+"""Backends whose devices can take the statistics of a batch together."""
 
 
 def current_engine() -> Engine:
-    """The engine of the backend that Keras runs on.
+    """Return the engine of the backend that Keras runs on.
 
     Raises:
         ArgumentError: a backend that evennorm has no framework module for.
@@ -43,7 +43,7 @@ def check_synchronized() -> None:
 
 
 def synchronized_engine() -> Engine:
-    """The engine whose statistics are taken over all devices.
+    """Return the engine whose statistics are taken over all devices.
 
     Raises:
         ArgumentError: JAX computes each device's part of the batch as a program of its own.
@@ -58,7 +58,7 @@ def synchronized_engine() -> Engine:
 
 
 def replicas_apart() -> int:
-    """How many replicas normalize parts of a batch, each by its own statistics, where nothing synchronizes them.
+    """Return how many replicas normalize parts of a batch, each by its own statistics, where nothing synchronizes them.
 
     On JAX, arrays that lie on many devices are normalized as one.
     """

@@ -23,7 +23,8 @@ _HALVES = ("float16", "bfloat16")
 
 
 def fold(model: keras.Model) -> tuple[keras.Model, Plan]:
-    """A copy of `model` that predicts the same with fewer layers, and what became of each batch normalization.
+    """Return a copy of `model` that predicts the same with fewer layers, and a plan of what became of each batch
+    normalization.
 
     Each batch normalization becomes part of the convolution, dense layer or embedding behind or in front of which it stands,
     where that is exact; else one `keras.layers.Rescaling`. Computed in float64. Activations that our layers apply stay, as
@@ -56,7 +57,7 @@ def fold(model: keras.Model) -> tuple[keras.Model, Plan]:
 
 
 def _fixed(step: Step, nodes: dict[Operation, list[Node]]) -> str:
-    """Why a batch normalization cannot be taken out of the model; "" if it can."""
+    """Return why a batch normalization cannot be taken out of the model; "" if it can."""
     layer = step.handle
     if type(layer) not in _KINDS:
         return f"it is a {step.kind}, which may compute anything else"
@@ -81,7 +82,7 @@ def layer_axes(layer: Any) -> tuple[int, ...]:
 
 
 class _Rewriting:
-    """Copies a model layer by layer, by a plan."""
+    """A copy of a model, layer by layer, by a plan."""
 
     def __init__(self, network: Network, plan: Plan, nodes: dict[Operation, list[Node]]):
         self._network = network
@@ -122,7 +123,7 @@ class _Rewriting:
         return any("residual" in node.arguments.kwargs for node in self._nodes[layer])
 
     def _activation(self, layer: Any) -> keras.Layer | None:
-        """What a layer of ours applies last, as a layer of the same name unless that one is taken."""
+        """Return the activation that a layer of ours applies last, as a layer of the same name unless the name is taken."""
         activation = getattr(layer, "activation", None)
         if activation in (None, keras.activations.linear):
             return None
@@ -132,7 +133,7 @@ class _Rewriting:
 
 
 def _rescaling(layer: Any, step: Step) -> keras.Layer:
-    """A batch normalization as one scale and shift, which loads without evennorm.
+    """Return a batch normalization as one scale and shift, which loads without evennorm.
 
     In half precision it computes in float32, as batch normalization does: the mean may be large.
     """
@@ -150,7 +151,7 @@ def _rescaling(layer: Any, step: Step) -> keras.Layer:
 
 
 def _summed(layer: Any, first: keras.Layer | None, activation: keras.Layer | None) -> Callable[..., Any]:
-    """What a layer of ours that is called with a residual leaves: the addition, and its activation."""
+    """Return what remains of a layer of ours that is called with a residual: the addition, and its activation."""
     add = layers.Add(name=f"{layer.name}_add", dtype=layer.dtype_policy)
 
     def apply(inputs: Any, *_: Any, residual: Any = None, **__: Any) -> Any:

@@ -21,12 +21,12 @@ Node = Any  # keras.src.ops.node.Node: one call of one operation
 
 
 def is_model(operation: Operation) -> bool:
-    """Whether an operation is a Sequential or functional model, whose layers can be read."""
+    """Return whether an operation is a Sequential or functional model, whose layers can be read."""
     return isinstance(operation, keras.Sequential | Functional)
 
 
 def graph(model: keras.Model) -> Functional:
-    """The graph of calls behind a Sequential or functional model.
+    """Return the graph of calls behind a Sequential or functional model.
 
     Raises:
         ArgumentError: anything else, whose layers are not written down anywhere but in its code; or no input shape yet.
@@ -50,19 +50,19 @@ def graph(model: keras.Model) -> Functional:
 
 
 def calls(model: keras.Model) -> list[Node]:
-    """Every call of the model in the order of execution, those of its inputs included."""
+    """Return every call of the model in the order of execution, those of its inputs included."""
     by_depth = graph(model)._nodes_by_depth
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
 
 
 def data_inputs(node: Node) -> list[Tensor]:
-    """The tensors that a call reads as data: Keras records the masks that it fills in as arguments too."""
+    """Return the tensors that a call reads as data: Keras records the masks that it fills in as arguments too."""
     keywords = {key: x for key, x in node.arguments.kwargs.items() if key != "mask" and not key.endswith("_mask")}
     return [x for x in keras.tree.flatten((node.arguments.args, keywords)) if isinstance(x, Tensor)]
 
 
 def models_in(model: keras.Model) -> Iterator[keras.Model]:
-    """The model and those nested in it at any depth, each once."""
+    """Yield the model and those nested in it at any depth, each once."""
     waiting, seen = [model], set()
     while waiting:
         found = waiting.pop()
@@ -74,7 +74,7 @@ def models_in(model: keras.Model) -> Iterator[keras.Model]:
 
 @dataclass(frozen=True)
 class Insertions:
-    """New layers by the call that they stand in front of or behind, in the order of the data."""
+    """New layers by the call that they come before or after, in the order of the data."""
 
     before: Mapping[Node, Sequence[keras.Layer]] = field(default_factory=dict)
     after: Mapping[Node, Sequence[keras.Layer]] = field(default_factory=dict)
@@ -86,17 +86,17 @@ class Insertions:
 def rebuild(
     model: keras.Model, copy: Callable[[Operation], Operation | None], insertions: Insertions | None = None
 ) -> keras.Model:
-    """A new model of new layers, with the state of the old ones.
+    """Build a new model of new layers, with the state of the old ones.
 
     Nested models are rebuilt too, and what was shared stays shared. The original is left as it was, and the result is not
     compiled.
 
     Args:
         model: a Sequential or functional model.
-        copy: gives the layer that takes the place of one of the old model, or None to leave it out; in functional models
+        copy: returns the layer that replaces one of the old model, or None to leave it out; in functional models
             also a function that is called in its place. Weights are carried over by their order where both have as many,
             else by their names.
-        insertions: layers to put in front of or behind calls of the old model's layers.
+        insertions: layers to put before or after calls of the old model's layers.
 
     Raises:
         ArgumentError: a model that cannot be read, or a layer that its configuration does not reproduce.
@@ -116,7 +116,7 @@ def rebuild(
 
 
 class _Rebuilder:
-    """Remembers what became of each layer, so that shared ones stay shared."""
+    """The copying of a model, with a record of what became of each layer, so that shared ones stay shared."""
 
     def __init__(self, copy: Callable[[Operation], Operation | None], insertions: Insertions):
         self._copy = copy
@@ -124,7 +124,7 @@ class _Rebuilder:
         self._copies: dict[Operation, Operation | None] = {}
 
     def pairs(self) -> list[tuple[keras.Layer, keras.Layer]]:
-        """Old and new layers, a nested model before its layers."""
+        """Return old and new layers, a nested model before its layers."""
         kind = keras.Layer
         found = [(old, new) for old, new in self._copies.items() if isinstance(old, kind) and isinstance(new, kind)]
         return found[::-1]
@@ -148,7 +148,7 @@ class _Rebuilder:
                 *([layer] if layer else []),
                 *self._insertions.after.get(node, ()),
             ]
-        layers = layers or [keras.layers.Identity()]  # a model of nothing but what was left out
+        layers = layers or [keras.layers.Identity()]  # everything in the model was left out
         return type(model)([_new_input(model.inputs[0]), *layers], name=model.name)
 
     def _functional(self, model: keras.Model) -> keras.Model:
@@ -158,7 +158,8 @@ class _Rebuilder:
         applied: dict[tuple[int, int], Tensor] = {}
 
         def apply(layers: Sequence[keras.Layer], tensor: Tensor) -> Tensor:
-            """Two readers of one tensor that ask for the same layer get one call, whose statistics move once a step."""
+            """Call each layer once per tensor: two readers that ask for the same layer share the call, whose statistics move
+            once a step."""
             for layer in layers:
                 key = (id(layer), id(tensor))
                 tensor = applied[key] = applied[key] if key in applied else layer(tensor)
@@ -186,7 +187,8 @@ class _Rebuilder:
 
 
 def _understood(operation: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The keywords that an operation takes: Keras notes a mask and a mode that one of another class may not know."""
+    """Return the keyword arguments that an operation takes: Keras records a mask and a mode that another class may not
+    know."""
     if not isinstance(operation, keras.Layer):
         return kwargs
     known = inspect.signature(operation.call).parameters.values()
@@ -197,14 +199,14 @@ def _understood(operation: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _new_input(tensor: Tensor) -> Tensor:
-    layer = tensor._keras_history.operation  # the tensor's own name is another
+    layer = tensor._keras_history.operation  # the tensor has another name
     return keras.Input(
         batch_shape=tensor.shape, dtype=tensor.dtype, sparse=tensor.sparse, name=layer.name, optional=layer.optional
     )
 
 
 def copy_layer(operation: Operation, **changes: Any) -> Operation:
-    """A new layer of the same configuration but for `changes`; its state is not copied yet.
+    """Return a new layer of the same configuration except for `changes`; its state is not copied yet.
 
     Raises:
         ArgumentError: the layer's configuration does not reproduce it.
@@ -235,7 +237,7 @@ def copy_layer(operation: Operation, **changes: Any) -> Operation:
 
 
 def copy_state(old: keras.Layer, new: keras.Layer) -> None:
-    """Copies weights, the states of random seeds, and the tables of preprocessing layers."""
+    """Copy weights, the states of random seeds, and the tables of preprocessing layers."""
     if len(old.weights) == len(new.weights):
         pairs = list(zip(old.weights, new.weights, strict=True))
     else:
@@ -259,7 +261,7 @@ def _seeds(layer: keras.Layer) -> list[keras.Variable]:
 
 
 def _copy_trainable(pairs: Iterable[tuple[keras.Layer, keras.Layer]]) -> None:
-    """Sets the flags from the outside to the inside, since each setting reaches all inner layers."""
+    """Set the flags from the outside to the inside, since setting one changes all inner layers."""
     models = [(old, new) for old, new in pairs if is_model(old)]
     layers = [(old, new) for old, new in pairs if not is_model(old)]
     for old, new in models:

@@ -17,11 +17,11 @@ _SAME: dict[str, Callable[[int | None], keras.initializers.Initializer]] = {
     "uniform": lambda seed: keras.initializers.RandomUniform(-0.05, 0.05, seed=seed),
     "normal": lambda seed: keras.initializers.RandomNormal(0.0, 0.05, seed=seed),
 }
-"""Those that Keras 3 has under other names: a model that uses them is loaded without evennorm."""
+"""Initializers that Keras 3 has under other names: a model that uses them is loaded without evennorm."""
 
 
 def from_keras_1(value: Any, name: str) -> Any:
-    """An old initializer for a vector of weights called `name`.
+    """Return an old initializer for a vector of weights called `name`.
 
     Raises:
         ArgumentError: a name that Keras 1 did not know.
@@ -36,7 +36,7 @@ def from_keras_1(value: Any, name: str) -> Any:
 
 
 def of_keras(value: Any, shape: tuple[int, ...]) -> Any:
-    """An initializer for weights of this shape that Keras alone can load, of the same distribution.
+    """Return an initializer for weights of this shape that Keras alone can load, of the same distribution.
 
     What no initializer of Keras draws (orthogonal, a callable of Keras 1's form) becomes the values themselves.
     """
@@ -57,7 +57,7 @@ Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
 
 def _fan(shape: tuple[int, ...]) -> float:
-    """Keras 1 had no fans for a vector and took the square root of its size for both."""
+    """Return Keras 1's fan of a vector: the square root of its size, both in and out."""
     return sqrt(prod(shape))
 
 
@@ -74,7 +74,8 @@ def _normal_of(variance: float) -> Draw:
 
 
 def _orthogonal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """A vector is a matrix of one column, whose only orthonormal column is a unit vector; 1.1 is Keras 1's scale."""
+    """Return an orthogonal vector: as a matrix of one column, its only orthonormal column is a unit vector; 1.1 is Keras 1's
+    scale."""
     column = rng.normal(size=shape)
     return 1.1 * column / np.linalg.norm(column)
 
@@ -121,7 +122,7 @@ class Keras1Initializer(keras.initializers.Initializer):
         return keras.ops.convert_to_tensor(_DRAW[self.name](np.random.default_rng(self.seed), tuple(shape)), dtype)
 
     def get_config(self) -> dict[str, Any]:
-        return {"name": self.name, "seed": self.given_seed}  # of one that was not given, as little as Keras says
+        return {"name": self.name, "seed": self.given_seed}  # a seed that was not given is left out, as in Keras
 
 
 @keras.saving.register_keras_serializable(package="evennorm")

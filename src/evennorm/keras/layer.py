@@ -1,4 +1,4 @@
-"""The Keras layer: casting, weights and state around the engines' batch normalization."""
+"""Provide the Keras layer: casting, weights and state around the backends' batch normalization."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Shape = tuple[int | None, ...]
 
 @keras.saving.register_keras_serializable(package="evennorm")
 class BatchNormalization(keras.layers.Layer):
-    """Normalizes each channel to mean 0 and variance 1 over the batch, then scales and shifts it.
+    """Normalization of each channel to mean 0 and variance 1 over the batch, followed by a scale and an offset.
 
         y = activation(gamma * (x - mean) / sqrt(variance + epsilon) + beta [+ residual])
 
@@ -203,20 +203,21 @@ class BatchNormalization(keras.layers.Layer):
         return ops.sqrt(self._initializer("moving_variance")(shape, dtype=dtype))
 
     def _initializer(self, name: str) -> Any:
-        """The argument of that name, or the value that `weights=` gave: assigned later, it would be lost in a lazy build."""
+        """Return the argument of that name, or the value that `weights=` gave: a lazy build would overwrite a later
+        assignment."""
         value = self._given_weights.get(name)
         own = getattr(self, f"{name}_initializer")
         return own if value is None else (lambda shape, dtype=None: ops.convert_to_tensor(value, dtype))
 
     @property
     def variables(self) -> list[Any]:
-        """Keras's list of all state; on JAX, whose steps are functions of it, the layer's bookkeeping stands behind it."""
+        """Keras's list of all state; on JAX, whose steps are functions of it, followed by the layer's bookkeeping."""
         functional = keras.backend.backend() == "jax" and self._bookkeeping is not None
         return super().variables + (self._bookkeeping.variables if functional else [])
 
     @property
     def skipped_batches(self) -> int:
-        """How many training batches left the moving statistics alone: not finite, empty or masked throughout."""
+        """Number of training batches that left the moving statistics alone: not finite, empty or masked throughout."""
         return 0 if self._bookkeeping is None else int(ops.convert_to_numpy(self._bookkeeping.skipped_batches))
 
     # Computation
@@ -228,7 +229,7 @@ class BatchNormalization(keras.layers.Layer):
         mask = inputs_mask if mask is None else mask
         x = inputs
         arguments.refuse_complex(inputs=x, residual=residual)
-        if not keras.backend.is_float_dtype(x.dtype):  # whole numbers: 257 has no bfloat16
+        if not keras.backend.is_float_dtype(x.dtype):  # integers: 257 is no bfloat16
             x = ops.cast(x, keras.backend.result_type(x.dtype, "float32", self.variable_dtype))
         geometry = self._geometry(tuple(x.shape))
         if self.mode == 1:
@@ -269,7 +270,7 @@ class BatchNormalization(keras.layers.Layer):
         return normalize_samples(self._engine.xp, wide, gamma, beta, self.epsilon, geometry)
 
     def _call(self, x: Any, geometry: Geometry, fixed_stats: bool = False) -> Call:
-        """Return what an engine computes for this layer, the activation included where kernels fuse it."""
+        """Return the settings of a call for the engine, with the activation where kernels fuse it."""
         slope = arguments.fused_slope(self.activation)
         slope = 1.0 if slope is None else slope
         group_size = None if fixed_stats else self.virtual_batch_size
@@ -283,19 +284,19 @@ class BatchNormalization(keras.layers.Layer):
     def _finished(self, y: Any, residual: Any) -> Any:
         return self.activation(y if residual is None else y + ops.cast(residual, y.dtype))
 
-    # Shapes, dtypes, words
+    # Shapes, dtypes, configuration
 
     def _geometry(self, shape: Shape) -> Geometry:
-        """The geometry of an input, with the sizes of the channel that a graph may have forgotten."""
+        """Return the geometry of an input, with the channel sizes that a graph may have lost."""
         axis = -1 if self.mode == 1 else self.axis
-        shape = tuple(size if isinstance(size, int) else None for size in shape)  # exporters put symbols for sizes
+        shape = tuple(size if isinstance(size, int) else None for size in shape)  # exporters replace sizes by symbols
         if self._built_shape is not None:
             kept = Geometry(self._built_shape, axis).axis
             shape = tuple(self._built_shape[a] if a in kept else size for a, size in enumerate(shape))
         return Geometry(shape, axis)
 
     def _wide(self, value: Any, x: Any) -> Any:
-        """`value` in the precision that `x` is computed in; None stays None."""
+        """Return `value` in the precision that `x` is computed in; None stays None."""
         dtype = "float64" if keras.backend.standardize_dtype(x.dtype) == "float64" else "float32"
         return None if value is None else ops.cast(value, dtype)
 
@@ -350,7 +351,7 @@ class BatchNormalization(keras.layers.Layer):
         return f"<BatchNormalization name={self.name}, axis={self.axis}, built={self.built}, kernel={kernel} on {engine}>"
 
     def get_config(self) -> dict[str, Any]:
-        """Keras 3's keys, and beyond them only what differs from its default, so that Keras's layer can read it."""
+        """Return Keras 3's keys, and others only where they differ from their default, so that Keras's layer can read it."""
         own = {
             "mode": (self.mode, 0),
             "activation": (keras.activations.serialize(self.activation), "linear"),

@@ -1,4 +1,4 @@
-"""Keras 1's names for what has others today: programs of 2016 import them from here."""
+"""Provide Keras 1's names for what has other names today, for programs of 2016 to import."""
 
 from __future__ import annotations
 
@@ -74,28 +74,28 @@ class Bidirectional(keras.layers.Bidirectional):
 
 
 def WeightRegularizer(l1: float = 0.0, l2: float = 0.0) -> keras.regularizers.Regularizer:  # noqa: N802
-    """The penalty l1 * sum |w| + l2 * sum w^2."""
+    """Return the penalty l1 * sum |w| + l2 * sum w^2."""
     return keras.regularizers.L1L2(l1=l1, l2=l2)
 
 
 def l1(l: float = 0.01) -> keras.regularizers.Regularizer:  # noqa: E741
-    """The penalty l * sum |w|."""
+    """Return the penalty l * sum |w|."""
     return WeightRegularizer(l1=l)
 
 
 def l2(l: float = 0.01) -> keras.regularizers.Regularizer:  # noqa: E741
-    """The penalty l * sum w^2."""
+    """Return the penalty l * sum w^2."""
     return WeightRegularizer(l2=l)
 
 
 def l1l2(l1: float = 0.01, l2: float = 0.01) -> keras.regularizers.Regularizer:
-    """The penalty l1 * sum |w| + l2 * sum w^2."""
+    """Return the penalty l1 * sum |w| + l2 * sum w^2."""
     return WeightRegularizer(l1=l1, l2=l2)
 
 
 @keras.saving.register_keras_serializable(package="evennorm", name="keras1_hard_sigmoid")
 def hard_sigmoid(x: Any) -> Any:
-    """clip(0.2 x + 0.5, 0, 1), as in Keras 1 and 2; Keras 3's has the slope 1/6.
+    """Return clip(0.2 x + 0.5, 0, 1), as in Keras 1 and 2; Keras 3's has the slope 1/6.
 
     Example:
         >>> import numpy as np

@@ -18,7 +18,7 @@ _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTran
 _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 _SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 _FOLDABLE = (layers.Dense, layers.Embedding, *_CONVOLUTIONS, *_TRANSPOSED, *_DEPTHWISE, *_SEPARABLE)
-"""Of exactly these classes: those derived from them may compute anything else."""
+"""Linear layers of exactly these classes; derived classes may compute anything else."""
 
 _NOTHING_AT_INFERENCE = (layers.GaussianNoise, layers.ActivityRegularization, layers.Identity)
 _CROPPINGS = (layers.Cropping1D, layers.Cropping2D, layers.Cropping3D)
@@ -27,7 +27,7 @@ _PADDED = "pads its input with zeros, which are not shifted"
 
 
 class Describer:
-    """What steps of one network compute; only layers in `within` can be changed."""
+    """A description of what steps of one network compute; only layers in `within` can be changed."""
 
     def __init__(self, network: Network, within: Collection[Operation]):
         self._network = network
@@ -108,7 +108,7 @@ def _border(layer: Any) -> str:
 
 
 def kernels(layer: Any) -> list[tuple[keras.Variable, Layout]]:
-    """The kernels of a linear layer in the order they are applied, and how they lie."""
+    """Return the kernels of a linear layer in the order they are applied, and their memory layout."""
     if type(layer) in _SEPARABLE:
         return [
             (layer.depthwise_kernel, _depthwise(layer.depthwise_kernel.shape)),
@@ -134,11 +134,11 @@ def _depthwise(shape: tuple[int, ...]) -> Layout:
 
 
 def write(layer: Any, maps: tuple[Linear, ...]) -> None:
-    """Gives a linear layer with a bias, or an embedding, other kernels."""
+    """Set the kernels of a linear layer with a bias, or of an embedding."""
     for (variable, layout), linear in zip(kernels(layer), maps, strict=True):
         kernel = linear.kernel
         if isinstance(layer, layers.Embedding) and linear.bias is not None:
-            kernel = kernel + linear.bias.reshape(1, -1, 1, 1)  # each output is one row, and no sum
+            kernel = kernel + linear.bias.reshape(1, -1, 1, 1)  # each output is one row, not a sum
         _assign(variable, layout.restored(kernel, tuple(variable.shape)))
     if not isinstance(layer, layers.Embedding):
         bias: Any = maps[-1].bias
@@ -150,6 +150,6 @@ def _assign(variable: keras.Variable, values: np.ndarray) -> None:
 
 
 def array_of(variable: Any) -> np.ndarray:
-    """Its values; bfloat16, of which NumPy makes no float64, as float32."""
+    """Return the values of a variable; bfloat16, which NumPy cannot convert to float64, as float32."""
     dtype = keras.backend.standardize_dtype(variable.dtype)
     return np.array(keras.ops.convert_to_numpy(keras.ops.cast(variable, "float32") if dtype == "bfloat16" else variable))

@@ -53,7 +53,7 @@ class StatisticsMonitor(keras.callbacks.Callback):
         self._together = int(getattr(self.model, "steps_per_execution", 1) or 1)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        of_epoch = self.params.get("steps")  # where it is known, the last execution of an epoch may be a shorter one
+        of_epoch = self.params.get("steps")  # where known: the last execution of an epoch may be shorter
         self._now = min(self._together, of_epoch - batch) if of_epoch else self._together
         self._recorder.before(self._now)
 
@@ -64,7 +64,7 @@ class StatisticsMonitor(keras.callbacks.Callback):
         self._recorder.close()
 
     def _read(self) -> States:
-        model = self.model  # on JAX, Keras brings the variables up to date where this is asked for
+        model = self.model  # on JAX, reading this makes Keras update the variables
         layers = layers_by_path(model)
         states = read_states(model)
         return {path: (state, getattr(layers[path], "skipped_batches", None)) for path, state in states.items()}

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 
 def follow(layer: BatchNormalization, engine: Engine, bookkeeping: Bookkeeping, moments: Moments) -> None:
-    """Lets the moving statistics follow one batch."""
+    """Update the moving statistics by one batch."""
     if not _in_place(layer, engine, bookkeeping, moments):
         _by_assignment(layer, engine.xp, bookkeeping, moments)
 
 
 def _in_place(layer: BatchNormalization, engine: Engine, bookkeeping: Bookkeeping, moments: Moments) -> bool:
-    """The same in one call, where the engine has one: in torch's eager mode many small operations outlast the large ones."""
+    """Update in one call, where the engine has one: in torch's eager mode many small operations cost more than large
+    ones."""
     if layer.momentum is None or layer.renorm or in_stateless_scope():
         return False
     variables = layer.moving_mean, bookkeeping.moving_mean_low, layer.moving_variance
@@ -54,7 +55,7 @@ def _by_assignment(layer: BatchNormalization, xp: Namespace, bookkeeping: Bookke
 def renormalized(
     layer: BatchNormalization, xp: Namespace, xhat: Any, geometry: Geometry, moments: Moments, mask: Any = None
 ) -> Any:
-    """A normalized batch, corrected by its distance from the moving statistics, then scaled and shifted."""
+    """Correct a normalized batch by its distance from the moving statistics, then scale and shift it."""
     batch = running.summary(xp, moments)
     mean, stddev = _flat(layer.renorm_mean, batch.mean), _flat(layer.renorm_stddev, batch.mean)
     r, d = renorm.correction(xp, batch, mean, stddev, layer.epsilon, layer.renorm_clipping or {})
@@ -64,7 +65,7 @@ def renormalized(
     scale, offset = (ops.reshape(value, geometry.broadcast_shape) for value in (scale, offset))
     if mask is None:
         return wide * scale + offset
-    # What the mask hides and is not finite acts on no derivative, not even as 0 * NaN.
+    # Masked values that are not finite change no derivative, not even as 0 * NaN.
     sizes = xp.shape(wide)
     counts = geometry.mask_view(xp, xp.boolean(mask), sizes)
     counts = geometry.restore(xp, xp.broadcast_to(counts, xp.shape(geometry.view(xp, wide))), sizes)
@@ -105,5 +106,6 @@ def _follow_renorm(layer: BatchNormalization, xp: Namespace, batch: running.Batc
 
 
 def _flat(variable: Any, like: Any) -> Any:
-    """A variable of the parameter shape as (channel,), in the precision of a statistic: float32, or float64 where x is."""
+    """Return a variable of the parameter shape as (channel,), in the precision of a statistic: float32, or float64 for
+    float64 x."""
     return ops.reshape(ops.cast(variable, like.dtype), like.shape)

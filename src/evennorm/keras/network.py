@@ -27,7 +27,7 @@ _Makers = dict[int, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class _Mode:
-    """What calls say about training: code that calls a layer decides it, a functional model's calls do not.
+    """The training mode that calls ask for: code that calls a layer decides it, a functional model's calls do not.
 
     In Keras 3 `fit` and `predict` pass their own mode to each layer of a functional model, whatever was
     said when it was called to build the model.
@@ -44,7 +44,7 @@ class _Mode:
 
 
 def network(model: keras.Model) -> Network:
-    """The calls of a model's layers and what flows between them.
+    """Read the calls of a model's layers and what flows between them.
 
     Models and layers that call others from their own code are read by running that code on symbols, in which nothing is
     computed and nothing of the model changes. Where that fails, or where there is no input shape yet, their layers are
@@ -72,7 +72,7 @@ def network(model: keras.Model) -> Network:
 
 
 class _Reader:
-    """Writes down steps; what flows is told apart by the identity of symbolic tensors."""
+    """A list of steps. Symbolic tensors are told apart by their identity."""
 
     def __init__(self, optimizer: Any):
         self.steps: list[Step] = []
@@ -82,7 +82,7 @@ class _Reader:
         self._taken: dict[str, int] = {}
 
     def whole(self, model: keras.Model) -> list[str]:
-        """Reads the model itself; names of the steps that make its outputs."""
+        """Read the model itself; return the names of the steps that make its outputs."""
         found = model if _is_graph(model) else None
         if found is None:
             found = self._traced_model(model)
@@ -97,7 +97,7 @@ class _Reader:
         return self._graph(found, names, "", _Mode(from_code=found is not model))
 
     def _graph(self, model: keras.Model, names: _Makers, prefix: str, mode: _Mode) -> list[str]:
-        """Reads a graph whose inputs are made by known steps; names of the steps that make its outputs."""
+        """Read a graph whose inputs are made by known steps; return the names of the steps that make its outputs."""
         for node in _without_masks(model):
             if not node.is_input:
                 made = self._call(node, names, prefix, mode)
@@ -105,7 +105,7 @@ class _Reader:
         return _unique(name for x in graph(model).outputs for name in names[id(x)])
 
     def _call(self, node: Node, names: _Makers, prefix: str, mode: _Mode) -> list[tuple[str, ...]]:
-        """Reads one call; the steps that make each of its outputs."""
+        """Read one call; return the steps that make each of its outputs."""
         operation = node.operation
         path = self._path(operation, prefix)
         given = data_inputs(node)
@@ -126,7 +126,7 @@ class _Reader:
         return [makers[id(x)] for x in within.outputs]
 
     def _path(self, operation: Operation, prefix: str) -> str:
-        """A layer's path is where it is first met, so that one which is shared keeps one."""
+        """Return the path at which a layer is first met, so that a shared layer has one path."""
         if operation not in self._paths:
             self._paths[operation] = f"{prefix}{operation.name}"
         return self._paths[operation]
@@ -134,13 +134,13 @@ class _Reader:
     def _add(
         self, operation: Operation, path: str, inputs: Sequence[str], output: Tensor | None, mode: _Mode | None = None
     ) -> tuple[str, ...]:
-        """Appends a step; its name."""
+        """Append a step and return its name."""
         number = self._taken[path] = self._taken.get(path, 0) + 1
         name = path if number == 1 else f"{path}#{number}"
         role = role_of(operation)
         shape = None if output is None else tuple(output.shape)
         state = batch_norm_state(getattr(operation, "layer", operation), path) if role is Role.BATCH_NORM else None
-        if state is not None and keras.backend.backend() == "jax":  # on arrays that lie on many devices as on one
+        if state is not None and keras.backend.backend() == "jax":  # arrays on many devices count as one
             state = replace(state, synchronized=True)
         self.steps.append(
             Step(
@@ -166,7 +166,7 @@ class _Reader:
         return (name,)
 
     def _decayed(self, layer: Any) -> tuple[str, ...]:
-        """By a regularizer of the layer, or by the optimizer's weight decay."""
+        """Return which parameters a regularizer of the layer, or the optimizer's weight decay, pulls to 0."""
         optimizer = self._optimizer
         decaying = optimizer is not None and getattr(optimizer, "weight_decay", None)
         found = []
@@ -183,7 +183,7 @@ class _Reader:
     # Layers that call others from their own code
 
     def _listed(self, holder: keras.Layer, prefix: str) -> None:
-        """Its layers in the order they were made, without what flows between them."""
+        """Add the layers in the order they were made, without what flows between them."""
         for layer in holder._layers:
             if isinstance(layer, keras.Model) or _is_composed(layer):
                 self._listed(layer, f"{prefix}{layer.name}/")
@@ -191,7 +191,7 @@ class _Reader:
                 self._add(layer, self._path(layer, prefix), (), None)
 
     def _traced_model(self, model: keras.Model) -> keras.Model | None:
-        """A subclassed model's code as a graph."""
+        """Return a subclassed model's code as a graph."""
         shapes = _built_shapes(model)
         if shapes is None:
             self._gap(model.name, model, "it has no input shape yet; call it on a batch, or give it a keras.Input")
@@ -204,7 +204,7 @@ class _Reader:
         return self._run(model, model.name, inputs, (inputs,), {})
 
     def _traced(self, layer: keras.Layer, arguments: Any, path: str) -> tuple[keras.Model | None, list[Tensor]]:
-        """A composed layer's code as a graph over new inputs, and the tensors of the call that these stand for."""
+        """Return a composed layer's code as a graph over new inputs, and the tensors of the call that these stand for."""
         fresh: dict[int, Tensor] = {}
         given: list[Tensor] = []
 
@@ -228,7 +228,7 @@ class _Reader:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return keras.Model(inputs, layer.call(*args, **kwargs))
-        except Exception as error:  # its code may do anything
+        except Exception as error:  # its code may raise anything
             self._gap(path, layer, f"its code does not run on symbols ({first_line(error)})")
             return None
 
@@ -237,7 +237,7 @@ class _Reader:
 
 
 def batch_norm_state(layer: Any, path: str) -> BatchNormState:
-    """What a batch-normalization layer of Keras or of evennorm is set to and holds."""
+    """Return the settings and arrays of a batch-normalization layer of Keras or evennorm."""
     axis = layer.axis if isinstance(layer.axis, tuple | list) else (layer.axis,)
     ours = isinstance(layer, BatchNormalization)
     updates = getattr(layer, "num_batches", None)
@@ -266,7 +266,7 @@ def batch_norm_state(layer: Any, path: str) -> BatchNormState:
 
 @contextmanager
 def _unrecorded(model: keras.Model) -> Iterator[None]:
-    """Forgets the calls that reading makes: a layer's `input` and `output` are those of its first or only call."""
+    """Forget the calls that reading makes: a layer's `input` and `output` are those of its first or only call."""
     found = list(model._flatten_layers())
     before = [len(layer._inbound_nodes) for layer in found]
     try:
@@ -277,7 +277,7 @@ def _unrecorded(model: keras.Model) -> Iterator[None]:
 
 
 def _mode_of_call(node: Node) -> bool | None:
-    """What a call says about training; None where it says nothing, which Keras writes down as the default of the layer's."""
+    """Return the mode that a call asks for; None where it asks for none, which Keras records as the layer's default."""
     said = node.arguments.kwargs.get("training")
     code = inspect.signature(node.operation.call).parameters.get("training")
     return None if said is None or code is None or said is code.default else bool(said)
@@ -292,7 +292,7 @@ def _is_graph(operation: Operation) -> bool:
 
 
 def _is_composed(operation: Operation) -> bool:
-    """Whether a layer of somebody's own, or a model that is no graph, calls layers that batch normalization may be among."""
+    """Return whether a user's layer, or a model that is no graph, calls layers among which may be batch normalization."""
     if not isinstance(operation, keras.Layer) or isinstance(operation, layers.Wrapper):
         return False
     foreign = isinstance(operation, keras.Model) or not type(operation).__module__.startswith(("keras.", "evennorm."))
@@ -300,7 +300,7 @@ def _is_composed(operation: Operation) -> bool:
 
 
 def _without_masks(model: keras.Model) -> list[Node]:
-    """The calls that the outputs are made of, and not only a mask, in the order of execution."""
+    """Return the calls that make the outputs, rather than only a mask, in the order of execution."""
     every = calls(model)
     producer = {id(x): node for node in every for x in node.outputs}
     wanted, waiting = set(), [producer[id(x)] for x in graph(model).outputs]

@@ -1,4 +1,4 @@
-"""Make Keras's own layer, group and RMS normalization for the places where batch normalization would stand."""
+"""Make Keras's own layer, group and RMS normalization in the places of batch normalization."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from evennorm.errors import ArgumentError
 from evennorm.keras.layer import BatchNormalization
 
 NORMS = ("batch", "layer", "group", "rms")
-"""Batch normalization, and the layers of Keras that know no batch."""
+"""Batch normalization, and the layers of Keras that do not depend on the batch."""
 
 MOST_GROUPS = 32
-"""As in the paper on group normalization (Wu and He 2018, arXiv 1803.08494)."""
+"""The most groups, as in the paper on group normalization (Wu and He 2018, arXiv 1803.08494)."""
 
 _CLASSES = {
     "batch": BatchNormalization,
@@ -28,7 +28,7 @@ SETTLED = {"axis", "groups", "name", "dtype", "trainable", "activation", "weight
 
 
 def made(norm: str, tensor: Tensor, axis: int, name: str, **options: Any) -> keras.Layer:
-    """A normalization of `tensor`, whose channel axis is known.
+    """Make a normalization of `tensor`, whose channel axis is known.
 
     Layer and RMS normalization take what one sample has: all of an image (height, width and channels), or the channels of
     each step of a sequence. Group normalization takes groups of channels.
@@ -64,8 +64,8 @@ def made(norm: str, tensor: Tensor, axis: int, name: str, **options: Any) -> ker
 
 
 def groups_of(tensor: Tensor, axis: int) -> int:
-    """How many groups: the most, up to 32, that divide the channels and have two of them at least, since a dense layer's
-    group of one would hold a single value. A single channel of an image is a group of all of its pixels.
+    """Return the number of groups: the most, up to 32, that divide the channels and have at least two of them, since a dense
+    layer's group of one would hold a single value. A single channel of an image is a group of all its pixels.
 
     Raises:
         ArgumentError: there is a single value.
@@ -86,14 +86,14 @@ def groups_of(tensor: Tensor, axis: int) -> int:
 
 
 def has_beta(norm: str, options: dict[str, Any]) -> bool:
-    """Whether the layer adds an offset to each channel, which takes the place of a bias in front of it."""
+    """Return whether the layer adds an offset to each channel, which replaces the bias of the layer before it."""
     if norm == "rms":
         return False
     return bool(options.get("center", True)) and options.get("mode", 0) != 1
 
 
 def check(norm: str, options: dict[str, Any]) -> None:
-    """Refuses a word that is no normalization, and arguments that its layer does not take, also where nothing is placed.
+    """Refuse a name that is no normalization, and arguments that its layer does not take, even where nothing is placed.
 
     Raises:
         ArgumentError: one of these, named.

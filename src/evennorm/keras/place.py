@@ -29,7 +29,7 @@ Where = str | Callable[[keras.Layer], str | None] | Mapping[str, str | None]
 
 
 def place(model: keras.Model, where: Where, drop_bias: bool = True, *, norm: str = "batch", **options: Any) -> keras.Model:
-    """A copy of `model` with batch normalization in one place of each hidden layer, and nowhere else.
+    """Return a copy of `model` with batch normalization in one place of each hidden layer, and nowhere else.
 
     Batch normalization that the model already has is taken out first, so that placements of one model can be compared; a
     layer whose bias that one stood in for gets its bias, zero. Everything else is copied with its weights, names, dtype
@@ -46,7 +46,7 @@ def place(model: keras.Model, where: Where, drop_bias: bool = True, *, norm: str
             nested in it are rewritten too. What is shared stays shared: a layer with weights that is called twice gets one
             normalization, called twice.
         where: "none"; "before", between a layer and its activation, for which an activation that the layer applies itself
-            becomes a layer of its own; "after", behind the activation; "input", as the first layer behind every input of
+            becomes a layer of its own; "after", after the activation; "input", as the first layer after every input of
             numbers, but for what must see raw values or tells which axis is the channel (preprocessing, masking, reshaping).
             Or a function that is called with each hidden layer and returns None, "before" (only for layers with or of an
             activation) or "after" (directly behind any layer). Or a mapping from names of hidden layers to these words;
@@ -99,7 +99,7 @@ def place(model: keras.Model, where: Where, drop_bias: bool = True, *, norm: str
 
 
 def sites(model: keras.Model) -> list[str]:
-    """Names of the hidden layers that have a place before and a place after an activation, in the order of execution.
+    """Return the names of the hidden layers that have a place before and after an activation, in the order of execution.
 
     Example:
         >>> import keras
@@ -112,7 +112,7 @@ def sites(model: keras.Model) -> list[str]:
 
 
 def _hidden(model: keras.Model) -> list[keras.Layer]:
-    """The hidden layers of a model and of those nested in it, each once."""
+    """Return the hidden layers of a model and of those nested in it, each once."""
     outer, *nested = [Sites(found) for found in models_in(model)]
     output_part = outer.output_part()
     found: dict[keras.Layer, None] = {}
@@ -170,7 +170,7 @@ class _Plan:
     # Reading
 
     def read(self, sites: Sites, output_part: set[Operation]) -> None:
-        """Decides for every hidden layer of one model."""
+        """Decide for every hidden layer of one model."""
         for node in sites.calls:
             operation = node.operation
             if isinstance(operation, BatchNormalization) and not is_normalization(operation):
@@ -224,7 +224,7 @@ class _Plan:
         self.after[node] = [self._normalization(sites, node.outputs[0], node.operation)]
 
     def normalize_inputs(self, sites: Sites) -> None:
-        """Puts a normalization behind each input of floating-point numbers."""
+        """Insert a normalization after each input of floating-point numbers."""
         for tensor in sites.model.inputs:
             node, tensor = behind_raw_layers(sites, tensor)
             if keras.backend.is_float_dtype(tensor.dtype) and not tensor.sparse and not holds_indices(sites, tensor):
@@ -233,7 +233,8 @@ class _Plan:
     # Making layers
 
     def _normalization(self, sites: Sites, tensor: Tensor, site: Operation, inside: bool = False) -> keras.Layer:
-        """The layer for a tensor, or with `inside` for what is that tensor before the activation of its own layer."""
+        """Return the layer for a tensor; with `inside`, for the value before the activation that the layer itself
+        applies."""
         origin, found = sites.origin(tensor)
         key = (found, inside)
         if key not in self.inserted:
@@ -244,7 +245,7 @@ class _Plan:
         return self.inserted[key]
 
     def _split(self, sites: Sites, operation: Operation) -> keras.Layer:
-        """The activation of a linear layer as a layer of its own, with the penalty on the layer's output."""
+        """Return the activation of a linear layer as a layer of its own, with the penalty on the layer's output."""
         if operation not in self._activations:
             name = self._new_name(sites, f"{operation.name}_{activation_name(operation.activation)}")
             if isinstance(operation.activation, keras.Layer):
@@ -258,7 +259,7 @@ class _Plan:
         return self._activations[operation]
 
     def _name_activation(self, sites: Sites, node: Node) -> None:
-        """Names the activation of a normalization after the layer in front of both, as if that had split it off."""
+        """Name the activation of a normalization after the layer before both, as if that layer had been split."""
         operation = node.operation
         if operation not in self._left:
             origin, _ = sites.origin(data_inputs(node)[0])
@@ -266,7 +267,7 @@ class _Plan:
             self._left[operation] = self._new_name(sites, f"{base.name}_{activation_name(operation.activation)}")
 
     def _new_name(self, sites: Sites, name: str) -> str:
-        """`name`, or `name_2` where the model keeps a layer of that name."""
+        """Return `name`, or `name_2` where the model keeps a layer of that name."""
         kept = {node.operation.name for node in sites.calls if not is_normalization(node.operation)}
         taken = self._names.setdefault(id(sites.model), kept)
         unique, number = name, 1
@@ -279,7 +280,7 @@ class _Plan:
     # Biases
 
     def settle_biases(self, all_sites: list[Sites], drop_bias: bool) -> None:
-        """Gives and takes the biases of linear layers by what now stands behind them."""
+        """Add and remove biases of linear layers by what now follows them."""
         uses: dict[Operation, list[tuple[Sites, Node]]] = {}
         for sites in all_sites:
             for node in sites.calls:
@@ -298,30 +299,31 @@ class _Plan:
                 self._changes.setdefault(operation, {})["use_bias"] = True
 
     def _is_normalized(self, sites: Sites, node: Node) -> bool:
-        """Whether all that reads a linear layer's output, or what will be left of it, reads it through a normalization."""
+        """Return whether everything that reads a linear layer's output, or what will remain of it, reads it through a
+        normalization."""
         if self.after.get(node):
             return any(self.after[node][0] is layer for layer in self.inserted.values())
         readers = sites.readers(node.outputs[0])
         return bool(readers) and all(self.before.get(reader) for reader in readers) and not sites.is_output(node.outputs[0])
 
     def copy(self, operation: Operation) -> Operation | None:
-        """What takes the place of a layer of the old model."""
+        """Return what replaces a layer of the old model."""
         if is_normalization(operation):
             return None
-        if isinstance(operation, BatchNormalization):  # its activation is what is left of it
+        if isinstance(operation, BatchNormalization):  # only its activation is left
             return layers.Activation(operation.activation, name=self._left[operation], dtype=operation.dtype_policy)
         return copy_layer(operation, **self._changes.get(operation, {}))
 
 
 def _without_bias(operation: Operation) -> dict[str, Any]:
-    """The change that takes the bias from a linear layer; none where it has more values than there are channels."""
+    """Return the change that removes the bias of a linear layer; none where it has more values than there are channels."""
     if isinstance(operation, layers.EinsumDense):
         return {"bias_axes": None} if operation.bias is not None and len(operation.bias.shape) == 1 else {}
     return {"use_bias": False}
 
 
 def _manner(operation: Operation) -> dict[str, Any]:
-    """Dtype policy and trainable flag that a new layer takes over from the one that it belongs to."""
+    """Return dtype policy and trainable flag that a new layer takes over from the one it belongs to."""
     if not isinstance(operation, keras.Layer):
         return {}
     policy = operation.dtype_policy

@@ -27,7 +27,7 @@ from evennorm.models.state import BatchNormState
 
 
 def layers_by_path(model: keras.Model) -> dict[str, keras.Layer]:
-    """Every layer inside a model, by where it is first met; shared ones once."""
+    """Return every layer inside a model by the path where it is first met; shared ones once."""
     found: dict[str, keras.Layer] = {}
     seen: set[int] = set()
 
@@ -67,7 +67,7 @@ class LayerStatistics:
         for variable, name in self._variables():
             if name in values:
                 variable.assign(values[name].reshape(variable.shape).astype(_numpy_dtype(variable)))
-            else:  # what rounding takes from the moving mean
+            else:  # the part that rounding takes from the moving mean
                 stored = _to_numpy(self.layer.moving_mean).astype("float64")
                 variable.assign((mean.reshape(variable.shape) - stored).astype(_numpy_dtype(variable)))
 
@@ -89,7 +89,7 @@ class LayerStatistics:
 
 @dataclass(frozen=True)
 class Packed:
-    """A tensor on the host, with its mask."""
+    """A tensor in host memory, with its mask."""
 
     value: np.ndarray
     mask: np.ndarray | None
@@ -101,7 +101,7 @@ class Packed:
 
 
 class Program:
-    """The calls of a Keras model; see `core.program`.
+    """The calls of a Keras model; see `models.program`.
 
     Example:
         >>> import keras, numpy as np
@@ -150,7 +150,7 @@ class Program:
         return {f"input {i}": value for i, value in enumerate(self._graph._standardize_inputs(self._structured(x)))}
 
     def verify(self, x: Any) -> None:
-        """Keras runs the same graph itself."""
+        """Do nothing: Keras runs the same graph itself."""
 
     def predict(self, x: Any) -> list[np.ndarray]:
         outputs = keras.tree.flatten(self.model.predict_on_batch(self._structured(x)))
@@ -161,7 +161,7 @@ class Program:
             return [_to_numpy(output) for output in keras.tree.flatten(self.model(self._structured(x), training=False))]
 
     def _structured(self, x: Any) -> Any:
-        """Arrays in the structure that the model takes, without which Keras warns."""
+        """Return arrays in the structure that the model takes; with another one Keras warns."""
         wanted = getattr(self._graph, "_inputs_struct", None)
         if isinstance(x, dict) and isinstance(wanted, list | tuple):
             return [x[tensor._keras_history.operation.name] for tensor in wanted]
@@ -215,13 +215,13 @@ class Program:
 
 @dataclass
 class _Reader:
-    """Writes down the calls of a model and of those nested in it."""
+    """A list of the calls of a model and of those nested in it."""
 
     calls: list[Call] = field(default_factory=list)
     _times: int = 0
 
     def read(self, model: keras.Model, inputs: tuple[Key, ...], prefix: str) -> list[Key]:
-        """Reads a model whose inputs have these keys; the keys of its outputs."""
+        """Read a model whose inputs have these keys; return the keys of its outputs."""
         found = graph(model)
         self._times += 1
         number = self._times  # the same nested model may be called twice, on other values
@@ -251,14 +251,14 @@ class _Reader:
             if inner is not None:
                 return inner._standardize_inputs(args[0])
             if "training" in getattr(operation, "_call_context_args", ()):
-                kwargs["training"] = False  # as predict has it, whatever was said when the graph was built
+                kwargs["training"] = False  # as in predict, whatever mode the graph was built with
             return keras.tree.flatten(operation(*args, **kwargs))
 
         self.calls.append(Call(name, tuple(dict.fromkeys(inputs.values())), outputs, run))
 
 
 def _can_be_opened(operation: Operation) -> bool:
-    """Whether a model does what its graph says, and not what code of its own says."""
+    """Return whether a model does what its graph says, rather than what code of its own says."""
     if not is_model(operation):
         return False
     plain = keras.Sequential if isinstance(operation, keras.Sequential) else Functional
@@ -268,14 +268,14 @@ def _can_be_opened(operation: Operation) -> bool:
 
 
 def _plain_call(node: Node) -> bool:
-    """Whether a nested model gets nothing but its inputs; masks that Keras fills in follow the values anyhow."""
+    """Return whether a nested model gets only its inputs; masks that Keras fills in follow the values anyway."""
     given = [x for key, x in node.arguments.kwargs.items() if key not in ("mask", "training")]
     return len(node.arguments.args) == 1 and not keras.tree.flatten(given)
 
 
 @contextmanager
 def _replaced(layer: keras.Layer, call: Any) -> Iterator[None]:
-    """The layer with another `call`, set past Keras's tracking of attributes."""
+    """Replace the layer's `call`, bypassing Keras's tracking of attributes."""
     vars(layer)["call"] = call
     try:
         yield
@@ -300,7 +300,7 @@ def _observed(layer: keras.Layer, path: str, observer: Observer) -> Any:
 
 
 def _folded(layer: keras.layers.TimeDistributed) -> Any:
-    """TimeDistributed with its time steps as samples: the same in inference, and one call of the inner layer."""
+    """Return TimeDistributed with its time steps as samples: the same in inference, and one call of the inner layer."""
     original = layer.call
 
     def call(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""Say what an operation of a Keras model does to batch normalization beside it: role, activation, bias, channel axis."""
+"""Say what an operation of a Keras model means for batch normalization beside it: role, activation, bias, channel axis."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _BY_KIND = {kind: role for role, kinds in _KINDS.items() for kind in kinds.split
 
 
 def role_of(operation: Operation) -> Role:
-    """What it does; classes of other packages are OTHER unless they derive from a layer of batch normalization."""
+    """Return the role of an operation; classes of other packages are OTHER unless they derive from batch normalization."""
     if isinstance(operation, layers.TimeDistributed):
         return role_of(operation.layer)
     if isinstance(operation, BATCH_NORMS):
@@ -56,7 +56,7 @@ def role_of(operation: Operation) -> Role:
 
 
 def activation_of(operation: Operation) -> str | None:
-    """The name of the function that an operation applies at its end, if it does: "relu"."""
+    """Return the name of the function that an operation applies last, such as "relu"; None if it applies none."""
     if isinstance(operation, layers.TimeDistributed):
         operation = operation.layer
     kind = type(operation).__name__
@@ -76,7 +76,7 @@ def activation_of(operation: Operation) -> str | None:
 
 
 def has_bias(operation: Operation) -> bool:
-    """Whether a linear layer adds one value per channel."""
+    """Return whether a linear layer adds one value per channel."""
     if isinstance(operation, layers.TimeDistributed):
         operation = operation.layer
     if not isinstance(operation, LINEAR):
@@ -87,7 +87,7 @@ def has_bias(operation: Operation) -> bool:
 
 
 def channel_axis(operation: Operation, rank: int) -> int | None:
-    """The channel axis of an operation's output of that rank, as its own arguments state it."""
+    """Return the channel axis of an operation's output of that rank, as its own arguments state it."""
     if isinstance(operation, layers.TimeDistributed):
         inner = channel_axis(operation.layer, rank - 1)
         return None if inner is None else inner + 1

@@ -28,7 +28,7 @@ LINEAR = (
     layers.SeparableConv1D,
     layers.SeparableConv2D,
 )
-"""Layers of a linear map, a bias and an activation, in this order; their subclasses may compute anything else."""
+"""Layers with a linear map, a bias and an activation, in this order; their subclasses may compute anything else."""
 
 ACTIVATIONS = (layers.ReLU, layers.LeakyReLU, layers.PReLU, layers.ELU)
 OPS = {
@@ -47,17 +47,17 @@ OPS = {
         "TanhShrink",
     ),
 }
-"""Classes behind `keras.activations.relu(x)` and `keras.ops.relu(x)`, called on a tensor without a layer."""
+"""Classes of `keras.activations.relu(x)` and `keras.ops.relu(x)`, called on a tensor without a layer."""
 
 NO_ACTIVATION = (None, keras.activations.linear, keras.activations.softmax, keras.activations.log_softmax)
-"""Softmax makes probabilities, of classes or of attention: what reads them needs them as they are."""
+"""Softmax makes probabilities, of classes or of attention, which their readers need unchanged."""
 
 RAW_INPUT = (layers.Masking, layers.Reshape, layers.Permute, layers.Identity)
 """Layers that belong between an input and its normalization: they tell padding, or which axis is the channel."""
 
 
 def is_normalization(operation: Operation) -> bool:
-    """Whether an operation is batch normalization and nothing else: ours or Keras's, also inside TimeDistributed."""
+    """Return whether an operation is batch normalization and nothing else: ours or Keras's, also inside TimeDistributed."""
     if isinstance(operation, layers.TimeDistributed):
         operation = operation.layer
     if isinstance(operation, BatchNormalization):
@@ -66,12 +66,13 @@ def is_normalization(operation: Operation) -> bool:
 
 
 def has_fused_activation(operation: Operation) -> bool:
-    """Whether an operation is a linear layer that applies an activation itself."""
+    """Return whether an operation is a linear layer that applies an activation itself."""
     return type(operation) in LINEAR and operation.activation not in NO_ACTIVATION
 
 
 def is_activation(operation: Operation) -> bool:
-    """Whether an operation is an activation and nothing else; a batch normalization with one counts: it leaves that."""
+    """Return whether an operation is an activation and nothing else. A batch normalization with one counts: its activation
+    remains."""
     if isinstance(operation, layers.Activation | BatchNormalization):
         return operation.activation not in NO_ACTIVATION
     from_keras = type(operation).__module__.startswith("keras.")
@@ -79,7 +80,7 @@ def is_activation(operation: Operation) -> bool:
 
 
 def activation_name(activation: Any) -> str:
-    """A word for an activation that may stand in a layer's name."""
+    """Return a name for an activation that can be part of a layer's name."""
     name = getattr(activation, "__name__", None) or getattr(activation, "name", None) or type(activation).__name__
     return re.sub(r"\W+", "", name) or "activation"
 
@@ -98,7 +99,7 @@ class Sites:
                 self._readers.setdefault(id(x), []).append(node)
 
     def _without_masks(self) -> list[Node]:
-        """The calls that the outputs or the inputs are made of, and not only a mask."""
+        """Return the calls that make the outputs or the inputs, rather than only a mask."""
         found = {self._producer[id(x)] for x in graph(self.model).inputs}
         waiting = list(self._outputs)
         while waiting:
@@ -109,7 +110,7 @@ class Sites:
         return [node for node in calls(self.model) if node in found]
 
     def source(self, tensor: Tensor) -> tuple[Node, Tensor]:
-        """The call that made a tensor, and its output; batch normalizations between are passed over."""
+        """Return the call that made a tensor, and its output, skipping batch normalizations in between."""
         node = self._producer[id(tensor)]
         while is_normalization(node.operation) and not node.is_input:
             tensor = data_inputs(node)[0]
@@ -117,25 +118,26 @@ class Sites:
         return node, tensor
 
     def readers(self, tensor: Tensor) -> list[Node]:
-        """The calls that read a tensor; batch normalizations between are passed over."""
+        """Return the calls that read a tensor, skipping batch normalizations in between."""
         found = []
         for node in self._readers.get(id(tensor), []):
             found += self.readers(node.outputs[0]) if is_normalization(node.operation) else [node]
         return found
 
     def directly_normalized(self, tensor: Tensor) -> bool:
-        """Whether nothing but batch normalizations that have a beta read a tensor."""
+        """Return whether only batch normalizations that have a beta read a tensor."""
         nodes = self._readers.get(id(tensor), [])
         inner = [getattr(node.operation, "layer", node.operation) for node in nodes]
         plain = all(is_normalization(node.operation) or isinstance(node.operation, BatchNormalization) for node in nodes)
         return bool(nodes) and plain and all(layer.center for layer in inner) and not self.is_output(tensor)
 
     def is_output(self, tensor: Tensor) -> bool:
-        """Whether a tensor, or a batch normalization of it, leaves the model."""
+        """Return whether a tensor, or a batch normalization of it, leaves the model."""
         return any(self.source(output)[1] is tensor for output in self._outputs)
 
     def output_part(self) -> set[Operation]:
-        """The operations behind the last layers with weights, those layers included; also inside nested models."""
+        """Return the operations from the last layers with weights to the outputs, both included; also inside nested
+        models."""
         part: set[Operation] = set()
         waiting = list(self._outputs)
         while waiting:
@@ -155,9 +157,10 @@ class Sites:
         return part
 
     def origin(self, tensor: Tensor) -> tuple[Operation | None, Any]:
-        """What a tensor is the value of, seen through activations: the layer with weights if there is one; a key of both.
+        """Return what a tensor is computed from before activations: the layer with weights if there is one; and a key of
+        both.
 
-        A layer shared by two branches gives both the same key, so that they share a normalization too; an activation layer
+        A layer shared by two branches gives both the same key, so that they share a normalization. An activation layer
         shared by many convolutions does not.
         """
         stage, (node, found) = 0, self.source(tensor)
@@ -170,7 +173,8 @@ class Sites:
         return None, (id(tensor), stage)
 
     def channel_axis(self, tensor: Tensor) -> int:
-        """1 where the layers around a tensor are channels-first, else -1; the axis of a batch normalization that was there.
+        """Return 1 where the layers around a tensor are channels-first, else -1; or the axis of a batch normalization that
+        was there.
 
         Raises:
             ArgumentError: that axis has no known size.
@@ -187,7 +191,7 @@ class Sites:
         return axis
 
     def _axes_behind(self, tensor: Tensor, rank: int) -> Iterator[int]:
-        """What the layers say about the channel axis: the makers of the tensor first, then its readers."""
+        """Yield what the layers say about the channel axis: the makers of the tensor first, then its readers."""
         x, node = tensor, self._producer[id(tensor)]
         while len(x.shape) == rank:
             yield from _declared_axis(node.operation, rank, of_output=True)
@@ -202,7 +206,7 @@ class Sites:
                 if len(x.shape) != rank or isinstance(node.operation, layers.Reshape | layers.Permute):
                     continue
                 if isinstance(node.operation, layers.Flatten):
-                    if rank > 3 and node.operation.data_format == "channels_first":  # of channels last it is told by default
+                    if rank > 3 and node.operation.data_format == "channels_first":  # channels last is only a default
                         yield 1
                     continue
                 yield from _declared_axis(node.operation, rank)
@@ -210,7 +214,7 @@ class Sites:
 
 
 def _declared_axis(operation: Operation, rank: int, of_output: bool = False) -> Iterator[int]:
-    """The channel axis of what an operation takes, or of what it gives, as it states it itself, if it does."""
+    """Yield the channel axis of an operation's input or output, where its own arguments state it."""
     if is_model(operation):
         for inner in graph(operation).operations:
             yield from _declared_axis(inner, rank, of_output)
@@ -231,7 +235,7 @@ def _declared_axis(operation: Operation, rank: int, of_output: bool = False) -> 
 
 
 def _einsum_axis(equation: str, rank: int, of_output: bool) -> int | None:
-    """The axis of the features that an equation sums over, or of those that it makes; None where these are several.
+    """Return the axis of the features that an equation sums over, or of those that it makes; None where there are several.
 
     Example:
         >>> _einsum_axis("abc,cd->adb", 3, of_output=True), _einsum_axis("abc,cd->adb", 3, of_output=False)
@@ -249,7 +253,7 @@ def _einsum_axis(equation: str, rank: int, of_output: bool) -> int | None:
 
 
 def behind_raw_layers(sites: Sites, tensor: Tensor) -> tuple[Node, Tensor]:
-    """The first place behind an input where values are final and the channel axis is known."""
+    """Return the first place after an input where values are final and the channel axis is known."""
     node, _ = sites.source(tensor)
     readers = sites.readers(tensor)
     while len(readers) == 1 and len(readers[0].outputs) == 1 and _needs_raw_input(readers[0].operation, tensor):
@@ -266,7 +270,8 @@ def _needs_raw_input(operation: Operation, tensor: Tensor) -> bool:
 
 
 def holds_indices(sites: Sites, tensor: Tensor) -> bool:
-    """Whether an Embedding reads a tensor, here or in a nested model: floats in name only."""
+    """Return whether an Embedding reads a tensor, here or in a nested model: such values are indices, whatever their
+    dtype."""
     return any(
         any(holds_indices(Sites(reader.operation), x) for x in reader.operation.inputs)
         if is_model(reader.operation)

@@ -1,4 +1,5 @@
-"""State that a layer carries through training beside its weights: not saved, not counted, not seen by Keras's layer."""
+"""Hold state that a layer carries through training besides its weights: not saved, not counted, not seen by Keras's
+layer."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from keras import ops
 
 
 class Bookkeeping:
-    """What must survive compiled training steps without being a weight.
+    """Variables that must survive compiled training steps without being weights.
 
     `Layer.weights` and saved files have to be those of Keras's layer, so these variables stand in `Layer.variables` only, as
     the states of random seeds do.
@@ -29,11 +30,12 @@ class Bookkeeping:
         return [self.skipped_batches, self.moving_mean_low]
 
     def count(self, accepted: Any) -> None:
-        """Counts a batch that was not accepted; `accepted` is a boolean scalar."""
+        """Count a batch that was not accepted; `accepted` is a boolean scalar."""
         self.skipped_batches.assign(ops.add(self.skipped_batches, 1 - ops.cast(accepted, "int32")))
 
 
 def _of_a_scalar() -> Any:
-    """The layout on every device, which a scalar has also where a pattern such as ".*norm/.*" spreads what has channels."""
+    """Return the layout of a scalar, which lies on every device even where a pattern such as ".*norm/.*" spreads arrays with
+    channels."""
     distribution = keras.distribution.distribution()
     return None if distribution is None else keras.distribution.TensorLayout([], distribution.device_mesh)

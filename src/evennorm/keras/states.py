@@ -17,7 +17,7 @@ from evennorm.models.state import BatchNormState, matched
 
 
 def read_states(model: keras.Model) -> dict[str, BatchNormState]:
-    """The state of every batch normalization, Keras's and ours, by the layer's path.
+    """Return the state of every batch normalization, Keras's and ours, by the layer's path.
 
     Example:
         >>> import keras
@@ -31,7 +31,7 @@ def read_states(model: keras.Model) -> dict[str, BatchNormState]:
 
 
 def write_states(model: keras.Model, states: Mapping[str, BatchNormState]) -> None:
-    """Gives the layers of a model, which is changed in place, the states of another's, whatever framework that is of.
+    """Give the layers of a model, which is changed in place, the states of another model of any framework.
 
     gamma, beta and statistics as they are, epsilon and momentum in Keras's convention: so the layer predicts what the other
     predicted. States go to layers by their paths, or by their order where no path fits.
@@ -59,7 +59,7 @@ def write_states(model: keras.Model, states: Mapping[str, BatchNormState]) -> No
 
 
 def layer_of(state: BatchNormState, **arguments: Any) -> BatchNormalization:
-    """A new layer of ours in this state, to be called on inputs whose channel axis is `axis`, by default the state's.
+    """Make a new layer of ours in this state, to be called on inputs whose channel axis is `axis`, by default the state's.
 
     Example:
         >>> import numpy as np

@@ -5,7 +5,7 @@
     Conv transpose kernel (*size, out, in)          ConvTranspose weight (in, out, *size)
     DepthwiseConv kernel (*size, in, multiplier)    Conv weight (in * multiplier, 1, *size), groups=in
 
-What is flattened is in another order in a channels-first network: layers behind a Flatten are reordered with it, or left out
+A channels-first network flattens in another order: layers after a Flatten are reordered with it, or left out
 where the order is not known.
 """
 
@@ -46,33 +46,33 @@ _ELEMENTWISE = (
 )
 """Layers that leave flattened values where they are."""
 _SUMS = (layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum)
-"""Layers of several inputs that leave them there too."""
+"""Layers with several inputs that leave flattened values where they are."""
 _PER_FEATURE = (layers.Dense, layers.PReLU, layers.LayerNormalization, *BATCH_NORMS)
-"""Layers with a weight for each of the features that they take."""
+"""Layers with a weight for each of their input features."""
 _NEW_FEATURES = (*LINEAR, layers.Embedding, layers.RNN, layers.Bidirectional)
-"""Layers whose features are others than those they take."""
+"""Layers whose output features are not their input features."""
 
 
 @dataclass
 class StateDict:
-    """Arrays by the names of torch, and what the user has to know."""
+    """Arrays by their names in torch, and what the user has to know."""
 
     arrays: Arrays = field(default_factory=dict)
     norms: dict[str, BatchNormState] = field(default_factory=dict)
-    """The batch normalizations, whose eps and momentum stand in no state_dict."""
+    """The batch normalizations, whose eps and momentum are not part of a state_dict."""
     written: dict[str, str] = field(default_factory=dict)
-    """By Keras path: the torch layer that it is written for, and what was done."""
+    """By Keras path: the torch layer that the arrays are written for, and what was done."""
     left: dict[str, str] = field(default_factory=dict)
     """By Keras path: why nothing was written."""
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What torch's modules have to be built with, as text for the header of a safetensors file."""
+        """The arguments that torch's modules have to be built with, as text for the header of a safetensors file."""
         return {name: f"eps={s.epsilon:g}, momentum={s.momentum_of_torch}" for name, s in self.norms.items()}
 
 
 def torch_state_dict(model: keras.Model, epsilon: float | None = None) -> StateDict:
-    """The weights of a Keras model for torch layers of the same names, "/" in nested ones as ".".
+    """Return the weights of a Keras model for torch layers of the same names, "/" in nested ones as ".".
 
     Args:
         model: any Keras model; of those whose graph is not written down, flattened values keep Keras's order.
@@ -115,7 +115,7 @@ def _norm(result: StateDict, path: str, name: str, layer: Any, order: np.ndarray
         return
     state = state if epsilon is None else state.with_epsilon(epsilon)
     parts = {"running_mean": state.mean, "running_var": state.variance}
-    if state.gamma is not None or state.beta is not None:  # torch has both or none
+    if state.gamma is not None or state.beta is not None:  # torch has weight and bias, or neither
         parts["weight"] = np.ones_like(state.mean) if state.gamma is None else state.gamma
         parts["bias"] = np.zeros_like(state.mean) if state.beta is None else state.beta
     for part, value in parts.items():
@@ -215,7 +215,8 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _orders(model: keras.Model) -> Iterator[tuple[int, tuple[np.ndarray | None, str]]]:
-    """For layers that take flattened values: where each stands when channels are flattened first; or why that is unknown."""
+    """Yield for each layer that takes flattened values where each value is when channels are flattened first; or why that is
+    unknown."""
     found = network(model)
     taken: dict[int, list[_Order]] = {}
     for step in found.steps:
@@ -232,7 +233,7 @@ def _orders(model: keras.Model) -> Iterator[tuple[int, tuple[np.ndarray | None, 
 
 
 _Order = np.ndarray | str | None
-"""Where flattened values come from in Keras's order; None where that is the same; why it is not known."""
+"""The positions of flattened values in Keras's order; None where they are the same; or why they are unknown."""
 
 
 def _same(a: _Order, b: _Order) -> bool:
@@ -240,7 +241,7 @@ def _same(a: _Order, b: _Order) -> bool:
 
 
 def _order(found: Network, inputs: Sequence[str]) -> _Order:
-    """That of the values that these steps give."""
+    """Return the order of the values that these steps give."""
     orders = [_order_of(found, found[name]) for name in inputs]
     unknown = next((each for each in orders if isinstance(each, str)), None)
     if unknown is not None:
@@ -266,7 +267,7 @@ def _order_of(found: Network, step: Step) -> _Order:
 
 
 def _flattened(found: Network, step: Step) -> _Order:
-    """That of the values of a Flatten, as torch flattens what the layers in front of it give there."""
+    """Return the order of the values after a Flatten, as torch flattens its input there."""
     shape = found[step.inputs[0]].shape if step.inputs else None
     if shape is None:
         return "it takes flattened values of a shape that is not known"
@@ -287,7 +288,7 @@ def _flattened(found: Network, step: Step) -> _Order:
 
 
 def _channel(found: Network, step: Step, rank: int) -> int | None:
-    """The channel axis of what is flattened, which torch has in front of the positions; None where axes stay in order.
+    """Return the channel axis of what is flattened, which torch has before the positions; None where axes stay in order.
 
     Convolutions and pooling say where the channels are; sequences of features, as recurrent and dense layers and embeddings
     give, have no other order in torch, nor has an input of two axes, such as 28 rows of 28 pixels.

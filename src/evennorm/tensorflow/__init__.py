@@ -1,4 +1,4 @@
-"""TensorFlow tensors in, normalized tensors and their Moments out; works eagerly, in tf.function and under XLA."""
+"""Normalize TensorFlow tensors eagerly, in tf.function and under XLA."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ __all__ = ["Moments", "batch_norm", "engine", "normalize", "synchronized"]
 
 
 def __dir__() -> list[str]:
-    """Names of the public API."""
+    """Return the names of the public API."""
     return sorted(__all__)
 
 
 def _device() -> str:
-    """cpu where TensorFlow sees nothing else. Which of several devices will serve is not known when a graph is traced."""
+    """Return "cpu" where TensorFlow sees no other device. Tracing a graph does not tell which of several devices will run
+    it."""
     others = [device.device_type for device in tf.config.get_visible_devices() if device.device_type != "CPU"]
     return others[0].lower() if others else "cpu"
 
@@ -66,12 +67,12 @@ class _TensorFlowEngine(Engine):
 
     @property
     def device(self) -> str:
-        """As `kernels.choose` has it."""
+        """The name of the device, as `kernels.choose` takes it."""
         return _device()
 
 
 engine = _TensorFlowEngine("tensorflow", xp, _train)
 synchronized = _TensorFlowEngine("tensorflow", xp, _train_synchronized)
-"""The same with statistics taken over all replicas of the current tf.distribute strategy."""
+"""The same engine with statistics taken over all replicas of the current tf.distribute strategy."""
 batch_norm = engine.batch_norm
 normalize = engine.normalize

@@ -1,7 +1,7 @@
-"""Views in, y and Moments out: training by the compiled CPU kernels, as operations of TensorFlow.
+"""Train by the compiled CPU kernels, as TensorFlow operations on views.
 
-XLA knows no operations but its own. Where a graph is traced for it, the composed form serves (evennorm.tensorflow); and
-since a graph may also be called from a program that XLA compiles later, each graph holds both forms behind a DeviceIndex,
+XLA knows no operations but its own. A graph that is traced for XLA uses the composed form (evennorm.tensorflow); and
+since a graph may also be called from a program that XLA compiles later, each graph holds both forms under a DeviceIndex,
 which is the CPU for TensorFlow and no device for XLA.
 """
 
@@ -25,7 +25,7 @@ from evennorm.tensorflow.namespace import Tensor, under_xla, xp
 
 
 def _load() -> Any:
-    """The operations as Python functions; None where they were not built, or for another TensorFlow."""
+    """Return the operations as Python functions; None where they were not built, or were built for another TensorFlow."""
     if not library.AVAILABLE:
         return None
     try:
@@ -50,12 +50,13 @@ AVAILABLE = _operations is not None
 
 @RegisterPFor("DeviceIndex")
 def _(loop: Any) -> Any:
-    """The same device in every turn of tf.vectorized_map, which TensorFlow takes for granted of other operations alone."""
+    """Return the same device in every turn of tf.vectorized_map, which TensorFlow assumes for other operations only."""
     return wrap(tf.raw_ops.DeviceIndex(device_names=loop.get_attr("device_names")), False)
 
 
 def serves(x: Tensor, *others: Tensor | None) -> bool:
-    """Not in forward mode, for which TensorFlow looks into operations, through a custom_gradient too."""
+    """Return whether the operations support these tensors: not in forward mode, for which TensorFlow looks into
+    operations, even through a custom_gradient."""
     tensors = [tf.convert_to_tensor(tensor) for tensor in (x, *others) if tensor is not None]
     return AVAILABLE and not under_xla() and not forwardprop_util.pack_tangents(tensors).tangents
 
@@ -68,7 +69,8 @@ def train(
     beta: Tensor | None,
     residual: Tensor | None,
 ) -> tuple[Tensor, Moments]:
-    """`composed.train` without a mask, and with a slope of 0 or more, so that y has the sign that the activation saw."""
+    """Compute `composed.train` without a mask, and with a slope of 0 or more, so that y has the sign that the activation
+    saw."""
     wide = tf.float64 if x.dtype == tf.float64 else tf.float32
     casts = {"gamma": (gamma, wide), "beta": (beta, wide), "residual": (residual, x.dtype)}
     optional = {name: tf.cast(tensor, dtype) for name, (tensor, dtype) in casts.items() if tensor is not None}
@@ -76,7 +78,7 @@ def train(
 
     @tf.custom_gradient
     def differentiable(x: Tensor, *tensors: Tensor) -> Any:
-        # Of tensors that stand still: what is saved carries no derivatives, backward knows that it comes from x.
+        # Computed from constants: what is saved carries no derivatives, and backward knows that it comes from x.
         y, *saved = operation.forward(*map(tf.stop_gradient, (x, *tensors)))
 
         def gradient(dy: Tensor, _: Tensor, d_mean: Tensor, d_variance: Tensor) -> Any:
@@ -90,14 +92,14 @@ def train(
 
 
 class _Numbers(NamedTuple):
-    """Of a call that is known by its operation's attributes alone."""
+    """The settings of a call, read from the attributes of its operation."""
 
     epsilon: float
     negative_slope: float
 
 
 class _Operation:
-    """What is known when a graph is traced. Tensors are x and those of `given`, in their order."""
+    """The settings that are known when a graph is traced. Tensors are x and those of `given`, in their order."""
 
     def __init__(self, given: tuple[str, ...], call: Call):
         self.given = given
@@ -106,7 +108,7 @@ class _Operation:
         self.attributes = {name: repr(float(getattr(call, name))) for name in ("epsilon", "negative_slope")}
 
     def forward(self, x: Tensor, *tensors: Tensor) -> list[Tensor]:
-        """y, mean, mean_low, variance, and the signs that the activation saw, where backward needs them."""
+        """Compute y, mean, mean_low, variance, and the signs that the activation saw, where backward needs them."""
         named = self._named(tensors)
 
         def compiled() -> list[Tensor]:
@@ -129,7 +131,7 @@ class _Operation:
     def backward(
         self, dy: Tensor, d_mean: Tensor, d_variance: Tensor, y: Tensor, saved: list[Tensor], x: Tensor, *tensors: Tensor
     ) -> list[Tensor]:
-        """The derivatives by `tensors`, x the first."""
+        """Compute the derivatives by `tensors`, x first."""
         named = self._named(tensors)
         mean, mean_low, variance, signs = saved
 
@@ -152,7 +154,7 @@ class _Operation:
 
         def composed() -> list[Tensor]:
             dz, call = dy, self.call
-            if self.keeps_signs:  # known by y, so that the residual need not be kept
+            if self.keeps_signs:  # y tells, so that the residual need not be kept
                 dz, call = xp.where(y <= 0, call.negative_slope * dy, dy), replace(call, negative_slope=1.0)
             g = _composed_backward(call, dz, d_mean, d_variance, x, named["gamma"], named["beta"])
             return self._found(g._replace(residual=dz))
@@ -178,7 +180,8 @@ def _composed_backward(
     gamma: Tensor | None,
     beta: Tensor | None,
 ) -> Gradients:
-    """As a function of x that derivatives can be taken of, its moments included. What follows a residual is done before."""
+    """Compute the gradients as functions of x, its moments included, that can be differentiated. The residual is handled
+    before."""
     statistics = moments(xp, reference.wide(xp, x))
     return reference.backward(xp, call, dy, x, statistics, gamma, beta, None, None, d_mean, d_variance)
 
@@ -188,7 +191,7 @@ tf.no_gradient("EvennormForward")  # what is saved carries no derivatives
 
 @tf.RegisterGradient("EvennormBackward")
 def _second_derivatives(operation: tf.Operation, *upstream: Tensor) -> list[Tensor | None]:
-    """Those of the composed form."""
+    """Compute the second derivatives of the composed form."""
     dy, d_mean, d_variance, x, gamma, beta, *saved = operation.inputs
     attributes = {name: operation.get_attr(name) for name in ("keep_signs", "epsilon", "negative_slope")}
     epsilon, negative_slope = float(attributes["epsilon"]), float(attributes["negative_slope"])
@@ -209,7 +212,7 @@ def _second_derivatives(operation: tf.Operation, *upstream: Tensor) -> list[Tens
         wanted = [(value, by) for value, by in zip(outputs, upstream, strict=True) if value is not None]
     values, directions = zip(*wanted, strict=True)
     gradients = tape.gradient(values, inputs, output_gradients=directions)
-    if gradients[0] is None:  # all depends on dy: TensorFlow has let the tape see nothing, and would go on with zeros
+    if gradients[0] is None:  # everything depends on dy, but TensorFlow hides it from the tape and would continue with zeros
         raise NotImplementedError(
             "batch normalization has forward mode inside a tf.function or without one; received a ForwardAccumulator around "
             "a tf.function; move it inside, or set EVENNORM_KERNEL=reference"
@@ -220,7 +223,7 @@ def _second_derivatives(operation: tf.Operation, *upstream: Tensor) -> list[Tens
 
 
 def _or_empty(parameter: Tensor | None, x: Tensor) -> Tensor:
-    """As the operations take what is not there."""
+    """Return the parameter, or the empty tensor that the operations take in place of a missing one."""
     return tf.zeros((0,), tf.float64 if x.dtype == tf.float64 else tf.float32) if parameter is None else parameter
 
 

@@ -1,4 +1,4 @@
-"""Views in, y and Moments out, by the formulas of `core` as they stand: for whatever the compiled kernels do not serve."""
+"""Compute training by the formulas of `core`, for what the compiled kernels do not support."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evennorm.kernels import reference
 from evennorm.tensorflow.namespace import Tensor, xp
 
 OPTIONAL = ("gamma", "beta", "residual")
-"""The inputs beside x that have derivatives and may be missing."""
+"""The inputs besides x that have derivatives and may be missing."""
 
 
 def train(
@@ -23,7 +23,7 @@ def train(
     residual: Tensor | None,
     mask: Tensor | None,
 ) -> tuple[Tensor, Moments]:
-    """The reference kernel in both directions; TensorFlow differentiates its gradient again."""
+    """Compute the reference kernel in both directions; TensorFlow differentiates its gradient again."""
     optional = dict(zip(OPTIONAL, (gamma, beta, residual), strict=True))
     given = [name for name, tensor in optional.items() if tensor is not None]
 

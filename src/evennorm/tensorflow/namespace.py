@@ -1,4 +1,4 @@
-"""TensorFlow as `core`'s array namespace."""
+"""Provide TensorFlow as `core`'s array namespace."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Tensor = Any  # TensorFlow ships no types
 
 
 def under_xla() -> bool:
-    """Whether tf.function traces for XLA. Where it does not say so, values are the same and only slower."""
+    """Return whether tf.function traces for XLA. Where TensorFlow does not say so, values are the same, but slower."""
     return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
 
 
 class _TensorFlow:
-    """`core`'s array namespace."""
+    """`core`'s array namespace for TensorFlow."""
 
     float32 = tf.float32
     float64 = tf.float64
@@ -35,7 +35,7 @@ class _TensorFlow:
 
     @property
     def summation(self) -> Summation:
-        return "wide" if under_xla() else "blocks"  # blocks of 32 by XLA take twice as long
+        return "wide" if under_xla() else "blocks"  # blocks of 32 take twice as long under XLA
 
     @staticmethod
     def shape(x: Tensor) -> tuple[Any, ...]:

@@ -21,12 +21,12 @@ from evennorm.tensorflow.namespace import Tensor, under_xla, xp
 
 
 def number() -> int:
-    """Return how many replicas the current strategy has."""
+    """Return the number of replicas of the current strategy."""
     return int(tf.distribute.get_strategy().num_replicas_in_sync)
 
 
 def several() -> bool:
-    """Whether this is one of several replicas, which have something to exchange."""
+    """Return whether this is one of several replicas, which have something to exchange."""
     replica = tf.distribute.get_replica_context()
     return replica is not None and replica.num_replicas_in_sync > 1
 
@@ -40,7 +40,7 @@ def train(
     residual: Tensor | None,
     mask: Tensor | None,
 ) -> tuple[Tensor, Moments]:
-    """`composed.train` by the moments of all replicas; each gets the gradient of the sum of all losses.
+    """Compute `composed.train` by the moments of all replicas; each gets the gradient of the sum of all losses.
 
     Raises:
         ArgumentError: ghost batches, or a program that XLA compiles for a CPU.
@@ -73,7 +73,8 @@ def _gradients(
     residual: Tensor | None,
     mask: Tensor | None,
 ) -> Gradients:
-    """`reference.backward` with the sums of all replicas; the derivatives by gamma and beta are of this one's part."""
+    """Compute `reference.backward` with the sums of all replicas; the derivatives by gamma and beta are those of this one's
+    part."""
     numbers = call.epsilon, call.negative_slope
     wide_residual = None if residual is None else reference.wide(xp, residual)
     wide_dy, wide_x = reference.wide(xp, dy), reference.wide(xp, x)
@@ -87,7 +88,7 @@ def _gradients(
 
 
 def exchanged(local: Moments) -> Moments:
-    """Return the moments of all replicas, with derivatives in those of this one."""
+    """Return the moments of all replicas, with derivatives by those of this one."""
     groups, channel = xp.shape(local.mean)
 
     @tf.custom_gradient

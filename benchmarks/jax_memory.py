@@ -30,7 +30,7 @@ PAGE = ROOT / "docs" / "jax-memory.md"
 WAYS: dict[str, dict[str, str]] = {
     "returned": {},
     "kept": {},
-    "environment": {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"},
+    "environment": {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_ARENA_MAX": "1"},
 }
 """What happens to freed memory: what glibc does by itself; `keep_memory()`; variables when the process starts."""
 
@@ -182,9 +182,11 @@ from evennorm.jax import keep_memory
 print(keep_memory())
 ```
 
-It says `glibc 2.36 keeps the memory that this process frees`, or why it could not: it sets three of glibc's thresholds
-(`mallopt`: `M_MMAP_MAX`, `M_TRIM_THRESHOLD`, `M_TOP_PAD`), for all of the process, at any time, and does nothing on
-another C library (musl, macOS, Windows) or with another malloc in its place (jemalloc by `LD_PRELOAD`). `memory_kept()`
+It says `glibc 2.36 keeps the memory that this process frees`, or why it could not: it sets four of glibc's limits
+(`mallopt`: `M_MMAP_MAX`, `M_TRIM_THRESHOLD`, `M_TOP_PAD`, `M_ARENA_MAX`), for all of the process, and does nothing on
+another C library (musl, macOS, Windows) or with another malloc in its place (jemalloc by `LD_PRELOAD`). Call it before the
+first computation: a thread that has taken memory before keeps a heap of its own, which cannot hold arrays above 64 MB. The
+result then says so (`late`). `memory_kept()`
 asks, `keep_memory(False)` undoes it and gives back at once what is free. **It costs resident memory**: the process
 stays as large as its largest moment, also between a large step and small ones.
 """.splitlines()

@@ -228,5 +228,6 @@ NB_MODULE(_xla, m) {
     return nb::make_tuple(found.name, found.settable);
   });
   m.def("keep_memory", &keep_memory);
+  m.def("arenas", &arenas);
   m.def("set_num_threads", [](int threads) { thread_limit = std::max(0, threads); });
 }

@@ -21,4 +21,7 @@ Allocator allocator();
 // glibc took the settings; nothing is done where the allocator is another.
 bool keep_memory(bool keep);
 
+// How many heaps the threads of this process have taken memory from so far; 0 where the allocator is another.
+int arenas();
+
 }  // namespace evennorm

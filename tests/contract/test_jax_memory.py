@@ -46,6 +46,51 @@ def test_arrays_of_xla_are_not_mapped_one_by_one_once_memory_is_kept() -> None:
     assert run.stdout == "as it should be\n", run.stderr[-2000:]
 
 
+IN_THREADS = """
+import ctypes
+import sys
+import threading
+
+import jax
+from evennorm.jax import keep_memory
+
+library = ctypes.CDLL(None)
+library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+library.free.argtypes = [ctypes.c_void_p]
+fields = [(f"_{i}", ctypes.c_size_t) for i in range(10)]
+library.mallinfo2.restype = type("Malloc", (ctypes.Structure,), {"_fields_": fields})
+LARGE = 100 << 20
+
+def mapped_by_a_thread():
+    found = []
+    def take():
+        library.free(library.malloc(100))
+        before = library.mallinfo2()._4  # bytes in pieces that are mapped one by one
+        piece = library.malloc(LARGE)
+        found.append(library.mallinfo2()._4 - before)
+        library.free(piece)
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    return found[0]
+
+late = sys.argv[1] == "late"
+assert not late or mapped_by_a_thread() >= LARGE
+said = keep_memory()
+assert said.kept and said.late == late, said
+assert ("before the first computation" in str(said)) == late
+assert late or mapped_by_a_thread() == 0
+print("as it should be")
+"""
+
+
+@pytest.mark.skipif(not xla.allocator()[1], reason="malloc is not glibc's, or the kernels are not built")
+@pytest.mark.parametrize("when", ["first", "late"])
+def test_threads_keep_arrays_above_64_mb_too_unless_they_ran_before(when: str) -> None:
+    run = subprocess.run([sys.executable, "-c", IN_THREADS, when], capture_output=True, text=True, timeout=300)
+    assert run.stdout == "as it should be\n", run.stderr[-2000:]
+
+
 def test_what_is_said_of_another_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xla, "allocator", lambda: ("malloc of /lib/libjemalloc.so", False))
     monkeypatch.setattr(xla, "keep_memory", lambda keep: False)

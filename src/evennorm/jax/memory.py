@@ -12,11 +12,15 @@ __all__ = ["KeptMemory", "keep_memory", "memory_kept"]
 
 
 class KeptMemory(NamedTuple):
-    """Whether freed memory is kept, by which allocator, and if nothing was done, why."""
+    """Whether freed memory is kept, by which allocator, and if nothing was done, why.
+
+    `late` says that threads had taken memory before: their arrays above 64 MB still go back to the system.
+    """
 
     kept: bool
     allocator: str
     problem: str | None = None
+    late: bool = False
 
     def __str__(self) -> str:
         """Return the state as a sentence.
@@ -27,11 +31,15 @@ class KeptMemory(NamedTuple):
         """
         if self.problem is not None:
             return f"nothing was changed: {self.problem}"
-        return f"{self.allocator} {'keeps' if self.kept else 'gives back'} the memory that this process frees"
+        done = f"{self.allocator} {'keeps' if self.kept else 'gives back'} the memory that this process frees"
+        if not self.late:
+            return done
+        return f"{done}, but for arrays above 64 MB of threads that ran before; call it before the first computation"
 
 
 _lock = Lock()
 _kept = False
+_late = False
 
 
 def keep_memory(keep: bool = True) -> KeptMemory:
@@ -41,13 +49,15 @@ def keep_memory(keep: bool = True) -> KeptMemory:
     pieces back to the system, and fills the pages of the next with zeros first, which takes longer than batch normalization.
     With memory kept, the whole process stays as large as it once was; docs/limits.md has the gain and the cost.
 
-    Sets glibc's M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD, for all threads and libraries of the process, at any time. Where
-    the C library or its malloc is another, or XLA's kernels are not built, it does nothing and says so. A second call
-    changes nothing more.
+    Sets glibc's M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD and M_ARENA_MAX, for all threads and libraries of the process.
+    Call it before the first computation: a thread that has taken memory before keeps its own heap, which cannot hold
+    arrays above 64 MB. Where the C library or its malloc is another, or XLA's kernels are not built, it does nothing and
+    says so. A second call changes nothing more.
 
     Args:
         keep: False gives back at once what is free, and from then on what is freed, as glibc does by itself, except that its
-            threshold for large pieces stays at 128 kB, where it would grow; what MALLOC_* variables had set is not restored.
+            threshold for large pieces stays at 128 kB, where it would grow, and that new threads go on sharing one heap.
+            What MALLOC_* variables had set is not restored.
 
     Raises:
         ArgumentError: neither True nor False.
@@ -62,12 +72,13 @@ def keep_memory(keep: bool = True) -> KeptMemory:
         >>> keep_memory(False).kept
         False
     """
-    global _kept
+    global _kept, _late
     if not isinstance(keep, bool):
         raise ArgumentError(f"keep is True or False; received {keep!r}; call keep_memory() to keep what is freed")
     with _lock:
+        arenas = xla.arenas()
         if keep != _kept and xla.keep_memory(keep):
-            _kept = keep
+            _kept, _late = keep, keep and arenas > 1
         return memory_kept()
 
 
@@ -78,7 +89,7 @@ def memory_kept() -> KeptMemory:
         >>> memory_kept().kept
         False
     """
-    return KeptMemory(_kept, xla.allocator()[0], _problem())
+    return KeptMemory(_kept, xla.allocator()[0], _problem(), _late)
 
 
 def _problem() -> str | None:

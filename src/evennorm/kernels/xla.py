@@ -52,6 +52,11 @@ def keep_memory(keep: bool) -> bool:
     return False if _xla is None else bool(_xla.keep_memory(keep))
 
 
+def arenas() -> int:
+    """Return from how many of glibc's heaps the threads of this process have taken memory; 0 where that is not known."""
+    return 0 if _xla is None else int(_xla.arenas())
+
+
 def places(names: tuple[str, ...], order: tuple[str, ...]) -> int:
     """Which of the arrays in `order` are there, one bit each, as the handlers read it.
 

@@ -267,7 +267,7 @@ def test_an_engine_without_its_kernels_says_so_once(engine: str) -> None:
     assert (
         f"UserWarning: evennorm.{engine} computes without its compiled kernels, and slower: evennorm.kernels.{part} " in said
     )
-    assert "To mend it, run pip install . in evennorm's source tree; `evennorm doctor` says more;" in said
+    assert "To fix it, run pip install . in evennorm's source tree; `evennorm doctor` says more;" in said
     off = alone(code, EVENNORM_KERNEL="reference")
     assert (off.returncode, "UserWarning: evennorm" in off.stderr) == (0, False), off.stderr
 
@@ -286,8 +286,7 @@ jax.__version_info__ = (0, 99, 0)
     assert run.returncode == 0, run.stderr
     (said,) = [line for line in run.stderr.splitlines() if "UserWarning: evennorm" in line]
     assert (
-        "refuses evennorm.kernels._xla: the handler's API version (0.1) is incompatible. To mend it, install JAX 0.10"
-        in said
+        "refuses evennorm.kernels._xla: the handler's API version (0.1) is incompatible. To fix it, install JAX 0.10" in said
     )
 
 

@@ -37,7 +37,7 @@ class Options(NamedTuple):
     epsilon: float
     negative_slope: float
     kernel: str
-    """The name of the device, as `kernels.choose` takes it."""
+    """The name of the kernel, as `kernels.choose` returns it."""
     exchanged: bool = False
     """Whether devices exchange their moments, so that those by which x is normalized do not come from this x alone.
 

@@ -1,4 +1,4 @@
-"""One implementation of moments, normalize and their gradients per kind of device, and the choice between them.
+"""Choose between the kernels: one implementation of moments, normalize and their gradients per kind of device.
 
 Every kernel computes what `kernels.reference` defines.
 """
@@ -24,9 +24,10 @@ def choose(
     device: str = "cpu",
     forced: str | None = FORCED,
 ) -> str:
-    """The name of the kernel that serves an array of `dtype` on an engine: a pure function, so that a layer can show it.
+    """Return the name of the kernel for an array of `dtype` on an engine. It is a pure function, so that a layer can show
+    it.
 
-    "cpu" is the compiled one (native/), for arrays in CPU memory without a mask. It serves torch, NumPy, training on JAX,
+    "cpu" is the compiled one (native/), for arrays in CPU memory without a mask. It supports torch, NumPy, training on JAX,
     whose compiler fuses inference by itself, and training on TensorFlow outside XLA, where the only `device` is "cpu". At
     inference TensorFlow's programs are written for other machines, whose converters know arithmetic and no kernels.
 

@@ -1,4 +1,4 @@
-"""How much used memory the compiled CPU kernels keep for their next outputs."""
+"""Limit how much used memory the compiled CPU kernels keep for their next outputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from evennorm.kernels.cpu import _cpu
 
 
 def set_buffer_limit(megabytes: float) -> None:
-    """Sets how much memory of dead tensors and NumPy arrays is kept for the next ones, 256 MB at first.
+    """Set how much memory of dead tensors and NumPy arrays is kept for the next ones, 256 MB at first.
 
     Only outputs and gradients that the compiled kernels wrote are kept, of 4 MB or more; what was unused longest is
     given back first. Memory in use is not counted. TensorFlow's tensors have such a limit for themselves; JAX has memory of

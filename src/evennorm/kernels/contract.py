@@ -14,25 +14,25 @@ from evennorm.core.namespace import Array
 
 
 class ArrayAccess(NamedTuple):
-    """How an array library shows and allocates memory."""
+    """The functions by which kernels read and allocate arrays of a library."""
 
     address: Callable[[Array], int] | None
-    """None where the compiled kernels read the arrays of the library themselves."""
+    """The address of an array; None where the compiled kernels read the arrays of the library themselves."""
     strides: Callable[[Array], tuple[int, ...]]
-    """In elements."""
+    """Strides, in elements."""
     sizes: Callable[[Array], tuple[int, ...]]
     item_bytes: Callable[[Array], int]
     empty_like: Callable[[Array], Array]
-    """Dense, its axes in the order of the array's memory."""
+    """An array like another one, dense, its axes in the order of the other's memory."""
     empty_contiguous: Callable[[Array], Array]
     empty: Callable[[tuple[int, ...], Array], Array]
-    """Of a shape, on the device of an array and in the precision that it is computed in."""
+    """An array of a shape, on the device of another one and in the precision that this is computed in."""
     empty_bytes: Callable[[int, Array], Array]
-    """On the device of an array."""
+    """Bytes on the device of an array."""
     copy_like: Callable[[Array, Array], Array]
     """A dense copy of the first array, in the dtype and the memory order of the second."""
     from_dlpack: Callable[[Any], Array] | None = None
-    """None where the library cannot take memory from elsewhere, or its own serves as well."""
+    """An array in memory from elsewhere; None where the library cannot take such memory, or its own is as good."""
 
 
 RunningStats = tuple[Array, Array, Array, float | None, bool, Array | None, Array | None]
@@ -52,11 +52,11 @@ else None.
 
 
 Gradients = tuple[Array, Array | None, Array | None, Array | None]
-"""Those of x, gamma, beta and residual; None where there is no such array."""
+"""The gradients of x, gamma, beta and residual; None where there is no such array."""
 
 
 class UnfitError(Exception):
-    """A parameter or statistic that a kernel cannot read as it is; nothing was computed."""
+    """A parameter or statistic that a kernel cannot read as it is. Nothing was computed."""
 
 
 class Kernel(Protocol):
@@ -107,17 +107,17 @@ class Kernel(Protocol):
         d_mean: Array | None = None,
         d_variance: Array | None = None,
     ) -> Gradients:
-        """Differentiate `forward`; `d_mean` and `d_variance` are derivatives that reach the moments on another way."""
+        """Differentiate `forward`; `d_mean` and `d_variance` are derivatives by the moments themselves."""
         ...
 
     def moments(self, call: Call, x: Array) -> Array:
-        """Return mean, mean_low and variance of `x`, as `Saved` has the statistics."""
+        """Compute mean, mean_low and variance of `x`, in the form of `Saved`'s statistics."""
         ...
 
     def gradient_sums(
         self, call: Call, dy: Array, x: Array, gamma: Array | None, beta: Array | None, saved: Saved
     ) -> tuple[Array, Array | None, Array | None]:
-        """Return sum dz and sum dz * (x - mean), (2, groups, channel), and this device's gradients of gamma and beta."""
+        """Compute sum dz and sum dz * (x - mean), (2, groups, channel), and this device's gradients of gamma and beta."""
         ...
 
     def input_gradient(
@@ -133,11 +133,11 @@ class Kernel(Protocol):
         d_mean: Array | None = None,
         d_variance: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Return the gradients of x and of a residual, by the sums and the count of values over all devices."""
+        """Compute the gradients of x and of a residual, from the sums and the count of values over all devices."""
         ...
 
     def open_elements(self, call: Call, x: Array, gamma: Array | None, beta: Array | None, saved: Saved) -> Array:
-        """Return, as booleans of x's shape, which elements the activation let through; only where `saved` has a mask."""
+        """Return, as booleans of x's shape, which elements the activation let through; only if `saved` has a mask."""
         ...
 
     def update_running_stats(self, running: RunningStats, moments: Moments) -> Any:

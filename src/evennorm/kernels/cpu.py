@@ -1,4 +1,4 @@
-"""Run the compiled CPU kernels on the arrays of a library, as they lie in memory.
+"""Run the compiled CPU kernels on the arrays of a library, whatever their memory layout.
 
 How arrays of one shape and layout are visited is worked out once and kept with the call; after that a pass allocates its
 results and makes one native call.
@@ -20,41 +20,41 @@ from evennorm.kernels.contract import ArrayAccess, Gradients, RunningStats, Save
 
 try:
     from evennorm.kernels import _cpu
-except ImportError as error:  # the reference kernel computes
+except ImportError as error:  # the reference kernel computes instead
     parts.keep("_cpu", error)
     _cpu = None  # type: ignore[assignment]
 
 AVAILABLE = _cpu is not None
 DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 HUGE = 4 << 20
-"""Bytes from which an array is written to memory that was used before, or failing that in huge pages."""
+"""Bytes from which an array is written to memory that was used before, or else to huge pages."""
 
 __all__ = ["AVAILABLE", "DTYPES", "HUGE", "CpuKernel", "_cpu", "writable"]
 
 _NOWHERE: Strides = (0, 0, 0, 0)
 _NOT_RUNNING: RunningStats = (None, None, None, 0.0, False, None, None)
 _UNFIT = 2
-"""What a native function answers where it has computed nothing; all else means that it has."""
+"""The answer of a native function that has computed nothing; any other answer means that it has."""
 
 
 class _Fresh(NamedTuple):
     """How an output of a shape is allocated."""
 
     contiguous: bool
-    """Because the order of the input's memory would take channel axes apart."""
+    """Whether its axes are in their own order, because that of the input's memory would separate channel axes."""
     buffered: bool
-    """From memory that was used before."""
+    """Whether it uses memory that was used before."""
     advised: int
     """Bytes to ask huge pages for, or 0."""
 
 
 class _ForwardPlan(NamedTuple):
-    """A forward pass over arrays that lie in one way. The functions are native, and answer whether the arrays were fit."""
+    """A forward pass over arrays of one layout. The functions are native, and answer whether they could read the arrays."""
 
     fresh: _Fresh | None
     """How y is allocated; None for an array like x, as the library allocates it."""
     forward: Any = None
-    """None where the arrays are copied first, since no view describes them all."""
+    """The native function; None where the arrays are copied first, since no view describes them all."""
     normalize: Any = None
     normalize_again: Any = None
     moments: Any = None
@@ -62,11 +62,11 @@ class _ForwardPlan(NamedTuple):
     """The shape of mean, mean_low and variance together."""
     mask_bytes: int = 0
     address: int = 0
-    """Of the native plan, which lives as long as its functions."""
+    """The address of the native plan, which lives as long as its functions."""
 
 
 class _BackwardPlan(NamedTuple):
-    """Likewise a backward pass."""
+    """A backward pass over arrays of one layout."""
 
     fresh: _Fresh | None
     backward: Callable[..., int] | None = None
@@ -94,7 +94,7 @@ class CpuKernel:
         statistics: Array | None = None,
         out: Array | None = None,
     ) -> tuple[Array, Saved]:
-        """Normalize `x` into new memory or `out`; all else as `Kernel.forward` has it."""
+        """Normalize `x` into new memory or `out`; otherwise as `Kernel.forward`."""
         access = self.access
         # Most calls find their plan by the strides of x alone.
         if residual is None and out is None and (plan := call.plans.get(access.strides(x))) is not None and plan.forward:
@@ -137,7 +137,7 @@ class CpuKernel:
         return y
 
     def moments(self, call: Call, x: Array) -> Array:
-        """Return mean, mean_low and variance of `x`, as `Saved.statistics` has them."""
+        """Compute mean, mean_low and variance of `x`, in the form of `Saved.statistics`."""
         access = self.access
         key = "moments", access.strides(x)
         plan = call.plans.get(key)
@@ -162,7 +162,7 @@ class CpuKernel:
         d_mean: Array | None = None,
         d_variance: Array | None = None,
     ) -> Gradients:
-        """Differentiate `forward`, as `Kernel.backward` has it."""
+        """Differentiate `forward`; see `Kernel.backward`."""
         access = self.access
         statistics, mask = saved
         plan = self._backward_plan_of(call, dy, x, mask is not None)
@@ -181,7 +181,7 @@ class CpuKernel:
     def gradient_sums(
         self, call: Call, dy: Array, x: Array, gamma: Array | None, beta: Array | None, saved: Saved
     ) -> tuple[Array, Array | None, Array | None]:
-        """Compute the first half of `backward`, as `Kernel.gradient_sums` has it."""
+        """Compute the first half of `backward`; see `Kernel.gradient_sums`."""
         access = self.access
         statistics, mask = saved
         plan = self._backward_plan_of(call, dy, x, mask is not None)
@@ -208,7 +208,7 @@ class CpuKernel:
         d_mean: Array | None = None,
         d_variance: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Compute the second half of `backward`, as `Kernel.input_gradient` has it."""
+        """Compute the second half of `backward`; see `Kernel.input_gradient`."""
         access = self.access
         statistics, mask = saved
         plan = self._backward_plan_of(call, dy, x, mask is not None)
@@ -223,7 +223,7 @@ class CpuKernel:
         return dx, dy if d_residual is None else d_residual
 
     def open_elements(self, call: Call, x: Array, gamma: Array | None, beta: Array | None, saved: Saved) -> Array:
-        """Return which elements the activation let through: those whose residual has all of a gradient."""
+        """Return which elements the activation let through: those whose residual gets the whole gradient."""
         ones = self.access.empty_like(x)
         ones[...] = 1
         _, _, _, d_residual = self.backward(call, ones, x, gamma, beta, saved, True)
@@ -241,7 +241,7 @@ class CpuKernel:
         return _cpu.update_running_stats(dtype, groups, channel, moments.count, unbiased, decay, *rows)
 
     def forward_layout(self, call: Call, x: Array, residual: Array | None, masked: bool) -> tuple[Any, ...] | None:
-        """Describe a forward pass over arrays that lie as these do, for native/bind_torch.cc; None if they need a copy.
+        """Describe a forward pass over arrays with these layouts, for native/bind_torch.cc; return None if they need a copy.
 
         Returns the address of the native plan, the strides of y, whether y is a buffer, the bytes of it to advise, the shape
         of the statistics, the bytes of the activation mask, and what keeps the plan alive.
@@ -250,7 +250,7 @@ class CpuKernel:
         return plan.forward and (*self._output(call, plan, x), plan.statistics, plan.mask_bytes, plan)
 
     def backward_layout(self, call: Call, dy: Array, x: Array, masked: bool) -> tuple[Any, ...] | None:
-        """Likewise of a backward pass: address, strides of dx, whether it is a buffer, bytes to advise."""
+        """Describe a backward pass likewise: address, strides of dx, whether it is a buffer, bytes to advise."""
         plan = self._backward_plan(call, dy, x, masked)
         return plan.backward and (*self._output(call, plan, x), plan)
 
@@ -259,7 +259,7 @@ class CpuKernel:
         return plan.address, strides, fresh is not None and fresh.buffered, 0 if fresh is None else fresh.advised
 
     def _native(self, function: Callable[..., int]) -> Callable[..., int]:
-        """A native function that is given arrays, or their addresses where it cannot read these itself."""
+        """Return a native function that takes arrays, or their addresses where it cannot read these itself."""
         address = self.access.address
         if address is None:
             return function
@@ -324,7 +324,7 @@ class CpuKernel:
             return _BackwardPlan(fresh)
         sizes, (dx_strides, x_strides, dy_strides) = found
         _, outer, _, inner = sizes
-        # Given statistics are those of infinitely many values, none of which moves a mean.
+        # Given statistics are those of infinitely many values: x moves no mean.
         numbers = call.epsilon, call.negative_slope, inf if call.fixed_stats else float(outer * inner)
         run = _cpu.BackwardPlan(DTYPES[call.dtype], sizes, dy_strides, x_strides, dx_strides, *numbers)
         native = self._native
@@ -333,7 +333,7 @@ class CpuKernel:
     def _shared_view(
         self, call: Call, masked: bool, written: Array, x: Array, other: Array | None
     ) -> tuple[Strides, list[Strides]] | None:
-        """Return sizes, and strides of each array, of the view that describes all three; None where there is none.
+        """Return sizes, and strides of each array, of a view that describes all three; None where there is none.
 
         The bits of an activation mask are counted along the written array's runs, so that `masked` asks for its sizes alone.
         """
@@ -372,7 +372,8 @@ class CpuKernel:
 
 
 def writable(access: ArrayAccess, call: Call, out: Array) -> bool:
-    """Whether kernels can write to an array as it lies: one view describes it, with contiguous channels or positions."""
+    """Return whether kernels can write to an array without a copy: one view describes it, with contiguous channels or
+    positions."""
     found = _view(call, access, out)
     if found is None:
         return False

@@ -1,4 +1,4 @@
-"""Keep why a compiled part cannot serve, and warn its users once."""
+"""Remember why a compiled part cannot be used, and warn its users once."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from evennorm.errors import reason_of
 __all__ = ["BUILD", "PARTS", "Problem", "keep", "problem", "warn_once"]
 
 PARTS = {"numpy": "_cpu", "torch": "_cpu", "jax": "_xla", "tensorflow": "_tensorflow"}
-"""The compiled part, a module in this folder, that computes for an engine on the CPU."""
+"""The compiled part, a module in this folder, that each engine uses on the CPU."""
 
 BUILD = "run pip install . in evennorm's source tree"
 
 
 class Problem(NamedTuple):
-    """Why a part does not serve, and what to do about it."""
+    """Why a part cannot be used, and what to do about it."""
 
     why: str
     remedy: str
@@ -28,7 +28,7 @@ _warned: set[str] = set()
 
 
 def keep(part: str, error: BaseException | str, remedy: str = BUILD) -> None:
-    """Remember why `part` does not serve: the error of its import, or a reason in words.
+    """Remember why `part` cannot be used: the error of its import, or a reason in words.
 
     Example:
         >>> keep("_none", ImportError("cannot import name '_none'"))
@@ -48,7 +48,7 @@ def keep(part: str, error: BaseException | str, remedy: str = BUILD) -> None:
 
 
 def problem(part: str) -> Problem | None:
-    """Return why a part does not serve; None where nothing is known against it."""
+    """Return why a part cannot be used; None if no problem is known."""
     return _problems.get(part)
 
 
@@ -61,7 +61,7 @@ def warn_once(engine: str) -> None:
         return
     _warned.add(engine)
     warnings.warn(
-        f"evennorm.{engine} computes without its compiled kernels, and slower: {found.why}. To mend it, {found.remedy}; "
+        f"evennorm.{engine} computes without its compiled kernels, and slower: {found.why}. To fix it, {found.remedy}; "
         "`evennorm doctor` says more; EVENNORM_KERNEL=reference turns the kernels and this warning off",
         stacklevel=3,
     )

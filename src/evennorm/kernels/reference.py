@@ -41,7 +41,8 @@ def infer(
     residual: Array | None,
     mask: Array | None = None,
 ) -> Array:
-    """Normalize `x` by given statistics; y has x's dtype. A mask matters to engines that differentiate this themselves."""
+    """Normalize `x` by given statistics; y has x's dtype. A mask matters only to engines that differentiate this
+    themselves."""
     wide_residual = None if residual is None else wide(xp, residual)
     y = normalize(xp, wide(xp, x), statistics, gamma, beta, call.epsilon, call.negative_slope, wide_residual, mask)
     return xp.astype(y, xp.dtype(x))

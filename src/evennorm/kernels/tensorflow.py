@@ -1,4 +1,4 @@
-"""The compiled CPU kernels as operations of TensorFlow: where their library lies, and what it is told beside tensors.
+"""Find the library of TensorFlow operations with the compiled CPU kernels, and keep its settings.
 
 TensorFlow loads it (`evennorm.tensorflow.compiled`); the operations are described in native/bind_tensorflow.cc.
 """
@@ -10,10 +10,10 @@ from importlib.util import find_spec
 
 from evennorm.kernels import parts
 
-_found = find_spec("evennorm.kernels._tensorflow")  # no module, but lies where those are, in an editable installation too
+_found = find_spec("evennorm.kernels._tensorflow")  # no Python module, but found like one, also where evennorm is editable
 PATH = "" if _found is None or _found.origin is None else _found.origin
 AVAILABLE = bool(PATH)
-"""False where it was not built: the reference kernel serves."""
+"""Whether the library was built; without it the reference kernel computes."""
 
 if not AVAILABLE:
     parts.keep("_tensorflow", ImportError())
@@ -23,7 +23,7 @@ _asked: dict[str, int] = {}
 
 
 def loaded() -> None:
-    """To be called once TensorFlow has loaded the library, which from now on is told what it missed."""
+    """Pass the settings made so far to the library. Called once TensorFlow has loaded it."""
     global _library
     _library = ctypes.CDLL(PATH)
     _library.evennorm_set_buffer_limit.argtypes = [ctypes.c_size_t]
@@ -32,12 +32,12 @@ def loaded() -> None:
 
 
 def set_num_threads(threads: int) -> None:
-    """How many threads share one operation; 0 for the initial setting."""
+    """Set how many threads share one operation; 0 for the initial setting."""
     _tell("evennorm_set_num_threads", threads)
 
 
 def set_buffer_limit(size: int) -> None:
-    """How many bytes of dead tensors are kept for the next ones."""
+    """Set how many bytes of dead tensors are kept for the next ones."""
     _tell("evennorm_set_buffer_limit", size)
 
 

@@ -1,4 +1,4 @@
-"""How many threads the compiled CPU kernels use."""
+"""Set how many threads the compiled CPU kernels use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from evennorm.kernels.cpu import _cpu
 
 
 def set_num_threads(threads: int) -> None:
-    """Sets how many threads the compiled CPU kernels use.
+    """Set how many threads the compiled CPU kernels use.
 
     Args:
         threads: 1 or more; 0 for the initial setting: the framework's, `torch.set_num_threads`, where torch is loaded, else
@@ -34,5 +34,5 @@ def set_num_threads(threads: int) -> None:
 
 
 def num_threads() -> int:
-    """How many threads the compiled CPU kernels use now; 1 where they were not built."""
+    """Return how many threads the compiled CPU kernels use now; 1 where they were not built."""
     return 1 if _cpu is None else _cpu.num_threads()

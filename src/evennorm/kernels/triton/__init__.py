@@ -1,6 +1,6 @@
-"""The GPU kernels, in Triton: whether they can serve here. Triton itself is loaded by the first tensor that needs it.
+"""Tell whether the GPU kernels, written in Triton, can be used. The first tensor that needs Triton loads it.
 
-`layout` says how an array is cut, `launch` runs the kernels; what they compute stands in native/batch_norm.h.
+`tiling` divides an array into tiles, and `launch` runs the kernels; native/batch_norm.h says what they compute.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["AVAILABLE", "DTYPES", "interpreted", "missing"]
 
 
 def missing() -> str | None:
-    """Why Triton cannot be loaded, in half a sentence with what to do; None where it can.
+    """Return why Triton cannot be loaded, as half a sentence with what to do; None if it can.
 
     TensorFlow and Triton each bring an LLVM. Triton after TensorFlow ends the process ("inconsistency in registered
     CommandLine options", Triton 3.9 with TensorFlow 2.21); the other order works.
@@ -28,7 +28,8 @@ def missing() -> str | None:
 
 
 def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, on tensors in CPU memory. It decides when Triton is imported."""
+    """Return whether kernels run in Triton's interpreter, on tensors in CPU memory, which is decided when Triton is
+    imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

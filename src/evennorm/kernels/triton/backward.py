@@ -1,6 +1,6 @@
 """Differentiate normalization in two launches (sums, then the input's gradient), or in one where channels stay on the chip.
 
-Without activation bits, whether the activation was open is worked out again from x, by the function that forward used.
+Without a saved mask, the activation mask is recomputed from x, by the function that the forward pass used.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def gradient_sums(
 
 @triton.jit
 def count_of(outer, inner, fixed_stats):
-    """Return how many values a mean is of. Fixed statistics (1) are as those of infinitely many, none of which moves a mean;
-    sums of all devices (2) were made those of two.
+    """Return the number of values behind each mean. Fixed statistics (1) count as those of infinitely many values; sums of
+    all devices (2) were scaled to those of two.
     """
     own = outer.to(tl.float64) * inner.to(tl.float64)
     return tl.where(fixed_stats == 0, own, tl.where(fixed_stats == 1, float("inf"), 2.0))
@@ -167,7 +167,8 @@ def input_gradient_step(
 
 @triton.jit
 def store_row(pointer, channel, channels, values):
-    """Store doubles for each channel, if they are asked for. Not every version converts them to half precision at once."""
+    """Store doubles for each channel, if they are wanted. Not every version of Triton converts them to half precision
+    directly."""
     if pointer is not None:
         if pointer.dtype.element_ty != tl.float64:
             values = values.to(tl.float32)
@@ -198,7 +199,7 @@ def input_gradient(
     SEGMENTED: tl.constexpr, UNEVEN: tl.constexpr, UNIT: tl.constexpr, INT64: tl.constexpr, MERGE: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Store dx and the residual's gradient. Each program merges what `gradient_sums` left for its channels.
+    """Store dx and the residual's gradient. Each program merges what `gradient_sums` stored for its channels.
 
     One program of each block stores the gradients of gamma and beta.
     """
@@ -311,7 +312,7 @@ def backward_on_chip(
 def parameter_gradients_of_groups(
     d_gamma, d_beta, workspace, statistics, groups, channels, epsilon, epsilon_low, LANES: tl.constexpr
 ):  # fmt: skip
-    """Store the gradients of gamma and beta from what `backward_on_chip` left."""
+    """Store the gradients of gamma and beta from the sums that `backward_on_chip` stored."""
     channel = tl.program_id(0) * LANES + tl.arange(0, LANES)
     epsilon64 = double(epsilon, epsilon_low)
     parameter_gradients(d_gamma, d_beta, workspace, statistics, groups, 1, channel, channels, epsilon64, 1)

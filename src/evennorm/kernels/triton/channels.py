@@ -1,4 +1,4 @@
-"""Compute what happens once per channel, in double: statistics from sums, and the numbers that elements are multiplied by.
+"""Compute, in double, what is needed once per channel: statistics from sums, and the factors of elements.
 
 The formulas of core/moments.py and core/normalize.py, in the form of native/channels.cc. Vectors hold the channels of a
 block.
@@ -17,19 +17,19 @@ COUNTER = tl.constexpr(tiling.COUNTER_BYTES)
 
 @triton.jit
 def double(high, low):
-    """Return a Python float, of which Triton passes float32 only, as a vector of one."""
+    """Return a Python float as a vector of one double: Triton passes floats as float32 only."""
     return tl.zeros([1], tl.float64) + high + low
 
 
 @triton.jit
 def partials_of(workspace):
-    """Return where a workspace keeps sums, (groups, splits, 2, channels) in double, after the counter of `running`."""
+    """Return where a workspace holds sums, (groups, splits, 2, channels) in double, after the counter of `running`."""
     return (workspace + COUNTER).to(tl.pointer_type(tl.float64), bitcast=True)
 
 
 @triton.jit
 def merge_partials(workspace, group, splits, channel, channels, MERGE: tl.constexpr):
-    """Return both sums of each channel over all programs that took part, always added in the same order.
+    """Return both sums of each channel over all programs that share it, always added in the same order.
 
     `MERGE` is a power of two not below `splits`.
     """
@@ -49,7 +49,7 @@ def merge_partials(workspace, group, splits, channel, channels, MERGE: tl.conste
 
 @triton.jit
 def store_partials(workspace, group, split, splits, channel, channels, first, second):
-    """Store what one program adds to `merge_partials`."""
+    """Store the part of one program for `merge_partials`."""
     partials = partials_of(workspace)
     offset = ((group * splits + split) * 2) * channels + channel
     tl.store(partials + offset, first, mask=channel < channels)
@@ -58,7 +58,7 @@ def store_partials(workspace, group, split, splits, channel, channels, first, se
 
 @triton.jit
 def moments_of(reference, first, second, count, ACC: tl.constexpr):
-    """Return mean, mean_low and variance from the sums of x - reference and of its square over `count` values."""
+    """Compute mean, mean_low and variance from the sums of x - reference and of its square over `count` values."""
     rest = first / count
     variance = tl.fma(-rest, rest, second / count)
     variance = tl.where(variance < 0, 0.0, variance)  # NaN stays NaN
@@ -75,7 +75,7 @@ def divided_by_std(values, variance, epsilon):
 
 @triton.jit
 def scale_shift(mean_low, variance, gamma, beta, epsilon, ACC: tl.constexpr):
-    """Return scale and shift of z = (x - mean) * scale + shift."""
+    """Compute scale and shift of z = (x - mean) * scale + shift."""
     scale = divided_by_std(gamma, variance, epsilon).to(ACC)
     shift = tl.fma(-mean_low.to(tl.float64), scale.to(tl.float64), beta)
     return scale, shift.to(ACC)
@@ -85,7 +85,7 @@ def scale_shift(mean_low, variance, gamma, beta, epsilon, ACC: tl.constexpr):
 def input_gradient_of(
     scale_acc, mean_low, variance, gamma, epsilon, sum_dz, sum_dz_centred, d_mean, d_variance, count, ACC: tl.constexpr
 ):  # fmt: skip
-    """Return scale, slope and offset of dx = dz * scale - ((x - mean) * slope + offset).
+    """Compute scale, slope and offset of dx = dz * scale - ((x - mean) * slope + offset).
 
     A value that is alone in its channel is its own mean: its dz acts on nothing, exactly.
     """
@@ -100,7 +100,7 @@ def input_gradient_of(
 
 @triton.jit
 def centred_sum(first, second, mean_low):
-    """Return the sum of dz * (x - mean) from that of dz * (x - mean rounded)."""
+    """Compute the sum of dz * (x - mean) from that of dz * (x - mean rounded)."""
     return second - first * mean_low.to(tl.float64)
 
 
@@ -132,7 +132,7 @@ def load_statistics(statistics, group, groups, channel, channels):
 
 @triton.jit
 def store_statistics(statistics, group, groups, channel, channels, mean, mean_low, variance):
-    """Store what `load_statistics` loads."""
+    """Store the statistics in the form that `load_statistics` reads."""
     at = statistics + group * channels + channel
     tl.store(at, mean, mask=channel < channels)
     tl.store(at + groups * channels, mean_low, mask=channel < channels)

@@ -1,4 +1,4 @@
-"""Choose tile and number of programs for kernels that stream: as shipped, or as measured where somebody asked for it.
+"""Choose tile and number of programs for kernels that stream: the shipped choice, or one that was measured on request.
 
 The shipped choice is a function of the array and of the number of the device's multiprocessors, so that bits depend on
 nothing else. What `measuring` finds holds for a class of arrays, not a shape: the number of lines to a factor of 4, that
@@ -15,21 +15,21 @@ from typing import Any, NamedTuple
 from evennorm.kernels.triton.tiling import DEPTH, Tiling
 
 SETTINGS = {"enable_fp_fusion": False}
-"""Of every launch: products and sums are rounded as they are written, the same in forward and backward."""
+"""Settings of every launch: products and sums are rounded as they are written, the same in forward and backward."""
 
 
 class Choice(NamedTuple):
     """How a kernel goes through its arrays, in bytes of their elements."""
 
     width: int
-    """Of a line at most; the lines of planes are as `tiling` cuts them."""
+    """Bytes of a line at most; `tiling` divides planes into lines."""
     span: int
-    """Of one line of every slot: 16 for each thread let a thread keep the 8 lines of its slots to itself."""
+    """Bytes of one line of every slot: with 16 for each thread, a thread holds the 8 lines of its slots alone."""
     programs: int
-    """For each multiprocessor."""
+    """Programs for each multiprocessor."""
     warps: int
     stages: int
-    """1 reads a tile when it is needed; 3 has the next two on their way, in shared memory."""
+    """Stages of loading: 1 loads a tile when it is needed; 3 has the next two on their way, in shared memory."""
 
 
 ROWS = (
@@ -52,10 +52,10 @@ PLANES = (
 )
 
 SHARED = 227 << 10
-"""Bytes of a multiprocessor's shared memory, in which tiles wait; of a Hopper GPU."""
+"""Bytes of a multiprocessor's shared memory, in which tiles wait; that of a Hopper GPU."""
 
 BALANCED = 1.15
-"""By how much the busiest multiprocessor may have more to do than in the best balanced way."""
+"""How much more the busiest multiprocessor may have to do than with the best balance."""
 
 
 class Option(NamedTuple):
@@ -66,11 +66,11 @@ class Option(NamedTuple):
     constants: dict[str, Any]
     warps: int
     programs: int = 1
-    """For each multiprocessor, at most."""
+    """Programs for each multiprocessor, at most."""
 
     @property
     def setting(self) -> tuple[Any, ...]:
-        """All but the grid, which follows from it and the array."""
+        """Everything but the grid, which follows from the setting and the array."""
         return (*self.constants.values(), self.warps, self.programs)
 
 
@@ -106,7 +106,7 @@ def options(tiling: Tiling, item: int, processors: int, arrays: int = 1) -> list
 
 @cache
 def _candidates(planes: bool, lanes: int, item: int) -> list[tuple[int, int, int, int, int]]:
-    """Return lanes, span, programs, stages and warps of each candidate for lines of so many lanes at most, each once."""
+    """Return lanes, span, programs, stages and warps of each candidate for lines of at most `lanes`, each once."""
     every = (
         (lanes if planes else min(lanes, c.width // item), c.span // item, c.programs, c.stages, c.warps)
         for c in (PLANES if planes else ROWS)
@@ -115,7 +115,7 @@ def _candidates(planes: bool, lanes: int, item: int) -> list[tuple[int, int, int
 
 
 def size_class(tiling: Tiling) -> int:
-    """Return one number for the class of an array.
+    """Return a number for the class of an array.
 
     Example:
         >>> from evennorm.kernels.triton.tiling import View, tiling_of
@@ -128,7 +128,7 @@ def size_class(tiling: Tiling) -> int:
 
 
 class Measured(NamedTuple):
-    """What was found for one kernel on one class of arrays."""
+    """What was measured for one kernel on one class of arrays."""
 
     kernel: str
     sizes: tuple[int, ...]
@@ -147,14 +147,14 @@ _state: dict[str, Any] = {"generation": 0, "clock": None, "report": []}
 
 
 def generation(is_deterministic: Callable[[], bool]) -> int:
-    """Return a number that changes when plans have to be made anew; 0 where the shipped choices hold."""
+    """Return a number that changes when plans have to be made again; 0 where the shipped choices apply."""
     found: int = _state["generation"]
     return 0 if found and is_deterministic() else found
 
 
 @contextmanager
 def measuring(clock: Callable[[Callable[[], Any]], float]) -> Iterator[list[Measured]]:
-    """Have plans that are made inside measure their options by `clock`, and keep the fastest for the process."""
+    """Make plans that are built inside measure their options by `clock`, and keep the fastest for the process."""
     report: list[Measured] = []
     _state.update(generation=_state["generation"] + 1, clock=clock, report=report)
     try:
@@ -176,7 +176,7 @@ def forget() -> None:
 def chosen(
     kernel: str, key: Hashable, tiling: Tiling, ways: list[Option], run: Callable[[Option], Any], worth_measuring: bool
 ) -> list[Option]:
-    """Return options with what was measured for arrays of this class first, after measuring it where that is asked for.
+    """Return options, the measured one for arrays of this class first; measure it if that was requested.
 
     Args:
         key: what tells this kernel on its arrays from others on arrays of the same class.

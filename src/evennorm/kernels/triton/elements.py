@@ -20,7 +20,7 @@ DEPTH = tl.constexpr(tiling.DEPTH)
 NUMBERS = [
     "groups", "outer", "channels", "inner", "segments", "lines", "splits", "fixed_stats", "count", "unbiased"
 ]  # fmt: skip
-"""Arguments for whose values nothing is compiled anew; `with_divisor` tells what is known of them."""
+"""Arguments whose values cause no recompilation; `with_divisor` says what is known of them."""
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -40,13 +40,13 @@ def channels_of(block, LANES: tl.constexpr, PLANES: tl.constexpr):
 
 @triton.jit
 def with_divisor(pitch, UNIT: tl.constexpr):
-    """Return `pitch`, of which the compiler then knows what divides it."""
+    """Return `pitch`, marked with what divides it for the compiler."""
     return pitch // UNIT * UNIT
 
 
 @triton.jit
 def group_start(group, outer, channels, inner, INT64: tl.constexpr):
-    """Return where the elements of a group begin."""
+    """Return the offset at which the elements of a group begin."""
     if INT64:
         return group.to(tl.int64) * outer * channels * inner
     else:
@@ -115,7 +115,7 @@ def load_tile(pointer, offset, mask, MASKED: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit
 def by_slot(tile):
-    """(DEPTH * SLOTS, LANES) -> (DEPTH, SLOTS, LANES)."""
+    """Reshape (DEPTH * SLOTS, LANES) to (DEPTH, SLOTS, LANES)."""
     return tl.reshape(tile, (DEPTH, tile.shape[0] // DEPTH, tile.shape[1]))
 
 
@@ -159,14 +159,14 @@ def gate(dy, is_open, slope, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def pack_bits(is_open):
-    """Pack (DEPTH, SLOTS, LANES) into a byte for each slot and lane, of which line d has bit d."""
+    """Pack (DEPTH, SLOTS, LANES) booleans into a byte for each slot and lane; line d is bit d."""
     bits = is_open.to(tl.int32) << tl.arange(0, DEPTH)[:, None, None]
     return tl.sum(bits, 0).to(tl.uint8)
 
 
 @triton.jit
 def unpack_bits(packed):
-    """Invert `pack_bits`."""
+    """Undo `pack_bits`."""
     return (packed.to(tl.int32)[None, :, :] >> tl.arange(0, DEPTH)[:, None, None]) & 1 != 0
 
 

@@ -1,4 +1,4 @@
-"""What stands between the two launches of a pass where devices exchange statistics: a program per block of channels."""
+"""Prepare the statistics that devices exchange between the two launches of a pass: one program per block of channels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def store_moments(
     x, statistics, workspace, groups, outer, channels, inner, splits,
     LANES: tl.constexpr, MERGE: tl.constexpr, INT64: tl.constexpr,
 ):  # fmt: skip
-    """Store the moments that follow from what `moment_sums` left."""
+    """Store the moments that follow from the sums of `moment_sums`."""
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     channel = tl.program_id(0) * LANES + tl.arange(0, LANES)
     group = tl.program_id(1)
@@ -56,7 +56,7 @@ def store_gradient_sums(
 
 @kernel
 def load_gradient_sums(statistics, workspace, sums, count, groups, channels, LANES: tl.constexpr):
-    """Leave the sums over all devices where `input_gradient` looks for them, as those of two values: it divides by 2."""
+    """Store the sums over all devices where `input_gradient` reads them, scaled to those of two values: it divides by 2."""
     channel = tl.program_id(0) * LANES + tl.arange(0, LANES)
     mask = channel < channels
     for group in range(groups):

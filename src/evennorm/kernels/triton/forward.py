@@ -91,7 +91,7 @@ def moment_sums(
     group, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     split, splits = tl.program_id(1), tl.num_programs(1)
     channel = channels_of(block, LANES, PLANES)
-    if tl.program_id(0) + split == 0:  # before `normalize` counts
+    if tl.program_id(0) + split == 0:  # reset before `normalize` counts
         tl.store(workspace.to(tl.pointer_type(tl.int32), bitcast=True), 0)
     x += group_start(group, outer, channels, inner, INT64)
     reference = first_values(x, channel, channels, inner, ACC)
@@ -123,7 +123,7 @@ def normalize_tile(
     ACC: tl.constexpr, LANES: tl.constexpr, SLOTS: tl.constexpr, PLANES: tl.constexpr, SEGMENTED: tl.constexpr,
     MASKED: tl.constexpr, ACTIVATION: tl.constexpr, INT64: tl.constexpr,
 ):  # fmt: skip
-    """Store y of one tile of x, and bits that tell what the activation let through."""
+    """Store y of one tile of x, and the bits of the activation mask."""
     z = preactivation(values - mean[None, None, :], scale[None, None, :], shift[None, None, :])
     if residual is not None:
         z += load_tile(residual, offset, mask, MASKED, ACC)
@@ -161,7 +161,7 @@ def normalize(
     SEGMENTED: tl.constexpr, UNEVEN: tl.constexpr, UNIT: tl.constexpr, INT64: tl.constexpr, MERGE: tl.constexpr,
     ACTIVATION: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """Store y, the statistics, and the running ones. Each program merges what `moment_sums` left for its channels.
+    """Store y, the statistics, and the running ones. Each program merges what `moment_sums` stored for its channels.
 
     Without a workspace the statistics are given, or those of inference are: of one group for all.
     """
@@ -229,7 +229,7 @@ def forward_on_chip(
     PLANES: tl.constexpr, LANES: tl.constexpr, SLOTS: tl.constexpr, SEGMENTED: tl.constexpr, UNIT: tl.constexpr,
     INT64: tl.constexpr, ACTIVATION: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """Store y and the statistics of the channels whose values one program holds, and the running ones: x is read once."""
+    """Store y, the statistics and the running ones for channels whose values one program holds: x is read once."""
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     if PLANES:
         inner = with_divisor(inner, UNIT)
@@ -248,7 +248,7 @@ def forward_on_chip(
     mask = mask & (line < lines)
     values = load_tile(x, offset, mask, True, ACC)
 
-    # The mean rounded is a shift near enough for any values; what rounding left is summed about it.
+    # The rounded mean is a close enough shift for any values; the sums about it find what rounding took.
     count = outer.to(tl.float64) * inner.to(tl.float64)
     about = (over_lines(tl.sum(values, 0).to(tl.float64), PLANES) / count).to(ACC)
     centred = tl.where(by_slot(mask), values - about[None, None, :], 0.0)

@@ -1,4 +1,5 @@
-"""The halves of a pass, between which devices exchange statistics: `TritonKernel`'s launches, with one more in between."""
+"""Launch the halves of a pass between which devices exchange statistics: `TritonKernel`'s launches, and one more in
+between."""
 
 from __future__ import annotations
 
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
     from evennorm.kernels.triton.kernel import TritonKernel
 
 SUMS = [*BACKWARD, "sums", "count"]
-"""What differs between the calls of a half of a backward pass."""
+"""What differs between the calls of one half of a backward pass."""
 
 _TOGETHER = 2
-"""In place of `fixed_stats`: the sums are those of all devices, as of two values."""
+"""In place of `fixed_stats`: the sums are those of all devices, scaled to those of two values."""
 
 
 def moments(kernel: TritonKernel, call: Call, x: Array) -> Array:
-    """Take the moments of `x` as `forward` does."""
+    """Compute the moments of `x` as `forward` does."""
     access = kernel.access
     x, tiling = kernel._dense_and_tiling(call, x, with_dy=False)
     groups, _, channel, _ = tiling.view
@@ -134,7 +135,7 @@ def _launch(
     x: Array,
     launched: Callable[[], list[Launch]],
 ) -> None:
-    """Launch what was launched before on arrays of these dtypes, strides and alignments; else for the first time."""
+    """Launch again as before for arrays of these dtypes, strides and alignments, or for the first time."""
     access, gpu = kernel.access, kernel.gpu
     device = gpu.device(x)
     addresses, alignment = kernel._addresses(arrays)

@@ -1,4 +1,4 @@
-"""Run the GPU kernels on arrays as they lie in memory, by as few launches as their size allows.
+"""Run the GPU kernels on arrays of any memory layout, by as few launches as their size allows.
 
 One launch where a program keeps all values of its channels on the chip; else two, of which the second begins with merging
 the sums of the first, and updates the running statistics. What arrays of one shape and layout need is worked out once and
@@ -34,56 +34,56 @@ from evennorm.kernels.triton.tiling import (
 
 
 class GpuAccess(NamedTuple):
-    """What kernels ask about GPUs, and about arrays beside `ArrayAccess`."""
+    """What kernels need to know about GPUs, and about arrays beyond `ArrayAccess`."""
 
     device: Callable[[Array], int]
     """The number of an array's device."""
     dtype: Callable[[Array], Hashable]
     row: Callable[[Array], Hashable]
-    """What tells how a parameter or statistic lies in memory, of what dtype and size, and where."""
+    """A key for how a parameter or statistic lies in memory: layout, dtype, size and device."""
     fits: Callable[[Hashable, tuple[str, ...], int, int], bool]
-    """Whether kernels can read a row: of one of these dtypes, of a size, on a device, dense."""
+    """Whether kernels can read a row: one of these dtypes, a size, on a device, dense."""
     processors: Callable[[int], int]
-    """Multiprocessors of a device."""
+    """The number of multiprocessors of a device."""
     stream: Callable[[int], int]
     """The handle of a device's current stream."""
     current_device: Callable[[], int]
     on_device: Callable[[int], AbstractContextManager[Any]]
-    """Make a device the current one, on which kernels are launched."""
+    """Makes a device the current one, on which kernels are launched."""
     is_recording: Callable[[], bool]
-    """Whether launches go into a graph, which may run later beside others."""
+    """Whether launches are recorded in a graph, which may run later beside others."""
     is_deterministic: Callable[[], bool]
-    """Whether bits must not depend on what was measured."""
+    """Whether bits must not depend on measurements."""
     clear: Callable[[Array], Array]
-    """Fill an array with 0."""
+    """Fills an array with 0."""
     empty_flag: Callable[[Array], Array]
     """A boolean scalar on the device of an array."""
 
 
 @dataclass
 class _Plan:
-    """How arrays that lie in one way are computed on."""
+    """How to compute on arrays of one layout."""
 
     tiling: Tiling
     workspace_bytes: int
     statistics: tuple[int, int, int] | None = None
-    """The shape of those that the pass computes."""
+    """The shape of the statistics that the pass computes."""
     mask_bytes: int = 0
     launches: list[Launch] | None = None
-    """None before the first call."""
+    """The launches; None before the first call."""
 
 
 class _Copied(NamedTuple):
-    """In place of a plan: one array is copied first, since it has gaps, or lies otherwise than x."""
+    """Used in place of a plan where one array is copied first, since it has gaps, or another layout than x."""
 
     is_x: bool
     contiguous: bool = False
-    """Because no view describes a copy in the order of x's memory."""
+    """Whether the copy has its axes in their own order, because no view describes one in the order of x's memory."""
 
 
 _updates: dict[Hashable, Launch] = {}
 _counters: dict[tuple[int, int], Array] = {}
-"""Of each device and stream: counters that are 0 between launches, since the program that arrives last sets them back."""
+"""Counters of each device and stream. They are 0 between launches: the program that arrives last resets them."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class TritonKernel:
         running: RunningStats | None = None,
         statistics: Array | None = None,
     ) -> tuple[Array, Saved]:
-        """Normalize `x`, as `Kernel.forward` has it."""
+        """Normalize `x`; see `Kernel.forward`."""
         return self._forward(call, x, gamma, beta, residual, running, statistics, None, None)
 
     def infer(
@@ -202,7 +202,7 @@ class TritonKernel:
         d_mean: Array | None = None,
         d_variance: Array | None = None,
     ) -> Gradients:
-        """Differentiate `forward`, as `Kernel.backward` has it."""
+        """Differentiate `forward`; see `Kernel.backward`."""
         access, gpu = self.access, self.gpu
         address: Any = access.address
         device = gpu.device(x)
@@ -247,8 +247,8 @@ class TritonKernel:
         return dx, d_gamma, d_beta, (dy if d_residual is None else d_residual) if has_residual else None
 
     def update_running_stats(self, running: RunningStats, moments: Moments) -> Array:
-        """Update `running` by moments (groups, channel), all dense and of one precision; whether they were accepted stays on
-        the device.
+        """Update `running` by moments (groups, channel), all dense and of one precision; return on the device whether it
+        accepted them.
         """
         access, gpu = self.access, self.gpu
         device = gpu.device(moments.mean)
@@ -277,7 +277,7 @@ class TritonKernel:
     input_gradient = in_halves.input_gradient
 
     def open_elements(self, call: Call, x: Array, gamma: Array | None, beta: Array | None, saved: Saved) -> Array:
-        """Return which elements the activation let through, of x's shape, by operations of the library of arrays."""
+        """Return which elements the activation let through, in x's shape, by operations of the array library."""
         access = self.access
         mask: Any = saved[1]
         x, tiling = self._dense_and_tiling(call, x, with_dy=True)
@@ -293,7 +293,7 @@ class TritonKernel:
         return planes[..., :inner].reshape(-1).as_strided(x.shape, x.stride()) != 0
 
     def _addresses(self, arrays: Iterable[Array | None]) -> tuple[list[int], Any]:
-        """Return addresses, and what kernels are compiled for: which are multiples of 16. Results are allocated so."""
+        """Return addresses, and a key for compilation: which addresses are multiples of 16, as those of results are."""
         address: Any = self.access.address
         addresses = [0 if array is None else address(array) for array in arrays]
         together = 0
@@ -302,7 +302,7 @@ class TritonKernel:
         return addresses, None if together % 16 == 0 else tuple([at % 16 == 0 for at in addresses])
 
     def _dense_and_tiling(self, call: Call, x: Array, with_dy: bool) -> tuple[Array, Tiling]:
-        """Return `x`, or a copy of it that kernels can read, and how it is cut."""
+        """Return `x`, or a copy of it that kernels can read, and its tiling."""
         tiling = self._tiling(call, x, with_dy)
         if isinstance(tiling, _Copied):
             x = self._dense(x, tiling)
@@ -318,7 +318,8 @@ class TritonKernel:
         return access.copy_like(x, access.empty_contiguous(x) if copied.contiguous else access.empty_like(x))
 
     def _lie_alike(self, array: Array, x: Array) -> bool:
-        """Whether kernels that read x read `array` too: of one dtype, and the same strides but for axes of one element."""
+        """Return whether kernels that read x can read `array` too: the same dtype, and the same strides except on axes of
+        one element."""
         access = self.access
         if self.gpu.dtype(array) != self.gpu.dtype(x):
             return False
@@ -373,7 +374,7 @@ class TritonKernel:
         return _Plan(tiling, COUNTER_BYTES + groups * PAIR * channel if groups > 1 else 0)
 
     def _room(self, tiling: Tiling, x: Array) -> int:
-        """Return the bytes of a counter and of two sums per channel, in as many parts as an option may make."""
+        """Return the bytes of a counter and of two sums per channel, in as many parts as an option may use."""
         if tiling.view.elements == 0:
             return 0
         splits = max(option.grid[1] for option in self._options(tiling, x))
@@ -383,7 +384,8 @@ class TritonKernel:
         return choices.options(tiling, self.access.item_bytes(x), self.gpu.processors(self.gpu.device(x)), arrays)
 
     def _check_rows(self, call: Call, device: int, rows: Sequence[Hashable]) -> None:
-        """
+        """Check that kernels can read gamma, beta and all statistics.
+
         Raises:
             UnfitError: gamma, beta, a given mean or variance, running statistics or counters cannot be read as they are.
         """
@@ -394,7 +396,7 @@ class TritonKernel:
                 raise UnfitError(f"{size} dense values of {' or '.join(dtypes)} on device {device} are read; received {row}")
 
     def _launch_forward(self, call: Call, plan: _Plan, arrays: tuple[Any, ...], unbiased: bool) -> list[Launch]:
-        """Launch for the first time, when it becomes known which options a device has room for."""
+        """Launch for the first time, which shows which options a device has room for."""
         tiling = plan.tiling
         numbers = {**numbers_of(call, tiling), "unbiased": int(unbiased)}
         if plan.statistics is not None and tiling.slots:
@@ -426,7 +428,7 @@ class TritonKernel:
     def _on_chip(
         self, kernel: Any, names: list[str], numbers: dict[str, Any], tiling: Tiling, arrays: tuple[Any, ...]
     ) -> Launch:
-        """Launch with 16 elements for each thread, or 32 where a tile is the largest."""
+        """Launch with 16 elements for each thread, or 32 for the largest tile."""
         warps = min(16, max(1, DEPTH * tiling.slots * tiling.lanes // 512))
         constants = {"LANES": tiling.lanes, "SLOTS": tiling.slots, "STEP": min(UPDATED_TOGETHER, 512 * warps)}
         launch = Launch(kernel, names, numbers)
@@ -441,7 +443,7 @@ class TritonKernel:
         x = at["x"]
         launch = Launch(kernel, names, {**numbers, "STEP": UPDATED_TOGETHER})
         given = [name for name in kernel.arg_names if name in at]
-        # Measuring launches again and again, which must not move anybody's running statistics.
+        # Measuring launches repeatedly, which must not update real running statistics.
         on = arrays
         if choices.is_measuring():
             kept = {name: at[name] for name in UPDATED if at.get(name) is not None}

@@ -13,7 +13,7 @@ from triton.runtime.errors import OutOfResources
 from evennorm.kernels.triton.choices import SETTINGS, Option
 
 KNOWN = (3, 3), (3, 9)
-"""The first and the last version of Triton whose compiled kernels are known to be launched as `Launch` does."""
+"""The first and the last version of Triton whose compiled kernels `Launch` is known to launch correctly."""
 
 _version = tuple(int(part) for part in triton.__version__.split(".")[:2])
 _hooks: Any = triton.knobs.runtime if hasattr(triton, "knobs") else CompiledKernel
@@ -51,7 +51,7 @@ class Launch:
         return option
 
     def through_triton(self, option: Option, arrays: tuple[Any, ...]) -> Any:
-        """Launch by an option as Triton does, and prepare to do so directly."""
+        """Launch by an option through Triton, and prepare to launch directly."""
         self.option, constants = option, {**self.numbers, **option.constants}
         self._rest = tuple(constants[name] for name in self.kernel.arg_names if name in constants)
         compiled = self.kernel[option.grid](*self._pick(arrays), *self._rest, num_warps=option.warps, **SETTINGS)
@@ -61,7 +61,7 @@ class Launch:
         return compiled
 
     def __call__(self, stream: int, addresses: tuple[Any, ...], arrays: tuple[Any, ...]) -> None:
-        """Launch on `arrays`, which lie at `addresses`, on the stream of this handle, which is the current one."""
+        """Launch on `arrays`, which are at `addresses`, on the current stream, whose handle this is."""
         if self._run is None or _observed():
             self.through_triton(self.option, arrays)
             return
@@ -74,6 +74,6 @@ class Launch:
 
 
 def _observed() -> bool:
-    """Whether somebody wants to be told of launches, a profiler say."""
+    """Return whether a tool, such as a profiler, observes launches."""
     enter, leave = _hooks.launch_enter_hook, _hooks.launch_exit_hook
     return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))

@@ -1,4 +1,4 @@
-"""The arguments that differ between the launches of a kernel, by their names and in their order."""
+"""List the arguments that differ between the launches of a kernel, by their names and in their order."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ FORWARD = [
     *UPDATED,
     *("statistics", "y", "relu_mask", "workspace", "decay", "decay_low"),
 ]
-"""What differs between the calls of a forward plan, in the order in which calls have it."""
+"""Arguments that differ between the calls of a forward plan, in their order."""
 
 BACKWARD = [
     *("dy", "x", "relu_mask", "gamma", "beta", "statistics", "d_mean", "d_variance"),
     *("dx", "d_residual", "d_gamma", "d_beta", "workspace"),
 ]
 READ = ["x", "dy", "residual"]
-"""Element by element."""
+"""Arrays that are read element by element."""
 
 UPDATE = [
     *("mean", "mean_low", "variance", *UPDATED),

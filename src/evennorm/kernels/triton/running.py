@@ -1,4 +1,4 @@
-"""Update running statistics by those of a batch, on the device: what core/running.py defines, as native/channels.cc has it.
+"""Update running statistics on the device by those of a batch, as core/running.py defines and native/channels.cc computes.
 
 A batch with a statistic that is not finite, in any channel of any group, changes nothing but the counters. So one program
 updates all channels: the last of those that have stored statistics, whoever that is.
@@ -15,7 +15,7 @@ from evennorm.kernels.triton.elements import kernel
 
 @triton.jit
 def arrived_last(workspace, programs):
-    """Count this program at the start of `workspace`, and say whether it is the last of so many; then set back to 0.
+    """Count this program at the start of `workspace`, and return whether it is the last of so many, which resets the count.
 
     The barrier orders what all threads of the program have stored before the atomic operation of one of them, which
     publishes it to the GPU (release) and shows that thread what the programs counted before have published (acquire); the
@@ -46,7 +46,7 @@ def load_others(pointer, offset, mask):
 
 @triton.jit
 def batch_of(mean, mean_low, variance, groups, channel, channels, correction, ACC: tl.constexpr):
-    """Return the first group's mean, the average of what lies beside it, and the average variance."""
+    """Return the first group's mean, the average deviation of the others from it, and the average variance."""
     mask = channel < channels
     base = load_others(mean, channel, mask)
     beside = tl.zeros([channel.shape[0]], ACC)
@@ -65,13 +65,13 @@ def update(
     mean, mean_low, variance, running_mean, running_mean_low, running_variance, batches, skipped, decay, decay_low, unbiased,
     groups, channels, count, STEP: tl.constexpr,
 ):  # fmt: skip
-    """Update all channels and count the batch; return 1 where it was refused, else 0.
+    """Update all channels and count the batch; return 1 if it was refused, else 0.
 
     `count` is that of the values behind each mean, in double; `decay` is below 0 for the cumulative average, whose
     `batches` are those that were not refused.
     """
     ACC: tl.constexpr = mean.dtype.element_ty
-    several = tl.zeros([STEP], tl.float64) + count > 1  # of one value there is no variance
+    several = tl.zeros([STEP], tl.float64) + count > 1  # one value has no variance
     values = tl.maximum(tl.zeros([1], tl.float64) + count, 2.0).to(ACC)
     correction = tl.where(unbiased != 0, divide(values, values - 1), 1.0).to(ACC)
     broken = tl.zeros([STEP], tl.int32)
@@ -121,7 +121,7 @@ def update_running_stats(
     mean, mean_low, variance, running_mean, running_mean_low, running_variance, batches, skipped, accepted, decay, decay_low,
     groups, channels, count, unbiased, STEP: tl.constexpr,
 ):  # fmt: skip
-    """Update by statistics (groups, channels) that lie in memory, and tell whether they were accepted."""
+    """Update by statistics (groups, channels) in memory, and store whether they were accepted."""
     values = tl.max(tl.zeros([1], tl.float64) + count, 0)
     refused = update(
         mean, mean_low, variance, running_mean, running_mean_low, running_variance, batches, skipped, decay, decay_low,

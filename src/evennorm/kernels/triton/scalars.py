@@ -1,4 +1,4 @@
-"""The numbers that kernels are told beside arrays: sizes, and Python floats as two of float32."""
+"""Collect the numbers that kernels get besides arrays: sizes, and Python floats as two of float32."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evennorm.kernels.triton.tiling import Tiling
 
 
 def numbers_of(call: Call, tiling: Tiling) -> dict[str, Any]:
-    """Return what kernels are told beside arrays and tiles."""
+    """Return the numbers that kernels get besides arrays and tiles."""
     view = tiling.view
     epsilon, slope = halves(call.epsilon), halves(call.negative_slope)
     return {
@@ -36,7 +36,7 @@ def numbers_of(call: Call, tiling: Tiling) -> dict[str, Any]:
 
 
 def decay_of(decay: float | None, batches: Array | None) -> tuple[float, float]:
-    """Return the weight of the old statistics, below 0 for the cumulative average. Without a count nothing moves."""
+    """Return the weight of the old statistics, below 0 for the cumulative average. Without a count nothing is updated."""
     if decay is None:
         return (1.0, 0.0) if batches is None else (-1.0, 0.0)
     return halves(decay)
@@ -44,7 +44,7 @@ def decay_of(decay: float | None, batches: Array | None) -> tuple[float, float]:
 
 @lru_cache(maxsize=256)
 def halves(value: float) -> tuple[float, float]:
-    """Return `value` as the sum of two float32, which is what a kernel is given of a float.
+    """Split `value` into the sum of two float32, the only floats that a kernel takes.
 
     Example:
         >>> high, low = halves(0.1)

@@ -1,4 +1,4 @@
-"""Cut an array into the lines, tiles and programs of the GPU kernels, by how it lies in memory.
+"""Divide an array into the lines, tiles and programs of the GPU kernels, by its memory layout.
 
 A dense array is (groups, outer, channel, inner) in memory. Its elements are seen in lines of at most `lanes`:
 
@@ -26,7 +26,7 @@ TOGETHER = 1 << 12
 """Pairs of sums that a program merges at once: 64 KB."""
 
 COUNTER_BYTES = 16
-"""At the start of a workspace, for the counter of `running`; what comes after stays aligned."""
+"""Bytes at the start of a workspace, for the counter of `running`; what follows stays aligned."""
 
 UPDATED_TOGETHER = 1 << 10
 """Channels whose running statistics a program updates at once, if it has enough threads."""
@@ -49,7 +49,7 @@ SLACK = 1 << 24
 
 
 class View(NamedTuple):
-    """The sizes of a dense array as it lies: offset = ((group * outer + o) * channel + c) * inner + i."""
+    """The sizes of a dense array in memory order: offset = ((group * outer + o) * channel + c) * inner + i."""
 
     groups: int
     outer: int
@@ -65,7 +65,7 @@ class View(NamedTuple):
 def dense_view(
     geometry: Geometry, sizes: tuple[int, ...], strides: tuple[int, ...], group_size: int | None = None
 ) -> View | None:
-    """The view of an array with these strides, in elements; None where it has gaps, or its axes stand in no such order.
+    """Return the view of an array with these strides, in elements; None where it has gaps, or its axes have another order.
 
     Example:
         >>> dense_view(Geometry((8, 16, 7, 7), 1), (8, 16, 7, 7), (784, 49, 7, 1))
@@ -74,7 +74,7 @@ def dense_view(
         View(groups=1, outer=392, channel=16, inner=1)
     """
     found = geometry.in_memory(sizes, (strides,), group_size)
-    if 0 in sizes:  # however it lies
+    if 0 in sizes:  # whatever its layout
         return View(1 if group_size is None else sizes[0] // group_size, 0, geometry.channel, 1)
     if found is None:
         return None
@@ -96,34 +96,34 @@ class Tiling(NamedTuple):
     view: View
     planes: bool
     lanes: int
-    """Of a line: for rows at most, since a choice may name fewer."""
+    """Lanes of a line; for rows at most, since a choice may use fewer."""
     segments: int
     """Lines that a plane is divided into."""
     lines: int
-    """Of one group, for each block."""
+    """Lines of one group, for each block."""
     unit: int
-    """The largest power of two, at most 16, that divides the distance between lines: what loads may be aligned to."""
+    """The largest power of two, at most 16, that divides the distance between lines: loads may be aligned to it."""
     int64: bool
     """Whether offsets need 64 bits."""
     slots: int
-    """Of the tile that holds all lines, where a program keeps them on the chip; else 0."""
+    """Slots of the tile that holds all lines, where a program keeps them on the chip; else 0."""
 
     @property
     def octets(self) -> int:
         return -(-self.lines // DEPTH)
 
     def blocks(self, lanes: int) -> int:
-        """How many there are side by side if a line has so many lanes."""
+        """Return the number of blocks side by side if a line has so many lanes."""
         return self.view.channel if self.planes else -(-self.view.channel // lanes)
 
     @property
     def mask_bytes(self) -> int:
-        """Of all signs: one bit per element, 8 lines in a byte."""
+        """Bytes of the activation mask: one bit per element, 8 lines in a byte."""
         pitch = min(self.lanes, self.view.inner) if self.planes else 1
         return self.view.groups * self.octets * self.view.channel * pitch
 
     def splits(self, lanes: int, slots: int, programs: int) -> int:
-        """Among how many programs the lines of a block are divided, so that there are about so many `programs` in all.
+        """Return among how many programs the lines of a block are divided, so that there are about `programs` in all.
 
         All of them merge the sums of all others of their block: beyond `TOGETHER` that would take longer than it saves.
         """
@@ -134,9 +134,10 @@ class Tiling(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def tiling_of(view: View, item: int, processors: int, with_dy: bool) -> Tiling:
-    """The cut of a view of elements of `item` bytes for a GPU of so many multiprocessors; `with_dy` is the backward pass.
+    """Return the tiling of a view of elements of `item` bytes for a GPU with so many multiprocessors; `with_dy` is the
+    backward pass.
 
-    Signs lie the same way in both.
+    The activation mask has the same layout in both.
 
     Example:
         >>> tiling_of(View(1, 128, 2048, 49), 2, 132, with_dy=True).slots  # 6272 values of a channel
@@ -162,7 +163,8 @@ def tiling_of(view: View, item: int, processors: int, with_dy: bool) -> Tiling:
 
 
 def plane_lanes(inner: int) -> int:
-    """The widest line, a power of two, that leaves a quarter of the lanes idle at most; else the one that wastes least.
+    """Return the widest line, a power of two, that leaves at most a quarter of the lanes idle; else the one that wastes
+    least.
 
     Idle lanes cost instructions, of which there are enough; narrow lines cost a division each.
 
@@ -179,7 +181,7 @@ def plane_lanes(inner: int) -> int:
 
 
 def row_lanes(view: View, item: int, processors: int, limit: int) -> tuple[int, int]:
-    """Lanes, and the slots that hold all rows on the chip, or 0.
+    """Return lanes, and the number of slots that hold all rows on the chip, or 0.
 
     On the chip the fewest channels make the most programs, but a whole sector of memory is read anyway.
     """
@@ -193,7 +195,7 @@ def row_lanes(view: View, item: int, processors: int, limit: int) -> tuple[int, 
 
 
 def power_of_two(n: int) -> int:
-    """The least that is not below `n`.
+    """Return the least power of two that is not below `n`.
 
     Example:
         >>> power_of_two(1), power_of_two(49), power_of_two(64)

@@ -1,1 +1,2 @@
-"""Plain functions returning records, one module per question; printing lives in evennorm.cli."""
+"""Answer questions about models by plain functions that return records, one module per question. evennorm.cli prints
+them."""

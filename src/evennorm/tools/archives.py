@@ -19,7 +19,8 @@ _EXPANSION = 100
 
 
 def check_zip(archive: zipfile.ZipFile, name: str) -> None:
-    """
+    """Refuse a zip file that is not safe to read.
+
     Raises:
         InputError: a member that lies outside the archive, is a link, stands there twice, or grows without measure.
     """
@@ -36,7 +37,7 @@ def check_zip(archive: zipfile.ZipFile, name: str) -> None:
             raise InputError(f"{name} is not opened: it holds {member.filename!r} twice, and readers may see either")
         seen.add(member.filename)
         check_growth(name, f"its member {member.filename!r}", member.file_size, member.compress_size)
-    # Members may share what is stored, so that their own sizes say nothing of the file's.
+    # Members may share stored bytes, so their own sizes say nothing about the file's.
     stored = min(sum(member.compress_size for member in members), _size_of(archive))
     check_growth(name, "all of it", sum(member.file_size for member in members), stored)
 
@@ -50,7 +51,8 @@ def _size_of(archive: zipfile.ZipFile) -> int:
 
 
 def check_growth(name: str, place: str, announced: int, stored: int) -> None:
-    """
+    """Refuse data that announces far more than the file stores.
+
     Raises:
         InputError: far more is announced than is stored.
     """

@@ -14,7 +14,7 @@ from evennorm.tools.interrupts import stop_if_interrupted
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a fresh path beside `path`, of the same suffix, and moves what was written there to `path` at the end.
+    """Yield a fresh path beside `path`, of the same suffix, and move what was written there to `path` at the end.
 
     Where the body raises, what was at `path` is as it was and nothing is left beside it.
 
@@ -50,7 +50,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def check_place(path: str | os.PathLike[str]) -> None:
-    """For commands to ask before they work for minutes.
+    """Check that a path can be written to, before a command works for minutes.
 
     Raises:
         InputError: the path is a folder, or lies in none.
@@ -62,7 +62,7 @@ def check_place(path: str | os.PathLike[str]) -> None:
 
 
 def _place(target: Path) -> Path:
-    """Where the file lies, links resolved."""
+    """Return the path of the file, with links resolved."""
     real = target.resolve()
     if real.is_dir():
         raise IsADirectoryError(0, "it is a folder")
@@ -78,7 +78,7 @@ def _refusal(target: Path, error: Exception) -> InputError:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes `text` as UTF-8 beside `path` first and moves it there when it is whole; a file that was there is replaced.
+    """Write `text` as UTF-8 beside `path` first, and move it there when it is whole; an existing file is replaced.
 
     Raises:
         InputError: the file cannot be written; what was at `path` is as it was.

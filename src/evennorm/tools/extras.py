@@ -19,7 +19,7 @@ _DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
 
 
 def missing(what: str, error: ImportError) -> MissingExtra | None:
-    """The error to show where an import failed; None where it is no package that an extra brings.
+    """Return the error to show where an import failed; None where it is no package that an extra brings.
 
     Example:
         >>> print(missing("evennorm compare", ModuleNotFoundError(name="scipy.stats")))

@@ -20,15 +20,16 @@ from evennorm.tools.archives import FLOOR, check_growth
 from evennorm.tools.hdf5_heaps import Heaps, references
 
 _MOST_OBJECTS = 100_000
-"""Groups and data sets in one file; a network of a thousand layers has a tenth of it, its optimizer included."""
+"""The most groups and data sets in one file; a network of a thousand layers has a tenth of it, its optimizer included."""
 _DEFLATE, _SHUFFLE, _FLETCHER = 1, 2, 3
 _UNPACKED = 1032
-"""How many times DEFLATE grows at most."""
+"""The most that DEFLATE grows."""
 _PIECE = 1 << 24
 
 
 def check_hdf5_file(file: str | os.PathLike[str] | io.BytesIO, name: str) -> None:
-    """Looks at every object, attribute and chunk of a file, so that reading any of them takes memory by the file's own size.
+    """Look at every object, attribute and chunk of a file, so that reading any of them takes memory in proportion to the
+    file.
 
     Raises:
         InputError: it is damaged, leads out of itself, or announces what nothing stands behind.
@@ -98,7 +99,7 @@ class _Check:
         check_growth(self.name, place, announced, self.size if stored is None else min(stored, self.size))
 
     def objects(self) -> Iterator[tuple[str, Any]]:
-        """Every group and data set, each once, with what to call it."""
+        """Yield every group and data set, each once, with what to call it."""
         import h5py
 
         root = self.file["/"]
@@ -125,7 +126,7 @@ class _Check:
                 yield place, found
 
     def attributes(self, place: str, found: Any) -> int:
-        """Elements of variable length in the attributes of an object."""
+        """Return the number of elements of variable length in the attributes of an object."""
         elements = 0
         for key in found.attrs:
             attribute = found.attrs.get_id(key)
@@ -150,7 +151,7 @@ class _Check:
             self.announced += self.variable(place, found)
 
     def chunks(self, place: str, found: Any) -> None:
-        """HDF5 unpacks a chunk to its end, whatever its shape says."""
+        """Check the chunks of a data set: HDF5 unpacks a chunk to its end, whatever its shape says."""
         settings = found.id.get_create_plist()
         filters = [settings.get_filter(number)[0] for number in range(settings.get_nfilters())]
         if set(filters) - {_DEFLATE, _SHUFFLE, _FLETCHER} or len(set(filters)) < len(filters):
@@ -174,7 +175,7 @@ class _Check:
                 raise self.refuse(f"{place} unpacks to more than the {whole:,} bytes of its chunks, as bombs do")
 
     def variable(self, place: str, found: Any) -> int:
-        """The bytes behind a data set whose elements have their own lengths, read a few at a time."""
+        """Return the bytes of a data set whose elements have their own lengths, reading a few at a time."""
         step = max(1, _PIECE // max(self.heaps.largest, 1))
         total = 0
         for part in _parts(found, step):
@@ -184,7 +185,7 @@ class _Check:
 
 
 def _parts(found: Any, step: int) -> Iterator[Any]:
-    """A data set in pieces of at most `step` elements, or of one row's last axis."""
+    """Yield a data set in pieces of at most `step` elements, or of one row along the last axis."""
     if not found.shape:
         yield found[()]
         return

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 _MOST_SEARCHES = 64
-"""Large pieces that are looked for one by one; an honest file has a configuration or two."""
+"""The most large pieces that are looked for one by one; an honest file has a configuration or two."""
 
 
 def references(dtype: np.dtype) -> int:
-    """How many references one element of a type holds, at least one where it may hold any number.
+    """Return how many references one element of a type holds, at least one where it may hold any number.
 
     Example:
         >>> references(np.dtype([("name", "O"), ("value", "f4")])), references(np.dtype("f4"))
@@ -33,7 +33,7 @@ def references(dtype: np.dtype) -> int:
 
 
 class Heaps:
-    """The collections of one file, looked for when they are asked for."""
+    """The collections of one file, searched when they are first needed."""
 
     def __init__(self, content: Any, base: int):
         self._content, self._base = content, base
@@ -51,7 +51,7 @@ class Heaps:
         return max((size for size, _, _ in self.pieces), default=0)
 
     def most(self, elements: int, harmless: int) -> int:
-        """The most bytes that so many references in attributes can stand for."""
+        """Return the most bytes that this many references in attributes can stand for."""
         if elements * self.largest <= harmless:
             return elements * self.largest
         small = harmless // elements
@@ -80,7 +80,7 @@ class Heaps:
         return count
 
     def _has_packed_attributes(self) -> bool:
-        """Whether a heap that may hold attributes is compressed, so that references are not seen in it."""
+        """Return whether a heap that may hold attributes is compressed, so that references in it cannot be counted."""
         content, at = self._content, self._content.find(b"FRHP\0")
         while at >= 0:
             if content[at + 7 : at + 9] != b"\0\0":

@@ -15,17 +15,18 @@ from evennorm.tools.archives import check_growth
 
 T = TypeVar("T")
 _RUN_PROGRAMS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5"}
-"""Formats that Pillow reads by running other programs, or by what others register."""
+"""Formats that Pillow reads by running other programs, or by plugins that others register."""
 _GREY = ("1", "L", "LA", "I;16")
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """The folders in it, by name, hidden ones left out."""
+    """Return the folders in it, by name, without hidden ones."""
     return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def images_in(folder: Path) -> list[Path]:
-    """
+    """Return the images in a folder.
+
     Raises:
         MissingExtra: Pillow is not installed.
     """
@@ -38,7 +39,7 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def labelled_images(classes: list[Path]) -> list[tuple[Path, int]]:
-    """Every image with the number of its class folder, in the order of names.
+    """Return every image with the number of its class folder, in the order of names.
 
     Raises:
         InputError: a folder without images.
@@ -53,12 +54,12 @@ def labelled_images(classes: list[Path]) -> list[tuple[Path, int]]:
 
 
 def is_grey(path: Path) -> bool:
-    """Whether an image has no colours; its header alone is read."""
+    """Return whether an image has no colours; its header alone is read."""
     return _opened(path, lambda image: image.mode in _GREY)
 
 
 def pixels(path: Path, grey: bool) -> np.ndarray:
-    """(height, width, 1) if `grey`, else (height, width, 3).
+    """Return the pixels of an image: (height, width, 1) if `grey`, else (height, width, 3).
 
     Raises:
         InputError: a damaged image.
@@ -75,7 +76,7 @@ def pixels(path: Path, grey: bool) -> np.ndarray:
 
 
 def all_pixels(paths: Sequence[Path], grey: bool) -> Iterator[np.ndarray]:
-    """`pixels` of each, for those who keep them all.
+    """Yield `pixels` of each image, for callers who keep them all.
 
     Raises:
         InputError: a damaged image, or images that together unpack to far more than their files.
@@ -89,7 +90,8 @@ def all_pixels(paths: Sequence[Path], grey: bool) -> Iterator[np.ndarray]:
 
 
 def check_size(first: tuple[Path, np.ndarray], other: tuple[Path, np.ndarray]) -> None:
-    """
+    """Check that two images have one size.
+
     Raises:
         InputError: two images are not of one size.
     """

@@ -13,12 +13,13 @@ from evennorm.errors import InputError, first_line
 
 
 def imported(name: str, label: str, absent: str) -> Any:
-    """The object `function` of `module`, imported from the current folder as `python -m` does; `function` may have dots.
+    """Return the object `function` of `module`, imported from the current folder as `python -m` does; `function` may have
+    dots.
 
     Args:
         name: "module:function".
         label: what errors begin with.
-        absent: how the error of a module without such an object ends, behind "MODULE has no ".
+        absent: how the error of a module without such an object ends, after "MODULE has no ".
 
     Raises:
         InputError: there is no such module or object, or importing it fails.
@@ -46,7 +47,8 @@ def imported(name: str, label: str, absent: str) -> Any:
 
 
 def misnamed(text: str) -> str:
-    """What to write instead of a text that was meant as `module:function`; "" where it may be one, or is something else.
+    """Return what to write instead of a text that was meant as `module:function`; "" where it may be one, or is something
+    else.
 
     Example:
         >>> misnamed("nets/small.py:build")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 INTERRUPTED = 130
-"""Exit code of a command that Ctrl-C ended, as shells have it."""
+"""Exit code of a command that Ctrl-C ended, as in shells."""
 
 LINE = "evennorm: interrupted"
 
@@ -22,7 +22,7 @@ _waiting = 0
 
 @contextmanager
 def remembered() -> Iterator[None]:
-    """Remembers Ctrl-C while the body runs: it raises KeyboardInterrupt at once, and at every later `stop_if_interrupted`.
+    """Remember Ctrl-C while the body runs: it raises KeyboardInterrupt at once, and at every later `stop_if_interrupted`.
 
     An interrupt that arrives in a callback of a framework written in C++, or in a destructor, is printed there and forgotten
     otherwise. In a thread other than the main one, which gets no signals, nothing changes.
@@ -48,7 +48,7 @@ def remembered() -> Iterator[None]:
 
 @contextmanager
 def between_batches() -> Iterator[None]:
-    """Lets Ctrl-C wait for the next `stop_if_interrupted`, or for the end of the body, while a framework computes.
+    """Let Ctrl-C wait for the next `stop_if_interrupted`, or for the end of the body, while a framework computes.
 
     A framework whose threads compute does not survive an exception at any place. A second Ctrl-C ends the process at once.
     """
@@ -63,12 +63,13 @@ def between_batches() -> Iterator[None]:
 
 
 def interrupted() -> bool:
-    """Whether Ctrl-C was pressed since `remembered` began."""
+    """Return whether Ctrl-C was pressed since `remembered` began."""
     return _asked.is_set()
 
 
 def stop_if_interrupted() -> None:
-    """
+    """Raise KeyboardInterrupt after Ctrl-C.
+
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed.
     """

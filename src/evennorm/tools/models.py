@@ -41,11 +41,11 @@ class Opened:
     path: Path | None = None
     """The file it was read from."""
     notes: tuple[str, ...] = ()
-    """What could not be read, a sentence each."""
+    """What could not be read, one sentence each."""
 
 
 def open_model(model: Any, weights: str | os.PathLike[str] | None = None) -> Opened:
-    """The model behind the MODEL argument of a command.
+    """Open the model of a command's MODEL argument.
 
     Args:
         model: a keras.Model, a torch.nn.Module or an nnx module of Flax; the path of a `.keras` file or of a `.h5` file of a
@@ -78,7 +78,7 @@ def open_model(model: Any, weights: str | os.PathLike[str] | None = None) -> Ope
 
 
 def save_model(opened: Opened, model: Any, path: str | os.PathLike[str]) -> None:
-    """Writes a model whole or not at all: Keras as `.keras` or `.h5`, a state_dict of torch as `.safetensors` or `.pt`.
+    """Write a model whole or not at all: Keras as `.keras` or `.h5`, a state_dict of torch as `.safetensors` or `.pt`.
 
     Raises:
         InputError: another suffix, or the file cannot be written.
@@ -98,7 +98,7 @@ def save_model(opened: Opened, model: Any, path: str | os.PathLike[str]) -> None
 
 
 def check_output(framework: str, path: str | os.PathLike[str]) -> None:
-    """For commands to ask before they work for minutes.
+    """Check that a model can be written to a path, before a command works for minutes.
 
     Raises:
         InputError: no model of that framework is written with this suffix, or there is no such folder.
@@ -119,7 +119,7 @@ def check_output(framework: str, path: str | os.PathLike[str]) -> None:
 
 
 def prepare_keras() -> None:
-    """Lets `import keras` take the engine of KERAS_BACKEND, or the lightest that is installed, in silence.
+    """Make `import keras` use the engine of KERAS_BACKEND, or the lightest that is installed, without log output.
 
     Raises:
         MissingExtra: Keras is not installed, or no engine.
@@ -298,7 +298,7 @@ def _loaded(path: Path) -> Opened:
 
 @contextmanager
 def bounded_weights(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Keeps what the configuration in a file asks for in proportion to the file: a layer of 10 billion units is a lie.
+    """Bound the weights that a file's configuration asks for by the file's size: a layer of 10 billion units is a lie.
 
     Raises:
         InputError: the weights of Keras's layers take far more than the file.
@@ -323,7 +323,7 @@ def bounded_weights(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Keras's warnings, whichever way it gives them."""
+    """Suppress Keras's warnings, both kinds."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

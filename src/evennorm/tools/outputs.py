@@ -1,4 +1,4 @@
-"""Say which files a command may write: the one rule for all of them."""
+"""Decide which files a command may write, by one rule for all commands."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class Output:
     """A file that a command was asked to write."""
 
     option: str
-    """As the user gave it: -o, --html."""
+    """The option as the user gave it: -o, --html."""
     path: str | os.PathLike[str] | None
-    """None where the option was not given."""
+    """The path; None where the option was not given."""
     suffixes: tuple[str, ...]
-    """Those of the kinds that are written; none where another check knows them."""
+    """Suffixes of the kinds that are written; empty where another check knows them."""
 
 
 def check_outputs(outputs: Iterable[Output], inputs: Mapping[str, Any], force: bool = False) -> None:
-    """For commands to ask before they work.
+    """Check the files that a command is asked to write, before it works.
 
     An input is never overwritten, whatever links lead to it. A file that is there is overwritten where it is of the kind
     that is written, is empty, or `force` is set.
@@ -86,7 +86,7 @@ def check_outputs(outputs: Iterable[Output], inputs: Mapping[str, Any], force: b
 
 
 def refuse_inputs(output: str | os.PathLike[str], inputs: Mapping[str, Any], option: str = "the output") -> None:
-    """Keeps what is read from being overwritten; links are resolved.
+    """Refuse an output that would overwrite an input; links are resolved.
 
     Args:
         output: the path of a file, or of a folder in which files are written.
@@ -122,7 +122,7 @@ def _is_part(output: Path, given: Path) -> bool:
 
 
 def is_of_kind(path: Path, suffix: str) -> bool:
-    """Whether a file that is there is what its suffix says, by how it begins; an empty one is of every kind."""
+    """Return whether an existing file is what its suffix says, by its first bytes; an empty one is of every kind."""
     try:
         with open(path, "rb") as file:
             start = file.read(_START)
@@ -154,7 +154,7 @@ def is_of_kind(path: Path, suffix: str) -> bool:
 
 
 def _has_member(path: Path, *names: str) -> bool:
-    """Whether it is a zip file with a member of one of these names, in any folder."""
+    """Return whether a file is a zip file with a member of one of these names, in any folder."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(member.rsplit("/", 1)[-1] in names for member in archive.namelist())

@@ -1,4 +1,4 @@
-"""Check what reading a state_dict that torch.save wrote would take.
+"""Check what reading a state_dict written by torch.save would allocate.
 
 The pickle in it is followed step by step, and nothing of it is made: names, numbers and sizes are enough to know what
 torch.load would allocate.
@@ -20,7 +20,7 @@ from evennorm.tools.archives import check_growth, check_zip
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _MOST_STEPS = 5_000_000
-"""Instructions of a pickle; a tensor takes some 30."""
+"""The most instructions of a pickle; a tensor takes some 30."""
 _ITEM = 64
 """Bytes that an item of a list or dictionary is counted for, where one is copied."""
 _LARGEST = 16
@@ -34,11 +34,12 @@ _SCALARS = (str, bytes, int, float, type(None))
 
 
 class NotAStateDictError(Exception):
-    """The pickle does something that torch.save never writes down for tensors."""
+    """The pickle does something that torch.save never does for tensors."""
 
 
 def check_state_dict(path: Path) -> None:
-    """
+    """Check that a file is a state_dict that announces no more than it holds.
+
     Raises:
         InputError: it announces more than it holds.
         NotAStateDictError: it is no state_dict, or holds more than one.
@@ -93,7 +94,7 @@ class _Storage:
 
 
 class _Made:
-    """What a call would make, of that many bytes; or a list or dictionary, which grows by what is put into it."""
+    """What a call would make, with its size in bytes; or a list or dictionary, which grows by its items."""
 
     def __init__(self, size: int = 0) -> None:
         self.size = size
@@ -102,7 +103,7 @@ class _Made:
 
 
 class _Pickle:
-    """The machine of a pickle, with stand-ins on its stack. Instructions are those that torch.load follows."""
+    """The machine of a pickle, with placeholders on its stack. Instructions are those that torch.load follows."""
 
     def __init__(self, content: Any):
         self.content = content
@@ -115,7 +116,7 @@ class _Pickle:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """What the pickle stands for: a number as it is, everything else as a stand-in."""
+        """Return what the pickle describes: a number as it is, everything else as a placeholder."""
         for step, (opcode, argument, _) in enumerate(pickletools.genops(self.content)):
             if step > _MOST_STEPS:
                 raise NotAStateDictError(f"more than {_MOST_STEPS:,} instructions")
@@ -218,7 +219,7 @@ def _item_size(kind: Any) -> int:
 
 
 def _made_by(function: str, arguments: tuple[Any, ...]) -> int:
-    """Bytes of what a call makes, at most; those of functions that torch.load refuses do not matter."""
+    """Return the most bytes that a call makes; functions that torch.load refuses do not matter."""
     while function == "torch._tensor._rebuild_from_type_v2" and len(arguments) > 2:  # another call, and attributes
         if not isinstance(arguments[0], _Name) or not isinstance(arguments[2], tuple):
             raise NotAStateDictError("a call of no function")
@@ -239,7 +240,7 @@ def _made_by(function: str, arguments: tuple[Any, ...]) -> int:
 
 
 def _count(shape: Any) -> int:
-    """The number of values of a tensor."""
+    """Return the number of values of a tensor."""
     if not isinstance(shape, tuple) or not all(isinstance(size, int) and size >= 0 for size in shape):
         raise NotAStateDictError("a shape of no numbers")
     return math.prod(shape)
@@ -252,7 +253,7 @@ def _copied(value: Any) -> int:
 
 
 def _is_deep(value: Any) -> bool:
-    """Of tuples in tuples, a hash takes twice as long with each."""
+    """Return whether a value is a tuple that holds tuples: its hash takes twice as long with each level."""
     if isinstance(value, _Made):
         return value.deep
     return isinstance(value, tuple) and not all(isinstance(each, _SCALARS) for each in value)

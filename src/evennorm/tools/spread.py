@@ -22,7 +22,8 @@ class Median:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Median:
-        """By order statistics, whatever the distribution is: times are skewed, and a few of them are far off.
+        """Compute the median and its interval by order statistics, whatever the distribution: times are skewed, with a few
+        outliers.
 
         Source: the sign test; the number of samples below the median is binomial.
 
@@ -44,19 +45,19 @@ class Median:
         return self.low is not None
 
     def overlaps(self, other: Median) -> bool:
-        """Whether no difference can be told; so too where a spread is not known."""
+        """Return whether no difference can be told, as also where a spread is not known."""
         if self.low is None or self.high is None or other.low is None or other.high is None:
             return True
         return self.low <= other.high and other.low <= self.high
 
     @property
     def holds_one(self) -> bool:
-        """Of a ratio: whether no difference can be told, since its interval is known and holds 1."""
+        """Whether a ratio tells no difference: its interval is known and holds 1."""
         return self.low is not None and self.high is not None and self.low <= 1 <= self.high
 
     @property
     def inverse(self) -> Median:
-        """Of a ratio: the other way round.
+        """The inverse of a ratio.
 
         Example:
             >>> Median(0.5, 0.25, 1.0).inverse
@@ -76,7 +77,7 @@ class Median:
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Median:
-    """How many times as long one takes as the other, by turns in which both were measured.
+    """Return how many times as long one takes as the other, from turns in which both were measured.
 
     Example:
         >>> ratio([2, 4, 6, 8, 10, 12], [1, 2, 3, 4, 5, 6])
@@ -86,7 +87,7 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Median:
 
 
 def ratio_apart(numerators: Sequence[float], denominators: Sequence[float]) -> Median:
-    """The same of two that were not measured in turns: by the intervals of both medians, and so wider.
+    """Return the same for two that were not measured in turns: from the intervals of both medians, and so wider.
 
     Example:
         >>> ratio_apart([2, 4, 6, 8, 10, 12], [1, 1, 2, 2, 2, 4])
@@ -99,7 +100,7 @@ def ratio_apart(numerators: Sequence[float], denominators: Sequence[float]) -> M
 
 
 def together(ratios: Sequence[Median]) -> Median:
-    """The geometric mean of several ratios, between the means of their lower and of their upper ends.
+    """Return the geometric mean of several ratios, between the means of their lower and of their upper ends.
 
     Wider than need be: all would have to be at the same end at once.
 
@@ -118,7 +119,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def told(value: float, spread: Median | None, digits: str = ".2f", unit: str = "") -> str:
-    """A figure for a page: with its interval, or with the words that there is none.
+    """Format a figure for a page: with its interval, or with the words that there is none.
 
     Example:
         >>> told(2, Median(2, 1.5, 2.5)), told(0.5, None)
@@ -130,7 +131,7 @@ def told(value: float, spread: Median | None, digits: str = ".2f", unit: str = "
 
 
 def percent(share: Median | None) -> str:
-    """A part of a whole for a page.
+    """Format a fraction for a page, in percent.
 
     Example:
         >>> percent(Median(0.25, 0.2, 0.3)), percent(None)

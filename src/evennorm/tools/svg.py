@@ -35,7 +35,7 @@ _MARGIN = 24.0
 
 @dataclass
 class Canvas:
-    """Collects elements and the room they take, so that the document is as large as its content.
+    """A collection of elements and their extent, so that the document is as large as its content.
 
     Example:
         >>> canvas = Canvas()
@@ -49,21 +49,21 @@ class Canvas:
     _y: list[float] = field(default_factory=list)
 
     def polygon(self, points: Iterable[Point], fill: str) -> None:
-        """A cell, or a face of one, in the colour `fill`."""
+        """Draw a cell, or a face of one, in the colour `fill`."""
         corners = list(points)
         self._room(corners)
         joined = " ".join(f"{_number(x)},{_number(y)}" for x, y in corners)
         self._elements.append(f'<polygon class="cell" points="{joined}" fill="{fill}"/>')
 
     def dots(self, centre: Point, step: Point) -> None:
-        """Three dots, `step` apart: something is left out here."""
+        """Draw three dots, `step` apart: something is left out here."""
         for place in (-1, 0, 1):
             x, y = centre[0] + place * step[0], centre[1] + place * step[1]
             self._elements.append(f'<circle class="dot" cx="{_number(x)}" cy="{_number(y)}" r="2.2"/>')
             self._room([(x - 3, y - 3), (x + 3, y + 3)])
 
     def text(self, at: Point, words: str, kind: str = "", anchor: str = "start", turn: float = 0) -> None:
-        """`words` with their baseline at a point; `turn` in degrees clockwise."""
+        """Draw `words` with their baseline at a point; `turn` in degrees clockwise."""
         x, y = at
         wide, high = text_width(words, kind), _SIZES.get(kind, 12.0)
         left = {"start": 0.0, "middle": -wide / 2, "end": -wide}[anchor]
@@ -77,11 +77,11 @@ class Canvas:
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of all that was drawn."""
+        """Left, top, right and bottom of everything drawn."""
         return min(self._x), min(self._y), max(self._x), max(self._y)
 
     def document(self, title: str, description: str) -> str:
-        """The SVG file's text."""
+        """Return the SVG file's text."""
         left, top, right, bottom = self.bounds
         x, y = left - _MARGIN, top - _MARGIN
         wide, high = right - left + 2 * _MARGIN, bottom - top + 2 * _MARGIN
@@ -105,12 +105,12 @@ class Canvas:
 
 
 def text_width(words: str, kind: str = "") -> float:
-    """How wide `words` are at most, in pixels, without asking a font."""
+    """Return the most that `words` can be wide, in pixels, without a font."""
     return 0.58 * _SIZES.get(kind, 12.0) * len(words)
 
 
 def mixed(colour: str, other: str, part: float) -> str:
-    """`colour` with `part` of 1 of `other` in it; both as #rrggbb."""
+    """Return `colour` mixed with the fraction `part` of `other`, both as #rrggbb."""
     pairs = [(int(colour[i : i + 2], 16), int(other[i : i + 2], 16)) for i in (1, 3, 5)]
     return "#" + "".join(f"{round(a + (b - a) * part):02x}" for a, b in pairs)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def write_state_dict(model: Any, path: str | os.PathLike[str], epsilon: float | None = None) -> StateDict:
-    """Writes the layers of a Keras model that torch has, for `load_state_dict(strict=False)` or a model of the same names.
+    """Write the layers of a Keras model that torch has, for `load_state_dict(strict=False)` or a model of the same names.
 
     The header of the file says for each batch normalization which eps and momentum its module is to be built with.
 

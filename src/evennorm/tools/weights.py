@@ -1,4 +1,4 @@
-"""A file of weights goes into a model, and nothing in it is run; a state_dict comes out as safetensors."""
+"""Load a file of weights into a model without running anything in it, and write a state_dict as safetensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from evennorm.tools.pickles import NotAStateDictError, check_state_dict
 
 
 def as_safetensors(state: dict[str, Any], metadata: dict[str, str] | None = None) -> bytes:
-    """Tensors of torch, or NumPy arrays, in the format of safetensors; `metadata` goes into its header.
+    """Return tensors of torch, or NumPy arrays, in the format of safetensors; `metadata` goes into its header.
 
     Raises:
         MissingExtra: safetensors is not installed.
@@ -26,13 +26,13 @@ def as_safetensors(state: dict[str, Any], metadata: dict[str, str] | None = None
     if state and all(hasattr(value, "detach") for value in state.values()):
         from safetensors.torch import save as save_tensors
 
-        # Clones: tensors that share memory are refused otherwise.
+        # Cloned, since safetensors refuses tensors that share memory.
         return save_tensors({name: x.detach().cpu().contiguous().clone() for name, x in state.items()}, header)
     return save({name: np.ascontiguousarray(x).reshape(np.shape(x)) for name, x in state.items()}, header)
 
 
 def load_weights(model: Any, framework: str, name: str, path: Path) -> None:
-    """Loads a state_dict into a model of torch, or a `.weights.h5` into one of Keras.
+    """Load a state_dict into a model of torch, or a `.weights.h5` into one of Keras.
 
     Raises:
         InputError: there is no such file, it would run code, or it does not fit the model.
@@ -90,6 +90,6 @@ def _state_dict(path: Path) -> Any:
 
 
 def _differences(error: Exception) -> str:
-    """All that torch says of a state_dict, as one line: its first line tells nothing."""
+    """Return all that torch says about a state_dict, as one line: its first line tells nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return "; ".join(lines[1:4] or lines)[:400] or type(error).__name__

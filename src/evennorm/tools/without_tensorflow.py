@@ -11,7 +11,7 @@ _ASKING = ("keras.src.saving.serialization_lib", "keras.src.legacy.saving.json_u
 
 
 class _IfLoaded:
-    """TensorFlow for those who ask: there where somebody has loaded it."""
+    """TensorFlow as Keras's checks see it: there only if somebody has loaded it."""
 
     def __init__(self, lazy: Any) -> None:
         self._lazy = lazy
@@ -25,7 +25,7 @@ class _IfLoaded:
 
 
 def leave_tensorflow_out() -> None:
-    """Saves seconds, memory and TensorFlow's log lines; does nothing where Keras runs on TensorFlow.
+    """Save seconds, memory and TensorFlow's log lines; does nothing where Keras runs on TensorFlow.
 
     A process that has not loaded TensorFlow has no object of its types, so that Keras's answers stay the same.
     """
@@ -36,7 +36,7 @@ def leave_tensorflow_out() -> None:
     for name in _ASKING:
         try:
             module: Any = import_module(name)
-        except ImportError:  # of another Keras
+        except ImportError:  # another Keras
             continue
         if hasattr(module, "tf") and not isinstance(module.tf, _IfLoaded):
             module.tf = _IfLoaded(module.tf)

@@ -29,7 +29,7 @@ class Report:
     measurements: Measurements | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs; keys are permanent."""
+        """Return the report for programs; keys are permanent."""
         return {
             "model": self.network.name,
             "framework": self.network.framework,
@@ -53,7 +53,7 @@ def check(
     ignore: Iterable[str] = (),
     progress: Callable[[int], None] = lambda samples: None,
 ) -> Report:
-    """What looks wrong about the batch normalizations of a model.
+    """Find what looks wrong about the batch normalizations of a model.
 
     Args:
         model: a keras.Model, a torch.nn.Module, or whatever `evennorm.tools.models.open_model` takes; it is left as it is.
@@ -100,14 +100,14 @@ def check(
 
 
 def _refuse_counts(**given: tuple[int | None, int]) -> None:
-    """Refuse numbers below their least one, or no numbers at all."""
+    """Refuse numbers below their least value, and values that are no numbers."""
     for name, (value, least) in given.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < least):
             raise ArgumentError(f"{name} is a whole number, {least} or more; received {name}={value!r}")
 
 
 def _peeked(batches: Iterable[tuple[Any, Any]]) -> tuple[Any, Iterable[tuple[Any, Any]]]:
-    """The inputs of the first batch, and all batches.
+    """Return the inputs of the first batch, and all batches.
 
     Raises:
         InputError: there is none.

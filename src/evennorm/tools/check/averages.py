@@ -1,4 +1,5 @@
-"""Findings about the moving statistics: never updated, not yet converged, a momentum in the other framework's words."""
+"""Find mistakes in the moving statistics: never updated, not yet converged, a momentum in the other framework's
+convention."""
 
 from __future__ import annotations
 
@@ -12,23 +13,23 @@ from evennorm.models.state import BatchNormState
 from evennorm.tools.check.rule import Found, Subject, each_layer, rule, written
 
 LEFT = 0.01
-"""Part of the initial values that may be left in the moving statistics."""
+"""Fraction of the initial values that may be left in the moving statistics."""
 
 
 def never_updated(state: BatchNormState) -> bool:
-    """Whether the moving statistics are exactly those that a new layer has."""
+    """Return whether the moving statistics are exactly those that a new layer has."""
     if state.mean is None or state.variance is None or state.mode or not state.mean.size:
         return False
     return bool(np.all(state.mean == 0) and np.all(state.variance == 1))
 
 
 def moved(state: BatchNormState) -> bool:
-    """Whether training has changed gamma or beta; neither of a new layer differs between channels."""
+    """Return whether training has changed gamma or beta, which in a new layer are the same in all channels."""
     return any(values is not None and np.any(values != values.reshape(-1)[:1]) for values in (state.gamma, state.beta))
 
 
 def updates(subject: Subject, step: Step) -> int | None:
-    """How many batches a layer's averages have followed, as far as it is known."""
+    """Return how many batches a layer's averages have seen, as far as it is known."""
     if subject.steps is not None:
         return subject.steps
     if step.state is not None and step.state.updates is not None:
@@ -102,12 +103,14 @@ def statistics_not_converged(subject: Subject) -> Iterator[Found]:
 
 
 def _began_elsewhere(state: BatchNormState, left: float) -> bool:
-    """Whether variances are too small to be `left` parts of 1 and something positive: they were loaded from elsewhere."""
+    """Return whether variances are too small for `left` parts of 1 and something positive: they were loaded from
+    elsewhere."""
     return state.variance is not None and bool(np.any(np.asarray(state.variance, float) < 0.99 * left))
 
 
 def _measured_to_fit(subject: Subject, step: Step) -> bool:
-    """Whether data shows that what is left of the initial values does no harm: few of it, or the layer was recalibrated."""
+    """Return whether data shows that the remaining initial values do no harm: few are left, or the layer was
+    recalibrated."""
     measured = None if subject.measurements is None else subject.measurements.of(step.name)
     return measured is not None and measured.drift < 0.1 and 0.8 < measured.variance_ratio < 1.25
 

@@ -1,4 +1,4 @@
-"""Findings about the axis: one that is not the channel axis, and channels-first data under axis -1."""
+"""Find mistakes about the axis: one that is not the channel axis, and channels-first data under axis -1."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evennorm.tools.check.rule import Found, Subject, each_layer, rule
 
 
 def _right_axis(network: Network, step: Step) -> tuple[int, str] | None:
-    """The channel axis at a layer, and how that is known."""
+    """Return the channel axis at a layer, and how that is known."""
     declared = declared_axis(network, step)
     if declared is not None:
         axis, layer = declared
@@ -26,7 +26,7 @@ def _right_axis(network: Network, step: Step) -> tuple[int, str] | None:
 
 
 def _wrong(subject: Subject) -> Iterator[tuple[Step, int, int, str]]:
-    """Layers whose one axis is another than the channels': the step, its axis, the right one, how that is known."""
+    """Yield layers whose one axis is not the channel axis: the step, its axis, the right one, and how that is known."""
     for step in each_layer(subject.network):
         axes = resolved_axis(step)
         right = _right_axis(subject.network, step)
@@ -46,7 +46,7 @@ def _what(step: Step, axis: int, known: str) -> str:
 
 
 def _trained(subject: Subject, step: Step) -> str:
-    """A warning, where a layer was trained as it is: what it holds belongs to its axis."""
+    """Return a warning where a layer was trained as it is: its arrays belong to its axis."""
     state = step.state
     if state is None or not (
         updates(subject, step) or moved(state) or (state.mean is not None and not never_updated(state))

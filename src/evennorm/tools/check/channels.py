@@ -1,4 +1,4 @@
-"""Findings about single channels: NaN and infinity, gamma or variance near 0, exploding ones."""
+"""Find mistakes in single channels: NaN and infinity, gamma or variance near 0, exploding ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from evennorm.tools.check.flow import source
 from evennorm.tools.check.rule import Found, Subject, channels, each_layer, rule
 
 _CONSTANT = 1e-4
-"""A variance below this part of epsilon leaves less than 1 % of the output's spread."""
+"""A variance below this fraction of epsilon leaves less than 1 % of the output's spread."""
 _HUGE = 1e8
 _LARGEST_HALF = 65504.0
 _ARRAYS = {"gamma": "gamma", "beta": "beta", "mean": "the moving mean", "variance": "the moving variance"}

@@ -1,4 +1,4 @@
-"""Findings that need data: moving statistics that do not fit it, and modes that disagree."""
+"""Find mistakes that show on data: moving statistics that do not fit it, and modes that disagree."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DRIFT = 0.5
 SPREAD = 2.0
 """Factor by which the median channel's variance may be off."""
 OUTPUT = 0.5
-"""Part of the outputs' own spread by which the two modes may differ."""
+"""Fraction of the outputs' own spread by which the two modes may differ."""
 ACCURACY = 0.02
 
 
@@ -70,18 +70,18 @@ def modes_disagree(subject: Subject) -> Iterator[Found]:
 
 
 def lost_by_moving_statistics(measured: Measurements) -> float | None:
-    """How much more accurate the model is by the batch's statistics; None without labels."""
+    """Return how much more accurate the model is with the batch's statistics; None without labels."""
     if measured.training_accuracy is None or measured.inference_accuracy is None:
         return None
     return measured.training_accuracy - measured.inference_accuracy
 
 
 def serves_better_as_it_is(measured: Measurements) -> bool:
-    """Whether the moving statistics are more accurate than the data's own, so that these had better not take their place."""
+    """Return whether the moving statistics are more accurate than the data's own, which then should not replace them."""
     lost = lost_by_moving_statistics(measured)
     return lost is not None and -lost > _significant(measured)
 
 
 def _significant(measured: Measurements) -> float:
-    """A difference of accuracies that is not chance."""
+    """Return the least difference of accuracies that is not chance."""
     return max(ACCURACY, 3 * (0.25 / max(measured.samples, 1)) ** 0.5)

@@ -1,4 +1,4 @@
-"""Findings about epsilon: too small for the dtype, or larger than the variances it is added to."""
+"""Find mistakes about epsilon: too small for the dtype, or larger than the variances it is added to."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from evennorm.tools.check.averages import never_updated
 from evennorm.tools.check.rule import Found, Subject, each_layer, rule
 
 _DIGITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
-"""Binary digits of a value, the hidden one included."""
+"""Binary digits of a value, including the hidden one."""
 
 
 def rounding_variance(dtype: str) -> float | None:
-    """The variance of the rounding errors of values around 1: (2^-digits)^2 / 3, that of a uniform distribution."""
+    """Return the variance of the rounding errors of values around 1: (2^-digits)^2 / 3, that of a uniform distribution."""
     digits = _DIGITS.get(dtype)
     return None if digits is None else (2.0**-digits) ** 2 / 3
 

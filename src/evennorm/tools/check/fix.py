@@ -20,7 +20,7 @@ from evennorm.tools.models import Opened, save_model
 from evennorm.tools.outputs import refuse_inputs
 
 STATISTICS = ("BN301", "BN302", "BN403", "BN601", "BN602")
-"""Findings that recalibration settles."""
+"""Findings that recalibration fixes."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Fixed:
     recalibrated: tuple[str, ...]
     """Layers whose moving statistics were set from the data."""
     bias_difference: float | None
-    """The largest difference of an output that dropping biases made, by the outputs' largest size; None: not measured."""
+    """The largest change of an output by dropping biases, relative to the largest output; None: not measured."""
     difference: float | None
-    """The same between the model as it was and the one that was written."""
+    """The same between the model as it was and the model that was written."""
     samples: int
     on: str
     """What the differences were measured on."""
@@ -47,7 +47,7 @@ class Fixed:
         return {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in fields.items()}
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """Yield the lines for people."""
         done = []
         if self.biases:
             done.append(f"dropped {_count(self.biases, 'bias', 'biases')}: {_some(self.biases)}")
@@ -75,10 +75,10 @@ def fix(
     batch_size: int = 128,
     batches: int | None = None,
 ) -> Fixed:
-    """Writes a copy of the model to `path`, whole or not at all
+    """Write a copy of the model to `path`, whole or not at all.
 
-    Biases in front of batch normalization go, and the moving means behind them are less by them, so that the model predicts
-    the same. A subclassed Keras model cannot be copied: its biases stay, and its statistics are set in place.
+    Biases before batch normalization are dropped, and subtracted from the moving means after them, so that the model
+    predicts the same. A subclassed Keras model cannot be copied: its biases stay, and its statistics are set in place.
     Where moving statistics were found wrong and there is data, they are set to those of the data, which changes predictions.
 
     Raises:
@@ -119,7 +119,7 @@ def fix(
 
 
 def _training_s(report: Report) -> list[str]:
-    """What no change of a finished model settles, a line per code."""
+    """Return what no change of a finished model can fix, one line per code."""
     layers: dict[str, list[str]] = {}
     for finding in report.findings:
         if not finding.fixable:
@@ -128,20 +128,21 @@ def _training_s(report: Report) -> list[str]:
 
 
 def is_fixable(finding: Finding, report: Report) -> bool:
-    """Whether `fix` takes care of a finding, with the data that was measured."""
+    """Return whether `fix` can fix a finding, with the data that was measured."""
     if finding.code not in STATISTICS:
         return finding.fixable
     return report.measurements is not None and not _had_better_stay(report)
 
 
 def _had_better_stay(report: Report) -> bool:
-    """Whether the statistics are whole, and labels show that those of the data would be worse."""
+    """Return whether the statistics are finite, and labels show that those of the data would be worse."""
     whole = not {finding.code for finding in report.findings} & {"BN301", "BN403"}
     return whole and report.measurements is not None and serves_better_as_it_is(report.measurements)
 
 
 def _droppable(opened: Opened, network: Network) -> tuple[dict[Step, list[Step]], list[str]]:
-    """Linear layers whose bias may go, with the normalizations behind them; and those left, with the reason."""
+    """Return linear layers whose bias can be dropped, with the normalizations after them; and the others, with the
+    reason."""
     reachable: Callable[[Any], bool] = lambda handle: True  # noqa: E731
     if opened.framework == "keras":
         from evennorm.keras.biases import can_lose_bias
@@ -198,7 +199,7 @@ def _recalibrate(opened: Opened, model: Any, data: Data, batch_size: int, batche
 
 
 def _samples(opened: Opened, data: Data | None, size: int) -> tuple[Any, str]:
-    """One batch to compare outputs on, and what it is."""
+    """Return one batch to compare outputs on, and what it is."""
     if data is not None:
         return data.first(size).x, "the first batch of the data"
     inputs = getattr(opened.model, "inputs", None) if opened.framework == "keras" else None
@@ -214,7 +215,7 @@ def _outputs(opened: Opened, model: Any, x: Any) -> list[np.ndarray]:
 
     try:
         return list(program_of(replace(opened, model=model)).apply(x))
-    except Exception as error:  # a model's own code may raise any
+    except Exception as error:  # a model's own code may raise anything
         raise InputError(f"{opened.name} cannot be run to compare its outputs: {first_line(error)}") from error
 
 

@@ -1,4 +1,4 @@
-"""Questions about what stands around a step of a network."""
+"""Answer questions about the neighbours of a step in a network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from evennorm.models.network import Network, Role, Step
 
 _SAME = ("Identity", "Activation", "Linear", "identity")
-"""Of role RESHAPE, these change nothing at all."""
+"""Steps of role RESHAPE that change nothing at all."""
 
 
 def is_identity(step: Step) -> bool:
@@ -15,7 +15,7 @@ def is_identity(step: Step) -> bool:
 
 
 def source(network: Network, step: Step, through: Collection[Role] = ()) -> Step | None:
-    """The step that makes the first input of `step`, seen through identities and the roles named; None if unknown."""
+    """Return the step that makes the first input of `step`, skipping identities and the roles named; None if unknown."""
     while step.inputs:
         step = network[step.inputs[0]]
         if not is_identity(step) and step.role not in through:
@@ -24,7 +24,7 @@ def source(network: Network, step: Step, through: Collection[Role] = ()) -> Step
 
 
 def readers(network: Network, step: Step, through: Collection[Role] = ()) -> Iterator[Step]:
-    """The steps that take the output of `step`, seen through identities and the roles named."""
+    """Yield the steps that take the output of `step`, skipping identities and the roles named."""
     for reader in network.consumers(step):
         if is_identity(reader) or reader.role in through:
             yield from readers(network, reader, through)
@@ -33,7 +33,7 @@ def readers(network: Network, step: Step, through: Collection[Role] = ()) -> Ite
 
 
 def leaves(network: Network, step: Step, through: Collection[Role] = ()) -> bool:
-    """Whether the output of `step` is the model's and nothing else reads it, seen through the roles named."""
+    """Return whether the output of `step` is the model's and nothing else reads it, skipping the roles named."""
     following = network.consumers(step)
     if step.name in network.outputs:
         return not following
@@ -45,7 +45,7 @@ def leaves(network: Network, step: Step, through: Collection[Role] = ()) -> bool
 
 
 def resolved_axis(step: Step) -> tuple[int, ...] | None:
-    """The channel axes of a batch normalization, each 0 or more; None where the rank is unknown."""
+    """Return the channel axes of a batch normalization, each 0 or more; None where the rank is unknown."""
     if step.shape is None or step.state is None or step.kind == "TimeDistributed":
         return None
     rank = len(step.shape)
@@ -53,7 +53,7 @@ def resolved_axis(step: Step) -> tuple[int, ...] | None:
 
 
 def declared_axis(network: Network, step: Step) -> tuple[int, Step] | None:
-    """The channel axis at a step as the layers around it state it, and the nearest of those; None if none does."""
+    """Return the channel axis at a step as the layers around it state it, and the nearest of those; None if none does."""
     if step.shape is None:
         return None
     rank = len(step.shape)

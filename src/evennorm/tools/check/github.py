@@ -12,7 +12,7 @@ _COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
 
 
 def workflow_commands(report: Report, path: Path | None = None) -> Iterator[str]:
-    """One workflow command per finding.
+    """Yield one workflow command per finding.
 
     Args:
         report: of a check.

@@ -8,11 +8,11 @@ from evennorm.errors import ArgumentError, InputError
 from evennorm.tools.check.rules import RULES
 
 _FOLDERS = (Path(__file__).with_name("findings"), Path(__file__).parents[4] / "docs" / "findings")
-"""Where pages lie beside an installed package, and in a checkout."""
+"""Where pages are beside an installed package, and in a checkout."""
 
 
 def manual(code: str) -> str:
-    """The page of a finding, in Markdown.
+    """Return the page of a finding, in Markdown.
 
     Args:
         code: "BN201", or the finding's name, "bias-before-norm".

@@ -21,7 +21,7 @@ from evennorm.tools.data.batch import leaves
 
 @dataclass(frozen=True)
 class LayerMeasurement:
-    """The data's statistics in front of one call of a layer, beside the moving ones; arrays of shape (channels,)."""
+    """The data's statistics before one call of a layer, with the moving ones; arrays of shape (channels,)."""
 
     name: str
     layer: str
@@ -40,12 +40,12 @@ class LayerMeasurement:
 
     @property
     def drift(self) -> float:
-        """Their root mean square over the channels, which `recalibrate` gives by the same name."""
+        """Root mean square of `drifts` over the channels, which `recalibrate` reports under the same name."""
         return drift(self.batch_mean, self.moving_mean, self.moving_variance, self.epsilon)
 
     @property
     def variance_ratio(self) -> float:
-        """The median over the channels of the data's variance by the moving one, epsilon added to both."""
+        """Median over the channels of the data's variance divided by the moving one, with epsilon added to both."""
         return variance_ratio(self.batch_variance, self.moving_variance, self.epsilon)
 
     @property
@@ -63,7 +63,7 @@ class LayerMeasurement:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What a pass over data has shown."""
+    """The results of a pass over data."""
 
     layers: tuple[LayerMeasurement, ...]
     samples: int
@@ -74,17 +74,17 @@ class Measurements:
     inference_accuracy: float | None = None
 
     def of(self, name: str) -> LayerMeasurement | None:
-        """That of one call."""
+        """Return the measurement of one call."""
         return next((layer for layer in self.layers if layer.name == name), None)
 
     @property
     def parts_at(self) -> str:
-        """The first layer whose moving statistics do not fit; if all do, the one that is furthest off."""
+        """The first layer whose moving statistics do not fit; if all fit, the one that is furthest off."""
         first = next((layer for layer in self.layers if not layer.fits), None)
         return (first or max(self.layers, key=lambda layer: layer.drift)).layer
 
     def as_dict(self) -> dict[str, object]:
-        """Numbers that are not finite become None."""
+        """Return the measurements for programs; numbers that are not finite become None."""
         rows = [
             {
                 "name": layer.name,
@@ -109,7 +109,7 @@ def measure(
     batches: Iterable[tuple[Any, Any]],
     progress: Callable[[int], None] = lambda samples: None,
 ) -> Measurements:
-    """Runs each batch twice: by the moving statistics, and by the batch's, as training does but without dropout.
+    """Run each batch twice: by the moving statistics, and by the batch's, as training does but without dropout.
 
     Frozen layers keep to their moving statistics. Statistics of all batches are merged in float64. The model is left as it
     was.
@@ -132,7 +132,7 @@ def measure(
 
 
 class _Watch:
-    """What comes into each call of each normalization while all normalize by the batch."""
+    """A recorder of the input of each normalization while all normalize by the batch."""
 
     def __init__(self, program: Program, network: Network):
         self._program = program
@@ -148,7 +148,7 @@ class _Watch:
             yield path, id(getattr(statistics, "layer", getattr(statistics, "module", None)))
 
     def by_batch(self, x: Any) -> np.ndarray:
-        """The model's first output, each layer that training would let do so normalizing by this batch."""
+        """Compute the model's first output; each layer that training would let do so normalizes by this batch."""
         layers = {path: self._program.layers[path] for path in self._names}
         before = {path: layer.snapshot() for path, layer in layers.items()}
         self._calls.clear()
@@ -179,12 +179,13 @@ class _Watch:
 
 
 def _inner(handle: Any) -> Any:
-    """The layer inside TimeDistributed."""
+    """Return the layer inside TimeDistributed."""
     return handle.layer if type(handle).__name__ == "TimeDistributed" else handle
 
 
 def _run(run: Callable[[Any], np.ndarray], x: Any) -> np.ndarray:
-    """
+    """Run the model on a batch.
+
     Raises:
         InputError: the model does not take the batch.
     """
@@ -192,7 +193,7 @@ def _run(run: Callable[[Any], np.ndarray], x: Any) -> np.ndarray:
         return run(x)
     except EvennormError:
         raise
-    except Exception as error:  # frameworks raise many kinds, and a model's own code may raise any
+    except Exception as error:  # frameworks raise many kinds, and a model's own code may raise anything
         raise InputError(f"the model does not take a batch of shape {_shape(x)}: {first_line(error)}") from error
 
 
@@ -221,7 +222,7 @@ def _layer(step: Step, found: Moments) -> LayerMeasurement:
 
 
 class _Modes:
-    """Sums over batches of what tells the modes apart."""
+    """Sums over batches by which the modes are told apart."""
 
     def __init__(self) -> None:
         self.samples = 0
@@ -252,7 +253,7 @@ class _Modes:
 
 
 def correct(outputs: np.ndarray, labels: Any) -> int | None:
-    """How many samples are classified as their labels say; None where these are no classes."""
+    """Return how many samples are classified as their labels say; None where the labels are no classes."""
     if labels is None or outputs.ndim != 2:
         return None
     labels = np.asarray(labels)

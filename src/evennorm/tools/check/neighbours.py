@@ -1,4 +1,4 @@
-"""Findings about what stands beside the layer: a bias, another normalization, the output, a dropout."""
+"""Find mistakes beside the layer: a bias, another normalization, the output, a dropout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAPPING = ("softmax", "log_softmax")
 
 
 def redundant_bias(network: Network, linear: Step) -> bool:
-    """Whether all that reads a linear layer's output subtracts a mean per channel from it, at each of its calls."""
+    """Return whether everything that reads a linear layer's output subtracts a mean per channel, at each of its calls."""
     if linear.role is not Role.LINEAR or not linear.bias or linear.activation is not None:
         return False
     for call in network.calls(linear):

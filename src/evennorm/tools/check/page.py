@@ -39,7 +39,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def page(report: Report, path: str = "") -> str:
-    """The page's text; names that come from the model are escaped, and no script or outside file is asked for.
+    """Return the text of the page. Names from the model are escaped, and the page loads no script and no other file.
 
     Args:
         report: of a check.
@@ -88,7 +88,7 @@ def _summary(report: Report, path: str) -> Iterator[str]:
 
 
 def _contents(report: Report) -> Iterator[str]:
-    """How many findings there are of each level, and links to them."""
+    """Yield how many findings there are of each level, and links to them."""
     counts = (f"{number:,} {level}{'' if number == 1 else 's'}" for level, number in counted(report.findings).items())
     yield f"<p><b>{', '.join(counts) or 'Nothing looks wrong.'}</b></p>"
     if report.findings:
@@ -152,7 +152,7 @@ def _layer(report: Report, step: Step, panels: list[Panel], scales: dict[str, Sc
 
 
 def _panels(report: Report, step: Step) -> list[Panel]:
-    """What is drawn of a layer."""
+    """Return the panels of a layer."""
     state = step.state
     if state is None:
         return []
@@ -167,10 +167,10 @@ def _panels(report: Report, step: Step) -> list[Panel]:
 
 
 def _with_code(text: str) -> str:
-    """Text in which `this` is shown as code."""
+    """Return text with `this` marked as code."""
     return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
 
 
 def escape(text: str) -> str:
-    """Text of unknown origin, for a page."""
+    """Escape text of unknown origin for a page."""
     return html.escape(printable(text))

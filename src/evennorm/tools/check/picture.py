@@ -15,7 +15,7 @@ from evennorm.errors import printable
 _WIDE, _HIGH, _GAP = 150, 84, 16
 _LEFT, _TOP, _BOTTOM = 60, 20, 34
 _COLUMNS = 100
-"""Places along the channels; where there are more channels, a place shows the smallest and the largest of its own."""
+"""Places along the channels; where there are more channels, each place shows the smallest and the largest of its own."""
 _DECADES = 100.0
 """Positive values whose largest is more than this many times the smallest are drawn by their logarithm."""
 
@@ -31,7 +31,7 @@ class Panel(NamedTuple):
 
 @dataclass(frozen=True)
 class Scale:
-    """The vertical axis of a panel: the values at its ends, and whether it goes by decades."""
+    """The vertical axis of a panel: the values at its ends, and whether it is logarithmic."""
 
     low: float
     high: float
@@ -39,7 +39,7 @@ class Scale:
 
     @classmethod
     def over(cls, panels: Iterable[Panel]) -> Scale | None:
-        """One for all panels of a title, so that layers can be compared; None where no value is finite."""
+        """Return one scale for all panels with a title, so that layers can be compared; None where no value is finite."""
         panels = list(panels)
         arrays = [values[np.isfinite(values)] for values in (np.asarray(each.values, np.float64) for each in panels)]
         values = np.concatenate([array.reshape(-1) for array in arrays]) if arrays else np.empty(0)
@@ -55,13 +55,13 @@ class Scale:
         return cls(low, high, logarithmic)
 
     def at(self, value: float) -> float:
-        """How far up a value lies, 0 at the lower end and 1 at the upper one."""
+        """Return the height of a value, 0 at the lower end and 1 at the upper one."""
         low, high, value = (log10(n) if self.logarithmic else n for n in (self.low, self.high, value))
         return (value - low) / (high - low)
 
 
 def picture(panel: Panel, scale: Scale | None, layer: str) -> str:
-    """One panel as an <svg> element for a page; its colours are the page's classes."""
+    """Return one panel as an <svg> element for a page; its colours are the page's classes."""
     wide, high = _LEFT + _WIDE + _GAP, _TOP + _HIGH + _BOTTOM
     size = f'viewBox="0 0 {wide} {high}" width="{wide}" height="{high}"'
     label = escape(printable(f"{panel.title} of {layer}"), {'"': "&quot;"})
@@ -86,7 +86,7 @@ def _drawn(panel: Panel, scale: Scale | None) -> Iterator[str]:
 
 
 def _channels(count: int) -> Iterator[str]:
-    """The labels of the horizontal axis: the first channel and the last one."""
+    """Yield the labels of the horizontal axis: the first channel and the last one."""
     y = _TOP + _HIGH + 13
     yield f'<text class="soft" x="{_LEFT}" y="{y}">channel 0</text>'
     if count > 1:
@@ -94,7 +94,7 @@ def _channels(count: int) -> Iterator[str]:
 
 
 def _ticks(panel: Panel, scale: Scale) -> Iterator[str]:
-    """The labels of the vertical axis, and the line at what a new layer has; labels that would overlap are left out."""
+    """Yield the labels of the vertical axis and the line at a new layer's value; labels that would overlap are left out."""
     taken: list[float] = []
     if panel.mark is not None and (panel.mark > 0 or not scale.logarithmic):
         up = scale.at(panel.mark)
@@ -115,7 +115,7 @@ def _height(up: float) -> float:
 
 
 def _between(low: float, high: float) -> str:
-    """Both ends in as few digits as tell them apart.
+    """Format both ends in as few digits as tell them apart.
 
     Example:
         >>> _between(0.99991, 1.00021), _between(0.5, 2.0), _between(1.0, 1.0)
@@ -129,7 +129,7 @@ def _between(low: float, high: float) -> str:
 
 
 def _envelope(values: np.ndarray, scale: Scale) -> str:
-    """The area between the smallest and the largest value of each place, at least a line thick."""
+    """Return the area between the smallest and the largest value of each place, at least a line thick."""
     upper, lower = [], []
     parts = np.array_split(values, min(values.size, _COLUMNS))
     for i, part in enumerate(parts):

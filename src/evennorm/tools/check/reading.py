@@ -13,7 +13,7 @@ from evennorm.tools.models import Opened
 
 
 def read(opened: Opened, optimizer: Any = None, shape: Sequence[int] | None = None) -> Network:
-    """The network of a model.
+    """Return the network of a model.
 
     Args:
         opened: a Keras model, a torch.nn.Module or an nnx module of Flax.

@@ -1,4 +1,4 @@
-"""What a check looks at and what it says: the subject, rules with their permanent codes, findings."""
+"""Define what a check looks at and what it says: the subject, rules with their permanent codes, findings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 LEVELS = ("error", "warning", "note")
-"""From the worst on."""
+"""Levels, the worst first."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class Finding:
 
     code: str
     name: str
-    """The rule's, in words: "bias-before-norm"."""
+    """The rule's name: "bias-before-norm"."""
     level: str
     """"error", "warning" or "note"."""
     layer: str
-    """Its path in the model; "" for the whole model."""
+    """The layer's path in the model; "" for the whole model."""
     what: str
     why: str
     remedy: str
     fixable: bool = False
-    """Whether --fix takes care of it, some with data only."""
+    """Whether --fix can fix it, some only with data."""
 
     def as_dict(self) -> dict[str, object]:
         return {field: getattr(self, field) for field in self.__dataclass_fields__}
@@ -53,7 +53,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Rule:
-    """One mistake that can be told from a subject."""
+    """One mistake that a subject can show."""
 
     code: str
     """Permanent: it never means anything else."""
@@ -95,25 +95,25 @@ Search = Callable[[Subject], Iterator[Found]]
 
 
 def rule(code: str, name: str, level: str, title: str, why: str, fixable: bool = False) -> Callable[[Search], Rule]:
-    """Makes a rule of the function that searches for it."""
+    """Make a rule of the function that searches for it."""
     return lambda search: Rule(code, name, level, title, why, search, fixable)
 
 
 def grouped(findings: Iterable[Finding]) -> Iterator[list[Finding]]:
-    """Findings of one code and one level together, in the order of codes, errors first."""
+    """Yield findings of one code and one level together, in the order of codes, errors first."""
     key = lambda finding: (finding.code, LEVELS.index(finding.level))  # noqa: E731
     for _, group in groupby(sorted(findings, key=key), key=key):
         yield list(group)
 
 
 def counted(findings: Iterable[Finding]) -> dict[str, int]:
-    """How many findings there are of each level that occurs, errors first."""
+    """Return how many findings there are of each level that occurs, errors first."""
     levels = [finding.level for finding in findings]
     return {level: levels.count(level) for level in LEVELS if level in levels}
 
 
 def each_layer(network: Network) -> Iterator[Step]:
-    """Every layer of batch normalization, at its first call."""
+    """Yield every layer of batch normalization, at its first call."""
     seen: set[str] = set()
     for step in network.batch_norms():
         if step.layer not in seen:
@@ -122,11 +122,11 @@ def each_layer(network: Network) -> Iterator[Step]:
 
 
 def written(network: Network, decay: float) -> str:
-    """`decay` as the momentum argument of the network's framework."""
+    """Return `decay` as the momentum argument of the network's framework."""
     return f"momentum={decay if network.framework != 'torch' else 1 - decay:.4g}"
 
 
 def channels(indices: list[int], total: int) -> str:
-    """ "3 of 64 channels (0, 5, 9)"."""
+    """Format some channels: "3 of 64 channels (0, 5, 9)"."""
     shown = ", ".join(map(str, indices[:5])) + (", ..." if len(indices) > 5 else "")
     return f"{len(indices):,} of {total:,} channels ({shown})" if len(indices) < total else f"all {total:,} channels"

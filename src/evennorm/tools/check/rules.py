@@ -18,7 +18,8 @@ RULES: tuple[Rule, ...] = tuple(
 
 
 def selected(select: Iterable[str] = (), ignore: Iterable[str] = ()) -> tuple[Rule, ...]:
-    """The rules that `select` names (all, if none) without those that `ignore` names, by code, its beginning, or name.
+    """Return the rules that `select` names (all, if none) without those that `ignore` names: by code, its beginning, or
+    name.
 
     Raises:
         ArgumentError: a word that means no rule.

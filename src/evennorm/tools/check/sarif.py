@@ -16,7 +16,7 @@ SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sar
 
 
 def sarif(report: Report, path: Path | None = None) -> dict[str, Any]:
-    """A log with one run.
+    """Return a log with one run.
 
     Args:
         report: of a check.

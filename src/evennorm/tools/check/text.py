@@ -24,7 +24,7 @@ class Line(NamedTuple):
 
 
 def lines(report: Report, width: int = 80) -> list[Line]:
-    """What was looked at, what was found, and how often."""
+    """Return what was looked at, what was found, and how often."""
     return [*_head(report), *_measured(report), *_findings(report, width), *_gaps(report, width), *_tail(report)]
 
 

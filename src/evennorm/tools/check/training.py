@@ -1,4 +1,4 @@
-"""Findings about how a layer is trained: weight decay, sharing, freezing, and the number of values behind each mean."""
+"""Find mistakes in how a layer is trained: weight decay, sharing, freezing, and too few values behind each mean."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from evennorm.tools.check.flow import resolved_axis, source
 from evennorm.tools.check.rule import Found, Subject, each_layer, rule
 
 _APART = 1.0
-"""Standard deviations between the means of two calls that one moving average cannot stand for."""
+"""Standard deviations between the means of two calls that one moving average cannot represent."""
 
 
 @rule(
@@ -63,7 +63,8 @@ def shared_layer(subject: Subject) -> Iterator[Found]:
 
 
 def _measured_apart(subject: Subject, step: Step) -> float | None:
-    """The largest root mean square distance between means of two calls, in standard deviations; None if not measured."""
+    """Return the largest root mean square distance between the means of two calls, in standard deviations; None if not
+    measured."""
     if subject.measurements is None:
         return None
     seen = [subject.measurements.of(call.name) for call in subject.network.calls(step)]
@@ -127,7 +128,7 @@ def unfrozen_in_frozen(subject: Subject) -> Iterator[Found]:
 
 
 def _with_frozen_behind(network: Network) -> set[str]:
-    """Steps whose output goes, by way of steps without weights, into a frozen linear layer."""
+    """Return the steps whose output reaches a frozen linear layer through steps without weights."""
     found: set[str] = set()
     for step in reversed(network.steps):
         for reader in network.consumers(step):
@@ -174,7 +175,7 @@ def _is_split(subject: Subject, step: Step) -> bool:
 
 
 def _values(subject: Subject, step: Step) -> int | None:
-    """How many values stand behind each mean in training; None where a size is unknown."""
+    """Return the number of values behind each mean in training; None where a size is unknown."""
     axes = resolved_axis(step)
     if step.shape is None or axes is None or step.state is None or step.state.mode == 1:
         return None

@@ -30,7 +30,7 @@ _FORMS = (
 
 
 def open_data(source: Any, framework: str = "keras") -> Data:
-    """The data behind the --data argument of a command.
+    """Open the data of a command's --data argument.
 
     Args:
         source: the path of an `.npz` file with the arrays x and, if there are labels, y (x_train and y_train are taken too;

@@ -1,6 +1,6 @@
 """Read batches of rows from arrays, .npy and .npz files without loading the files whole.
 
-What lies in a .npz file as it is, is mapped into memory; what is compressed is unpacked as it is read, row after row.
+Uncompressed arrays of a .npz file are mapped into memory; compressed ones are unpacked as they are read, row after row.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from evennorm.tools.data.batch import Batch, Data, leaves, mapped, ranges
 X = ("x", "x_train", "inputs", "X")
 Y = ("y", "y_train", "labels", "Y")
 OTHERS = ("weights", "sample_weight", "x_test", "y_test", "x_validation", "y_validation")
-"""Arrays that no statistic is taken of."""
+"""Names of arrays that no statistic is computed from."""
 _BROKEN = (
     *(ValueError, OSError, EOFError, KeyError, AttributeError, RuntimeError, TypeError, OverflowError),
     *(zipfile.BadZipFile, zlib.error, struct.error, lzma.LZMAError),
@@ -60,14 +60,15 @@ class Packed:
                 at = stop
 
     def whole(self) -> np.ndarray:
-        """All of it; the check sum is looked at where the member ends."""
+        """Return the whole array. Its checksum is checked at the end of the member."""
         with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
             _header(file)
             return np.frombuffer(file.read(), self.dtype).reshape(self.shape)
 
 
 def open_npy(path: Path) -> Data:
-    """
+    """Open an .npy file as data.
+
     Raises:
         InputError: the file is damaged, or holds Python objects.
     """
@@ -75,7 +76,8 @@ def open_npy(path: Path) -> Data:
 
 
 def mapped_npy(path: Path) -> np.ndarray:
-    """
+    """Map an .npy file into memory.
+
     Raises:
         InputError: the file is damaged, or holds Python objects.
     """
@@ -96,7 +98,8 @@ def mapped_npy(path: Path) -> np.ndarray:
 
 
 def open_npz(path: Path) -> Data:
-    """
+    """Open an .npz file as data.
+
     Raises:
         InputError: the file is damaged, holds Python objects, or no x.
     """
@@ -104,7 +107,7 @@ def open_npz(path: Path) -> Data:
 
 
 def npz_arrays(path: Path, mapped: bool = True) -> dict[str, Any]:
-    """The arrays of a `.npz` file by their names, hardly one of them read yet: in memory, mapped into it, or `Packed`.
+    """Return the arrays of a `.npz` file by their names, most of them unread: in memory, mapped, or `Packed`.
 
     Args:
         path: of the file.
@@ -123,7 +126,8 @@ def npz_arrays(path: Path, mapped: bool = True) -> dict[str, Any]:
 
 
 def read_npz(path: Path, keys: Sequence[str], which: str = "") -> list[np.ndarray]:
-    """Some arrays of a `.npz` file, read as a whole and held to their check sums. `which` describes them in the error.
+    """Return some arrays of a `.npz` file, read whole and checked against their checksums. `which` describes them in the
+    error.
 
     Raises:
         InputError: the file is damaged, announces more than it holds, holds Python objects, or lacks one of them.
@@ -141,7 +145,7 @@ def read_npz(path: Path, keys: Sequence[str], which: str = "") -> list[np.ndarra
 
 @contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    """Says in one line what NumPy and zipfile find wrong about a `.npz` file."""
+    """Say in one line what NumPy and zipfile find wrong about a `.npz` file."""
     try:
         yield
     except _BROKEN as error:
@@ -151,7 +155,7 @@ def _refusing(path: Path) -> Iterator[None]:
 
 
 def idx_array(path: Path) -> np.ndarray:
-    """The bytes of an IDX file, the format of MNIST, gzipped or not (https://yann.lecun.com/exdb/mnist).
+    """Return the bytes of an IDX file, the format of MNIST, gzipped or not (https://yann.lecun.com/exdb/mnist).
 
     Raises:
         InputError: it is damaged, announces more than it holds, or holds something else than bytes.
@@ -177,7 +181,7 @@ def idx_array(path: Path) -> np.ndarray:
 
 
 def from_arrays(name: str, arrays: Mapping[str, Any]) -> Data:
-    """Data of arrays by their names; x may be a structure of arrays.
+    """Return data from arrays by their names; x may be a structure of arrays.
 
     Raises:
         InputError: there is no x, sizes differ, or an array is of Python objects.
@@ -241,7 +245,7 @@ def _array(value: Any) -> Any:
 
 
 def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, mapped: bool = True) -> Any:
-    """One array of a .npz file, not read yet."""
+    """Return one array of a .npz file, not read yet."""
     with archive.open(member) as file:
         shape, fortran, dtype, header = _header(file)
     _check_plain(f"{path}: {member.filename!r}", dtype)
@@ -267,7 +271,7 @@ def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype, int]:
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         else:
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-    except Exception as error:  # NumPy takes it for a piece of Python, which may be wrong in many ways
+    except Exception as error:  # NumPy parses it as Python, which may fail in many ways
         raise ValueError(f"its header is broken: {first_line(error)}") from error
     if len(shape) > _MOST_AXES or any(size < 0 for size in shape):
         raise ValueError(f"its header is broken: no array has the shape {str(shape)[:80]}")

@@ -1,4 +1,4 @@
-"""The record of opened data: what it is called, how much there is, and its batches."""
+"""Record opened data: its name, its size, and its batches."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class Data:
 
     name: str
     samples: int | None
-    """How many; None where only reading tells."""
+    """The number of samples; None where only reading tells."""
     labelled: bool | None
     """Whether there are labels; None where only reading tells."""
     read: Callable[[int, int | None], Iterator[Batch]]
-    """The batches of a size, at most so many."""
+    """Returns the batches of a size, at most a given number."""
     sized: bool = True
     """Whether the batches have the size that is asked for, not one of their own."""
     endless: bool = False
 
     def batches(self, size: int = 128, limit: int | None = None) -> Iterator[Batch]:
-        """The batches, those without samples left out.
+        """Yield the batches, without those that hold no samples.
 
         With a limit, data whose number of samples is known give batches from all over; others their first ones.
 
@@ -58,7 +58,7 @@ class Data:
             raise InputError(f"{self.name} is empty; statistics need samples")
 
     def first(self, size: int = 128) -> Batch:
-        """The first batch.
+        """Return the first batch.
 
         Raises:
             InputError: there is none.
@@ -66,7 +66,8 @@ class Data:
         return next(self.batches(size, 1 if self.endless or not self.sized else None))
 
     def require_labels(self, what: str) -> None:
-        """
+        """Check that there are labels.
+
         Raises:
             InputError: there are no labels.
         """
@@ -76,7 +77,7 @@ class Data:
 
 
 def leaves(x: Any) -> Iterator[np.ndarray]:
-    """The arrays of a structure."""
+    """Yield the arrays of a structure."""
     if isinstance(x, dict):
         for value in x.values():
             yield from leaves(value)
@@ -88,7 +89,7 @@ def leaves(x: Any) -> Iterator[np.ndarray]:
 
 
 def mapped(function: Callable[[Any], Any], x: Any) -> Any:
-    """The same structure with a function applied to its arrays."""
+    """Return the same structure with a function applied to its arrays."""
     if isinstance(x, dict):
         return {key: mapped(function, value) for key, value in x.items()}
     if isinstance(x, tuple | list):
@@ -97,7 +98,7 @@ def mapped(function: Callable[[Any], Any], x: Any) -> Any:
 
 
 def ranges(samples: int, size: int, limit: int | None) -> list[tuple[int, int]]:
-    """Where batches begin and end: all of them, or so many from all over, in order.
+    """Return where batches begin and end: all of them, or a number from all over, in order.
 
     Example:
         >>> ranges(10, 4, None), ranges(100, 4, 2)

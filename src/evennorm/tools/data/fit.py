@@ -10,7 +10,8 @@ from evennorm.tools.models import Opened
 
 
 def check_fit(data: Data, opened: Opened) -> None:
-    """
+    """Check that a model takes the samples of the first batch.
+
     Raises:
         InputError: the samples' shapes, number of inputs or names are not the model's. Models of torch and subclassed models
             of Keras do not say what they take; they are asked when they are run.
@@ -44,7 +45,7 @@ def _check(name: str, batch: Batch, inputs: list[Any], opened: Opened) -> None:
 
 
 def _fits(sample: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    """Whether Keras takes the sample; it adds or drops a last axis of size 1."""
+    """Return whether Keras takes the sample; it adds or drops a last axis of size 1."""
     if len(sample) == len(wanted) + 1 and sample[-1] == 1:
         sample = sample[:-1]
     elif len(sample) + 1 == len(wanted) and wanted[-1] in (1, None):

@@ -14,7 +14,8 @@ from evennorm.tools.images import all_pixels, check_size, class_folders, images_
 
 
 def open_folder(folder: Path, framework: str) -> Data:
-    """
+    """Open a folder of array files or images as data.
+
     Raises:
         InputError: it holds neither array files nor images, or they do not fit each other.
         MissingExtra: there are images, and Pillow is not installed.
@@ -41,7 +42,7 @@ def _joined(folder: Path, parts: list[Data]) -> Data:
 
     def read(size: int, limit: int | None) -> Iterator[Batch]:
         for part in parts:
-            # As many batches of each file as it has samples, so that the limit takes of all.
+            # Batches of each file in proportion to its samples, so that a limit takes some of all.
             share = None if limit is None else max(1, round(limit * (part.samples or 0) / samples))
             yield from part.read(size, share)
 

@@ -19,7 +19,7 @@ _RULE = "batches are x, (x, y) or (x, y, weights), arrays with the samples along
 
 
 def from_stream(source: Any, name: str, started: Iterator[Any] | None = None) -> Data:
-    """Data of an iterable, of a torch Dataset or a keras PyDataset, or of a function that starts one (`started`).
+    """Return data from an iterable, a torch Dataset or a keras PyDataset, or a function that starts one (`started`).
 
     Raises:
         InputError: nothing that can be iterated.
@@ -63,7 +63,7 @@ def from_stream(source: Any, name: str, started: Iterator[Any] | None = None) ->
 
 
 class _Kept:
-    """What an iterator that runs only once has given, in a file without a name, for the passes behind the first."""
+    """The elements of an iterator that runs only once, in an unnamed file, for the passes after the first."""
 
     def __init__(self, iterator: Iterator[Any]):
         self._iterator = iterator
@@ -81,7 +81,7 @@ class _Kept:
                 self._positions.append(self._file.seek(0, 2))
                 pickle.dump(tuple(_batch(element, "the iterator", number + 1)), self._file, pickle.HIGHEST_PROTOCOL)
             self._file.seek(self._positions[number])
-            yield pickle.load(self._file)  # what was written above, by this process
+            yield pickle.load(self._file)  # written above, by this process
 
 
 def _is_torch_dataset(source: Any) -> bool:
@@ -90,7 +90,7 @@ def _is_torch_dataset(source: Any) -> bool:
 
 
 def _batch(element: Any, name: str, number: int) -> Batch:
-    """x and y as Keras takes them from an element: a tuple or list of up to three, or x alone."""
+    """Split an element into x and y as Keras does: a tuple or list of up to three, or x alone."""
     parts = tuple(element) if isinstance(element, tuple | list) else (element,)
     if not 1 <= len(parts) <= 3:
         raise InputError(f"{name}: {_RULE}; batch {number} is a {type(element).__name__} of {len(parts)}")

@@ -1,4 +1,4 @@
-"""Find out what serves batch normalization here, and why not: versions, compiled parts, a trial of each framework."""
+"""Find out which kernels batch normalization uses here, and why: versions, compiled parts, a trial of each framework."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from evennorm.kernels import parts
 __all__ = ["Diagnosis", "Framework", "Part", "diagnose"]
 
 FRAMEWORKS = ("numpy", "jax", "torch", "tensorflow", "keras", "flax", "triton")
-"""By the names under which they are imported; those that compute before those that build on them."""
+"""Frameworks by the names under which they are imported; those that compute come before those that build on them."""
 
 SECONDS = 180
-"""How long all frameworks together may take."""
+"""The most seconds that all frameworks together may take."""
 
 _DISTRIBUTIONS = {"tensorflow": ("tensorflow", "tensorflow-cpu", "tf-nightly")}
 
@@ -40,7 +40,7 @@ class Framework:
 
     name: str
     version: str | None = None
-    """None where it is not installed."""
+    """The version; None where it is not installed."""
     backend: str | None = None
     """The framework that computes for Keras and Flax."""
     rows: tuple[dict[str, Any], ...] = ()
@@ -69,18 +69,18 @@ class Diagnosis:
     processor: str
     cores: int
     instruction_set: str | None
-    """That the compiled kernels run on; None where they are missing."""
+    """The instruction set that the compiled kernels use; None where they are missing."""
     threads: int
     frameworks: tuple[Framework, ...] = field(default=())
     parts: tuple[Part, ...] = field(default=())
 
     @property
     def served(self) -> bool:
-        """Whether everything that is installed is served by compiled kernels."""
+        """Whether everything that is installed uses compiled kernels."""
         return not any(framework.problems for framework in self.frameworks)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what stands in the fields as plain values, and the verdict."""
+        """Return the fields as plain values, and the verdict."""
         found = asdict(self)
         for framework in found["frameworks"]:
             for key in ("problems", "notes"):
@@ -127,7 +127,7 @@ def _tried(names: tuple[str, ...]) -> tuple[Framework, ...]:
 def _installed(name: str) -> bool:
     try:
         spec = find_spec(name)
-    except ValueError:  # imported from nowhere
+    except ValueError:  # not found in any folder
         return True
     return spec is not None and spec.origin is not None
 
@@ -185,7 +185,7 @@ def _version(name: str) -> str:
 
 
 def _parts(problems: list[str]) -> tuple[Part, ...]:
-    """List the compiled parts. What trials have said of one counts beside what is known here, where it may not be needed."""
+    """List the compiled parts. What trials say about one is added to what is known here, where it may not be needed."""
     extensions = [module.name for module in pkgutil.iter_modules(kernels.__path__) if module.name.startswith("_torch_")]
     names = {"_cpu": "NumPy, torch", "_xla": "JAX", "_tensorflow": "TensorFlow"}
     names |= {name: f"modules of torch {name.removeprefix('_torch_').replace('_', '.')}" for name in extensions}

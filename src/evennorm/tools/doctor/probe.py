@@ -1,4 +1,4 @@
-"""Look at one framework, in a process of its own: whatever is wrong with it ends nothing else.
+"""Look at one framework, in a process of its own, so that nothing wrong with it ends anything else.
 
 `python -m evennorm.tools.doctor.probe jax` prints what it finds as one line of JSON, the last of its output.
 """
@@ -21,11 +21,11 @@ Found = dict[str, Any]
 """Keys: version, backend, rows (of device, training and inference, the last two by dtype), problems and notes."""
 
 TOLERANCE = 1e-4
-"""Of values around 1, float32."""
+"""The largest error for values around 1 in float32."""
 
 
 def look(name: str) -> Found:
-    """Import a framework and evennorm's module for it, compute with both, and tell what served."""
+    """Import a framework and evennorm's module for it, compute with both, and tell which kernels they used."""
     found: Found = {"rows": [], "problems": [], "notes": []}
     try:
         framework = import_module(name)
@@ -35,7 +35,7 @@ def look(name: str) -> Found:
     found["version"] = str(getattr(framework, "__version__", "unknown"))
     try:
         _LOOKS[name](framework, found)
-    except ArgumentError as error:  # of the environment's
+    except ArgumentError as error:  # set in the environment
         _add(found, str(error), "unset it")
     except Exception as error:
         ours = {"flax": "jax.nnx"}.get(name, name)
@@ -115,7 +115,7 @@ def _look_at_flax(flax: Any, found: Found) -> None:
 
 
 def _look_at_triton(module: Any, found: Found) -> None:
-    pass  # whether it can be imported is all
+    pass  # only whether it can be imported matters
 
 
 _LOOKS: dict[str, Callable[[Any, Found], None]] = {
@@ -143,7 +143,7 @@ def _compute(engine: str, array: Callable[[Any], Any], found: Found) -> None:
 
 
 def _rows(engine: str, found: Found, compiled: bool | None = None) -> None:
-    """Add what serves on the CPU, and why the compiled kernels do not."""
+    """Add the kernels used on the CPU, and why the compiled ones are not."""
     found["rows"].append(_row(engine, "CPU", "cpu", compiled))
     problem = parts.problem(parts.PARTS[engine])
     if os.environ.get("EVENNORM_KERNEL"):
@@ -176,7 +176,7 @@ def main() -> None:
     """Print what is found about the framework that the command names."""
     warnings.simplefilter("ignore")
     print(f"\n{json.dumps(look(sys.argv[1]))}", flush=True)
-    os._exit(0)  # a framework that fails when it ends has answered
+    os._exit(0)  # a framework that fails at exit has answered already
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ _MOST_NUMPY_AXES = 32
 
 
 def explain(shape: Iterable[Size], axis: int | Iterable[int] = -1) -> Explanation:
-    """What batch normalization of an array of this shape averages, how many parameters it has, and what looks wrong.
+    """Explain what batch normalization of an array of this shape averages, how many parameters it has, and what looks wrong.
 
     Args:
         shape: sizes of the array, batch axis first; None where unknown.
@@ -46,7 +46,7 @@ def explain(shape: Iterable[Size], axis: int | Iterable[int] = -1) -> Explanatio
 
 
 def _worked_example(geometry: Geometry) -> WorkedExample | None:
-    """`geometry` made small and normalized by the same code as a layer's input; None where NumPy has no such array."""
+    """Make `geometry` small and normalize it by the code for a layer's input; None where NumPy has no such array."""
     from evennorm.numpy import batch_norm
 
     if 0 in geometry.shape or geometry.rank > _MOST_NUMPY_AXES:
@@ -69,7 +69,7 @@ def _worked_example(geometry: Geometry) -> WorkedExample | None:
 
 
 def _small(geometry: Geometry) -> tuple[int, ...]:
-    """The shape cut down to two channels and about eight values for each."""
+    """Return the shape reduced to two channels and about eight values for each."""
     wanted = {0: 1, 1: 6, 2: 3}.get(len(geometry.reduced), 2)
     sizes, values = [], 1
     for a, size in enumerate(geometry.shape):

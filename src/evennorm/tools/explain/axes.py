@@ -18,7 +18,7 @@ _GOLDEN_ANGLE = 0.381966
 
 @dataclass(frozen=True)
 class DrawnCell:
-    """One index of an axis: what is written beside it, and where it begins, in cells."""
+    """One index of an axis: its label, and where it begins, in cells."""
 
     label: str
     at: float
@@ -26,7 +26,7 @@ class DrawnCell:
 
 @dataclass(frozen=True)
 class DrawnAxis:
-    """One axis of the array, or several neighbours as one; `gap` is the place of the cells left out, if any."""
+    """One axis of the array, or several neighbours as one; `gap` is the place of the omitted cells, if any."""
 
     axes: tuple[int, ...]
     role: str
@@ -41,16 +41,17 @@ class DrawnAxis:
         return f"{self.role} ({'?' if self.size is None else self.size})"
 
     def at(self, cell: DrawnCell) -> str:
-        """Role and index: "batch 0"."""
+        """Return role and index: "batch 0"."""
         return f"{self.role}{':' if self.role[-1].isdigit() else ''} {cell.label}"
 
     @property
     def length(self) -> float:
-        """How long it is drawn, in cells."""
+        """The length that it is drawn with, in cells."""
         return self.cells[-1].at + 1
 
     def shortened(self, most: int, gap: float = 0.55) -> DrawnAxis:
-        """With its first `most` cells and the last behind a gap, or all where that would leave out one only."""
+        """Return the axis with its first `most` cells and the last one after a gap, or with all where only one would be
+        omitted."""
         if self.size is not None and self.size <= most + 1:
             return replace(self, cells=tuple(DrawnCell(str(i), float(i)) for i in range(self.size)))
         first = [DrawnCell(str(i), float(i)) for i in range(most)]
@@ -58,23 +59,23 @@ class DrawnAxis:
         return replace(self, cells=(*first, last), gap=most + gap / 2)
 
     def begins(self, cell: DrawnCell) -> bool:
-        """Whether nothing stands just before `cell`: it is the first, or behind the gap."""
+        """Return whether no cell is drawn just before `cell`: it is the first, or follows the gap."""
         return cell is self.cells[0] or (self.gap is not None and cell is self.cells[-1])
 
     def ends(self, cell: DrawnCell) -> bool:
-        """Whether nothing stands just behind `cell`: it is the last, or before the gap."""
+        """Return whether no cell is drawn just after `cell`: it is the last, or precedes the gap."""
         return cell is self.cells[-1] or (self.gap is not None and cell is self.cells[-2])
 
 
 def named_axes(explanation: Explanation) -> list[DrawnAxis]:
-    """Every axis of the array, called by its role, or by its number where the format gives it none."""
+    """Return every axis of the array, called by its role, or by its number where the format gives it none."""
     geometry, roles = explanation.geometry, explanation.data_format.roles
     names = [f"axis {a}" if role == "position" else role for a, role in enumerate(roles)]
     return [DrawnAxis((a,), names[a], size, a in geometry.axis) for a, size in enumerate(geometry.shape)]
 
 
 def drawn_axes(explanation: Explanation) -> list[DrawnAxis]:
-    """The axes as the figure shows them: neighbours of one kind become one while there are more than five.
+    """Return the axes as the figure shows them: neighbours of one kind become one while there are more than five.
 
     Where that is not enough the last five stay, and the figure shows index 0 of the others.
     """
@@ -97,7 +98,7 @@ class GroupColours:
         self._colours = dict(zip(groups, _colours(sizes), strict=True))
 
     def of(self, index: dict[tuple[int, ...], str]) -> str:
-        """The colour, as #rrggbb, of the cell with these labels on the drawn axes."""
+        """Return the colour, as #rrggbb, of the cell with these labels on the drawn axes."""
         return self._colours[tuple(index[axis.axes] for axis in self.kept)]
 
 
@@ -116,6 +117,6 @@ def _merged(a: DrawnAxis, b: DrawnAxis) -> DrawnAxis:
 
 
 def _hue(index: int) -> str:
-    """Hues a golden angle apart, in rounds of slightly different lightness."""
+    """Return a hue; hues are a golden angle apart, in rounds of slightly different lightness."""
     rgb = hls_to_rgb(index * _GOLDEN_ANGLE % 1, 0.45 + 0.3 * (index * 0.618034 % 1), 0.6)
     return "#" + "".join(f"{round(255 * part):02x}" for part in rgb)

@@ -16,11 +16,11 @@ _ROW_NAMES = -66.0
 _NO_AXIS = DrawnAxis((), "", 1, False).shortened(1)
 
 Index = dict[tuple[int, ...], str]
-"""Which cell is meant: the label on each drawn axis."""
+"""The label on each drawn axis, which identifies a cell."""
 
 
 def draw_table(canvas: Canvas, axes: list[DrawnAxis], colours: GroupColours) -> None:
-    """One axis as a row of cells, two as rows and columns."""
+    """Draw one axis as a row of cells, two as rows and columns."""
     rows, columns = [_NO_AXIS, *axes][-2:]
     for row, column in product(rows.cells, columns.cells):
         x, y = column.at * _CELL, row.at * _CELL
@@ -32,7 +32,7 @@ def draw_table(canvas: Canvas, axes: list[DrawnAxis], colours: GroupColours) -> 
 
 
 def draw_blocks(canvas: Canvas, block: list[DrawnAxis], repeated: list[DrawnAxis], colours: GroupColours) -> None:
-    """Three axes as a block (vertical, horizontal, depth), repeated across for a fourth axis, and down for a fifth.
+    """Draw three axes as a block (vertical, horizontal, depth), repeated across for a fourth axis, and down for a fifth.
 
     The depth runs to the right and back, its index 0 in front.
     """
@@ -66,7 +66,7 @@ def draw_blocks(canvas: Canvas, block: list[DrawnAxis], repeated: list[DrawnAxis
 
 
 def _block_extent(vertical: DrawnAxis, horizontal: DrawnAxis, depth: DrawnAxis) -> tuple[float, float, float]:
-    """Width of a block, and its height above and below the corner it is drawn from."""
+    """Return width of a block, and its height above and below the corner it is drawn from."""
     width = horizontal.length * _HORIZONTAL[0] + depth.length * _DEPTH[0]
     return width, -depth.length * _DEPTH[1], vertical.length * _CELL + horizontal.length * _HORIZONTAL[1]
 
@@ -74,7 +74,8 @@ def _block_extent(vertical: DrawnAxis, horizontal: DrawnAxis, depth: DrawnAxis) 
 def _visible_faces(
     vertical: DrawnAxis, horizontal: DrawnAxis, depth: DrawnAxis
 ) -> Iterator[tuple[Index, list[tuple[tuple[str, float], list[Point]]]]]:
-    """The cells from back to front, each with those of its three faces that no neighbour covers, and their brightness."""
+    """Yield the cells from back to front, each with those of its three faces that no neighbour covers, and their
+    brightness."""
     square = ((0, 0), (1, 0), (1, 1), (0, 1))
     for d, h, v in product(reversed(depth.cells), horizontal.cells, reversed(vertical.cells)):
         faces = []
@@ -94,7 +95,8 @@ def _at(horizontal: float, vertical: float, depth: float) -> Point:
 
 
 def _label(canvas: Canvas, axis: DrawnAxis, *, start: Point, step: Point, index: Point, name: Point, turn: float) -> None:
-    """Indices beside an axis that runs from `start` by `step` per cell, and its name further out, turned along it."""
+    """Draw the indices beside an axis that runs from `start` by `step` per cell, and its name further out, turned along
+    it."""
 
     def beside(position: float, shift: Point) -> Point:
         return start[0] + position * step[0] + shift[0], start[1] + position * step[1] + shift[1]

@@ -11,7 +11,7 @@ from evennorm.tools.explain.cells import draw_blocks, draw_table
 from evennorm.tools.svg import Canvas, text_width
 
 _MOST_CELLS = {1: (7,), 2: (5, 7), 3: (4, 4, 4), 4: (3, 3, 3, 2), 5: (3, 3, 3, 2, 2)}
-"""Cells drawn before an axis is shortened, by how many axes there are: those of a block first, then its repetitions."""
+"""Cells drawn before an axis is shortened, by the number of axes: those of a block first, then its repetitions."""
 _SWATCH = 14.0
 _LEGEND_STEP = 20.0
 _LINE = 90
@@ -19,7 +19,7 @@ _LINE = 90
 
 
 def draw(explanation: Explanation) -> str:
-    """The figure as the text of an SVG file: valid XML, no outside references, for light and dark pages.
+    """Return the figure as the text of an SVG file: valid XML, no outside references, for light and dark pages.
 
     One axis is a row of cells, two are a table, three a block, four a row of blocks, five a table of blocks. Long axes are
     shortened to their first cells and the last one; neighbouring axes of one kind are drawn as one where there are more
@@ -64,7 +64,8 @@ def draw(explanation: Explanation) -> str:
 
 
 def _arranged(axes: list[DrawnAxis], channel_axis: int) -> tuple[list[DrawnAxis], list[DrawnAxis]]:
-    """The axes of one block as (vertical, horizontal, depth), with the channels in depth, and those it is repeated along."""
+    """Return the axes of one block as (vertical, horizontal, depth), with the channels in depth, and those along which it
+    repeats."""
     if len(axes) < 3:
         return axes, []
     depth = next((axis for axis in axes if channel_axis in axis.axes), axes[-1])
@@ -73,7 +74,7 @@ def _arranged(axes: list[DrawnAxis], channel_axis: int) -> tuple[list[DrawnAxis]
 
 
 def _header(explanation: Explanation, axes: list[DrawnAxis]) -> list[str]:
-    """Title and lines above the figure."""
+    """Return title and lines above the figure."""
     geometry = explanation.geometry
     shape = ", ".join("?" if size is None else str(size) for size in geometry.shape)
     axis = ", ".join(map(str, geometry.axis))
@@ -102,7 +103,7 @@ def _draw_header(canvas: Canvas, title: str, lines: list[str], wrong: list[str])
 
 
 def _draw_legend(canvas: Canvas, colours: GroupColours) -> None:
-    """Swatches: a row for one kept axis, a table for two; more have a sentence."""
+    """Draw the legend: a row of swatches for one kept axis, a table for two; for more a sentence."""
     left, _, _, bottom = canvas.bounds
     y = bottom + 36
     if len(colours.kept) > 2:

@@ -15,7 +15,7 @@ from evennorm.tools.check import Finding, check
 from evennorm.tools.check.rule import each_layer
 
 _RULES = ("BN1", "BN505")
-"""Those about the axis and the number of values; a layer's neighbours say where its channels are."""
+"""Findings about the axis and the number of values; in a model, a layer's neighbours tell where its channels are."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ExplainedModel:
     findings: tuple[Finding, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs; keys are permanent."""
+        """Return the explanation for programs; keys are permanent."""
         layers = [
             {"layer": each.name, "explanation": None if each.explanation is None else each.explanation.as_dict()}
             for each in self.layers
@@ -43,7 +43,7 @@ class ExplainedModel:
         return {"model": self.name, "layers": layers, "findings": [finding.as_dict() for finding in self.findings]}
 
     def rows(self) -> list[tuple[str, str, str, str, str, str]]:
-        """Layer, shape, axis, groups, values per mean, and the standard error of a variance, in words."""
+        """Return layer, shape, axis, groups, values per mean, and the standard error of a variance, in words."""
         return [_row(layer) for layer in self.layers]
 
 
@@ -51,7 +51,7 @@ HEADER = ("layer", "shape", "axis", "groups", "values per mean", "noise")
 
 
 def explain_model(model: Any, batch_size: int | None = None, shape: Sequence[int] | None = None) -> ExplainedModel:
-    """What each batch normalization of a model averages, and whether its axis is that of its neighbours' channels.
+    """Explain what each batch normalization of a model averages, and whether its axis is that of its neighbours' channels.
 
     Args:
         model: a keras.Model, a torch.nn.Module, or whatever `evennorm.tools.models.open_model` takes.

@@ -38,9 +38,9 @@ def fold(
     measure: bool = True,
     progress: Callable[[str], None] = lambda doing: None,
 ) -> Report:
-    """Folds the batch normalization of a model into the layers beside it, for inference.
+    """Fold the batch normalization of a model into the layers beside it, for inference.
 
-    In front of or behind a convolution (1-3-D, transposed, grouped, depthwise, separable), a dense layer or an embedding, it
+    Before or after a convolution (1-3-D, transposed, grouped, depthwise, separable), a dense layer or an embedding, it
     becomes part of their weights where that is exact; else it becomes one scale and shift. Computed in float64. The outputs
     are compared before anything is written.
 
@@ -137,7 +137,8 @@ _Arrays = tuple[np.ndarray, ...]
 
 
 def _examples(framework: Framework, shapes: Sequence[tuple[int, ...]], given: Any) -> tuple[_Arrays, list[_Arrays]]:
-    """A random batch, and batches of the other ranks that the model takes; none where nobody but data says what inputs are.
+    """Return a random batch, and batches of the other ranks that the model takes; none where only the data says what inputs
+    are.
 
     Raises:
         InputError: nobody does, or data say something else than `shapes`.
@@ -171,7 +172,7 @@ def _examples(framework: Framework, shapes: Sequence[tuple[int, ...]], given: An
 
 
 def _in_words(examples: Sequence[_Arrays]) -> str:
-    """What a folding holds for: "inputs of rank 2, as (samples, 4)"."""
+    """Describe what a folding is valid for: "inputs of rank 2, as (samples, 4)"."""
     ranks = [" and ".join(str(array.ndim) for array in example) for example in examples]
     shapes = [" and ".join(_shape(array) for array in example) for example in examples]
     return "inputs of rank " + ", and of rank ".join(

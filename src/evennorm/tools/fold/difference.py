@@ -12,7 +12,7 @@ import numpy as np
 from evennorm.errors import InputError
 
 Run = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
-"""A model in evaluation: a batch of each input, all outputs."""
+"""A model in evaluation, as a function from a batch of each input to all outputs."""
 
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """The largest difference that is allowed, as a part of the largest output, by the dtype that a model computes in."""
@@ -20,17 +20,17 @@ TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-
 
 @dataclass(frozen=True)
 class Difference:
-    """Between the outputs of two models, over all that they were run on."""
+    """The difference between the outputs of two models, over all that they were run on."""
 
     largest: float = 0.0
-    """Of |before - after|."""
+    """The largest |before - after|."""
     output: float = 0.0
     """The largest |output|."""
     samples: int = 0
     varies: bool = False
     """Whether two samples gave different outputs."""
     outputs: tuple[Difference, ...] = ()
-    """Of each output of a model; a small one is not to be hidden by a large one."""
+    """The difference of each output of a model, so that a large one does not hide a small one."""
 
     @property
     def relative(self) -> float:
@@ -49,12 +49,13 @@ class Difference:
         )
 
     def as_dict(self) -> dict[str, float | int]:
-        """For programs."""
+        """Return the difference for programs."""
         return {"largest": self.largest, "output": self.output, "samples": self.samples, "relative": self.relative}
 
 
 def difference(before: Run, after: Run, batches: Iterable[Sequence[np.ndarray]], name: str) -> Difference:
-    """
+    """Compare the outputs of two models.
+
     Raises:
         InputError: the outputs cannot be compared, since they are not finite or of other shapes.
     """
@@ -71,7 +72,7 @@ def difference(before: Run, after: Run, batches: Iterable[Sequence[np.ndarray]],
 
 
 def repeats(run: Run, batch: Sequence[np.ndarray]) -> bool:
-    """Whether a model gives the same twice, but for rounding, which threads may do in another order."""
+    """Return whether a model gives the same twice, except for rounding: threads may add in another order."""
     pairs = zip(run(batch), run(batch), strict=True)
     return all(np.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True) for a, b in pairs if _numeric(a))
 

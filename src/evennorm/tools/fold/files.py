@@ -1,4 +1,4 @@
-"""Write a folded model; the same model gives the same bytes."""
+"""Write a folded model, so that the same model gives the same bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SAVED, _SHARED = "date_saved", "shared_object_id"
 
 
 def check(framework: str, path: str | os.PathLike[str]) -> None:
-    """For `fold` to ask before it works.
+    """Check that a folded model can be written to a path, before `fold` works.
 
     Raises:
         InputError: no model of that framework is written with this suffix, or there is no such folder.
@@ -36,17 +36,18 @@ def check(framework: str, path: str | os.PathLike[str]) -> None:
             f"folded nnx models are written to .safetensors, their arrays by their paths; received {os.fspath(path)!r}"
         )
     if framework == "flax":
-        framework = "torch"  # whose state_dicts are such files too
+        framework = "torch"  # state_dicts of either are such files
     program = framework == "torch" and Path(path).suffix == ".pt2"
     check_output(framework, Path(path).with_suffix(".pt") if program else path)
 
 
 FOLDED_FOR = "folded_for"
-"""What files of torch call the ranks of the inputs that a model was folded for: a state_dict could not refuse others."""
+"""The metadata in torch's files for the ranks of the inputs that a model was folded for: a state_dict cannot refuse
+others."""
 
 
 def write(opened: Opened, folded: Any, path: str | os.PathLike[str], example: Sequence[Any], inputs: str) -> None:
-    """Writes a folded model whole or not at all; files of torch hold `inputs`, which says what it was folded for.
+    """Write a folded model whole or not at all; files of torch hold `inputs`, which says what it was folded for.
 
     Keras: `.keras` or `.h5`, which load without evennorm. torch: `.pt2`, a program of torch.export for any number of
     samples, and any size of images that the model takes; or the state_dict, whose keys are those of the model without its
@@ -76,7 +77,7 @@ def write(opened: Opened, folded: Any, path: str | os.PathLike[str], example: Se
 
 
 def _nnx_state(model: Any) -> dict[str, Any]:
-    """The arrays of an nnx model by their paths: "layers.0.kernel"."""
+    """Return the arrays of an nnx model by their paths: "layers.0.kernel"."""
     import numpy as np
     from flax import nnx
 
@@ -85,7 +86,7 @@ def _nnx_state(model: Any) -> dict[str, Any]:
 
 
 def _settle(path: Path) -> None:
-    """Rewrites a file of Keras without what differs each time: the hour, and addresses in memory."""
+    """Rewrite a file of Keras without what differs each time: the hour, and addresses in memory."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in sorted(archive.namelist())}
     metadata = json.loads(members["metadata.json"])
@@ -97,7 +98,7 @@ def _settle(path: Path) -> None:
 
 
 def _numbered(config: Any, numbers: dict[int, int]) -> Any:
-    """A configuration with its shared objects counted in the order they come."""
+    """Return a configuration with its shared objects numbered in the order they occur."""
     if isinstance(config, list):
         return [_numbered(each, numbers) for each in config]
     if not isinstance(config, dict):
@@ -109,7 +110,7 @@ def _numbered(config: Any, numbers: dict[int, int]) -> Any:
 
 
 def _pickled(folded: Any, inputs: str) -> bytes:
-    """The state_dict; not to a path, whose name torch.save would write down."""
+    """Return the state_dict as bytes: given a path, torch.save would store its name."""
     import torch
 
     state = folded.state_dict()
@@ -132,7 +133,7 @@ def _exported(folded: Any, example: Sequence[Any], inputs: str) -> bytes:
             f"the folded model cannot be exported to .pt2 ({first_line(error)}); write its state_dict to .safetensors"
         ) from error
     for node in program.graph.nodes:
-        for key in ("stack_trace", "from_node"):  # paths and addresses of this process
+        for key in ("stack_trace", "from_node"):  # these hold paths and addresses of this process
             node.meta.pop(key, None)
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={FOLDED_FOR: inputs})

@@ -1,4 +1,4 @@
-"""Say for each framework how to run a model, fold it and make inputs for it."""
+"""Run a model, fold it and make inputs for it, for each framework."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class KerasModel:
         return run
 
     def arrays(self, x: Any) -> tuple[np.ndarray, ...]:
-        """The inputs of a batch of data in the model's order."""
+        """Return the inputs of a batch of data in the model's order."""
         names = [tensor._keras_history.operation.name for tensor in self.opened.model.inputs]
         return tuple(x[name] for name in names) if isinstance(x, dict) else tuple(leaves(x))
 
@@ -64,12 +64,12 @@ class KerasModel:
         return inputs_of_keras(self.opened.model, network(self.opened.model), failure)
 
     def others(self, found: Sequence[Input]) -> list[list[Input]]:
-        """None: a Keras model says itself of what rank its inputs are."""
+        """Return none: a Keras model says itself of what rank its inputs are."""
         return []
 
     @property
     def dtype(self) -> str:
-        """The narrowest that a layer computes in."""
+        """The narrowest dtype that a layer computes in."""
         dtypes = {getattr(layer, "compute_dtype", "float32") for layer in self.opened.model._flatten_layers()}
         return next((each for each in ("bfloat16", "float16", "float32") if each in dtypes), "float64")
 
@@ -105,7 +105,7 @@ class TorchModel:
         return run
 
     def tensors(self, batch: Sequence[np.ndarray]) -> tuple[Any, ...]:
-        """On the device and, where they are of floating point, of the dtype of the model."""
+        """Return a batch as tensors on the device and, for floats, in the dtype of the model."""
         import torch
 
         parameter = next(iter(self.opened.model.parameters()), None)
@@ -128,17 +128,17 @@ class TorchModel:
         return inputs_of_torch(self.opened, found, shapes, lambda inputs: _failure(run, inputs))
 
     def others(self, found: Sequence[Input]) -> list[list[Input]]:
-        """Inputs of other ranks that the model takes as well."""
+        """Return inputs of other ranks that the model takes as well."""
         from evennorm.torch.network import network
 
         run = self.run(self.opened.model)
         return others_of_torch(self.opened, network(self.opened.model), found, lambda inputs: _failure(run, inputs))
 
     def failure(self, batch: Sequence[np.ndarray]) -> str:
-        """Why the model does not run on a batch; "" if it does."""
+        """Return why the model does not run on a batch; "" if it does."""
         try:
             self.run(self.opened.model)(batch)
-        except Exception as error:  # whatever its code makes of it
+        except Exception as error:  # its code may raise anything
             return first_line(error)
         return ""
 
@@ -177,7 +177,7 @@ class FlaxModel:
         return [Input("input", shapes[0])]
 
     def others(self, found: Sequence[Input]) -> list[list[Input]]:
-        """None: the channels of Flax's layers are the last axis at every rank."""
+        """Return none: the channels of Flax's layers are the last axis at every rank."""
         return []
 
     @property
@@ -198,10 +198,10 @@ def adapter(opened: Opened) -> Framework:
 
 
 def _failure(run: Run, inputs: Sequence[Input]) -> str:
-    """Why a model does not run on inputs like these; "" if it does."""
+    """Return why a model does not run on inputs like these; "" if it does."""
     try:
         run([each.draw(2) for each in inputs])
-    except Exception as error:  # whatever its code makes of them
+    except Exception as error:  # its code may raise anything
         return first_line(error)
     return ""
 

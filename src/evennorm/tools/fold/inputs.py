@@ -15,11 +15,11 @@ from evennorm.models.network import Network, Role, Step
 from evennorm.tools.models import Opened
 
 _SIDES = (32, 64, 224, 28, 96, 128, 299, 16, 8)
-"""Of images and sequences whose size nobody says, in the order they are tried."""
+"""Sizes of images and sequences, in the order they are tried where none is given."""
 _SAMPLES = 5
 """A number that few axes have, so that the batch axis is not taken for another."""
 _LARGE = 100_000
-"""Values in a sample of which two are enough."""
+"""Values of a sample for which two samples are enough."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Input:
 
     name: str
     shape: tuple[int, ...]
-    """Of one sample."""
+    """The shape of one sample."""
     dtype: str = "float32"
     below: int | None = None
-    """Whole numbers under this one; None for values of floating point."""
+    """Whole numbers are drawn below this one; None for floats."""
 
     def draw(self, samples: int) -> np.ndarray:
-        """The same at every call: normal values, and in the last sample values from 0 to 1, as of images."""
+        """Draw the same at every call: normal values, and in the last sample values from 0 to 1, as in images."""
         rng = np.random.default_rng(0)
         shape = (samples, *self.shape)
         if self.below is not None:
@@ -50,7 +50,7 @@ def random_batch(inputs: Sequence[Input]) -> tuple[np.ndarray, ...]:
 
 
 def inputs_of_keras(model: Any, network: Network, runs: Callable[[Sequence[Input]], str]) -> list[Input]:
-    """What a Keras model takes; unknown sizes are tried until it runs.
+    """Return the inputs of a Keras model; unknown sizes are tried until it runs.
 
     Raises:
         InputError: it takes something else than numbers, or does not run.
@@ -77,7 +77,7 @@ def _input_of_keras(tensor: Any, network: Network, side: int) -> Input:
 
 
 def inputs_of_torch(opened: Opened, network: Network, shapes: Sequence[tuple[int, ...]], runs: Any) -> list[Input]:
-    """What a torch model takes: of the shapes that are given, else by the first layer that reads the input.
+    """Return the inputs of a torch model: of the given shapes, else by the first layer that reads the input.
 
     Raises:
         InputError: that does not tell, or the model does not run on it.
@@ -106,7 +106,7 @@ def inputs_of_torch(opened: Opened, network: Network, shapes: Sequence[tuple[int
 
 
 def others_of_torch(opened: Opened, network: Network, taken: Sequence[Input], runs: Any) -> list[list[Input]]:
-    """Inputs of other ranks than those `taken`, one of each rank, that a torch model runs on as well.
+    """Return inputs of other ranks than those `taken`, one of each rank, that a torch model runs on as well.
 
     nn.Linear takes (N, C) and (N, L, C), nn.BatchNorm1d takes (N, C) and (N, C, L): a model of both may take vectors and
     sequences, and do something else with each. Lengths that fit are among the sizes of its weights, or their quotients.
@@ -142,7 +142,7 @@ def _shapes_of_other_ranks(first: Step | None, model: Any) -> Iterator[tuple[int
         yield from ((channels, length) for length in lengths)
         yield from ((channels, *[_SAMPLES + 4] * more) for more in (2, 3))
         return
-    else:  # a convolution says how many axes there are
+    else:  # a convolution tells the number of axes
         return
     yield inner
     yield from ((length, *inner) for length in lengths)
@@ -150,7 +150,7 @@ def _shapes_of_other_ranks(first: Step | None, model: Any) -> Iterator[tuple[int
 
 
 def _lengths(model: Any) -> list[int]:
-    """Sizes that the second axis of a model's values may have to be."""
+    """Return sizes that the second axis of a model's values may need."""
     sizes = dict.fromkeys(int(size) for weight in model.parameters() for size in weight.shape)
     quotients = dict.fromkeys(a // b for a in sizes for b in sizes if b > 1 and a % b == 0)
     return [_SAMPLES + 4, *(each for each in {**sizes, **quotients} if each != _SAMPLES + 4)][:_MOST_LENGTHS]
@@ -179,7 +179,7 @@ def _shapes_of(first: Step | None) -> Iterator[tuple[int, ...]]:
 
 
 def _first_layer(network: Network, name: str) -> Step | None:
-    """The first step with a layer of weights on the way from an input; in code that cannot be followed, the first at all."""
+    """Return the first step with weights on the way from an input; in code that cannot be followed, the first at all."""
     waiting, seen = [name], {name}
     while waiting:
         for step in network.steps:
@@ -193,7 +193,7 @@ def _first_layer(network: Network, name: str) -> Step | None:
 
 
 def _vocabulary(network: Network, name: str) -> int | None:
-    """The least number of rows among the embeddings that read an input."""
+    """Return the least number of rows among the embeddings that read an input."""
     rows = [
         getattr(step.handle, "input_dim", getattr(step.handle, "num_embeddings", None))
         for step in network.steps

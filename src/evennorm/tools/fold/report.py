@@ -1,4 +1,5 @@
-"""What `fold` returns: where each batch normalization went, how far the outputs differ, and how much faster the model is."""
+"""Record what `fold` did: where each batch normalization went, how far the outputs differ, and how much faster the model
+is."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ class Report:
     model: str
     framework: str
     layers: tuple[Folded, ...]
-    """Of each batch normalization."""
+    """What became of each batch normalization."""
     difference: Difference
     tolerance: float
     """The largest `difference.relative` that is allowed."""
@@ -31,7 +32,7 @@ class Report:
     """The file that was written."""
     notes: tuple[str, ...] = ()
     inputs: str = ""
-    """What it was folded for: rank and shape of the inputs, which decide what axis 1 and the last one are."""
+    """The rank and shape of the inputs it was folded for, which decide what axis 1 and the last axis are."""
 
     def __getitem__(self, layer: str) -> Folded:
         return next(each for each in self.layers if each.layer == layer)
@@ -40,7 +41,7 @@ class Report:
         return sum(each.outcome == outcome for each in self.layers)
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs; without the model."""
+        """Return the report for programs, without the model."""
         return {
             "model": self.model,
             "framework": self.framework,
@@ -54,7 +55,7 @@ class Report:
         }
 
     def text(self) -> str:
-        """For people.
+        """Return the report for people.
 
         Example:
             >>> layers = (Folded("bn", ("conv",), "behind"), Folded("bn2", why="the activation relu stands in between"))

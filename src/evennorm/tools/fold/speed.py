@@ -14,11 +14,11 @@ from evennorm.tools.fold.difference import Run
 from evennorm.tools.spread import FEWEST, Median, ratio
 
 WARM_UP = 2
-"""Rounds that do not count: programs are compiled in them."""
+"""Rounds that do not count, in which programs are compiled."""
 TURN = 5e-4
-"""Seconds that a turn takes at least, so that clocks and caches do not decide."""
+"""The least seconds of a turn, so that clocks and caches do not decide."""
 PATIENCE = 30.0
-"""Seconds after which no more rounds are begun, though there are too few for a spread."""
+"""Seconds after which no more rounds begin, even if there are too few for a spread."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Speed:
     before: Median
     after: Median
     ratio: Median
-    """How many times as fast; the median over the rounds."""
+    """How many times as fast, as the median over the rounds."""
     rounds: int
     samples: int
 
     @classmethod
     def of(cls, times: Sequence[tuple[float, float]], samples: int) -> Speed:
-        """By the seconds of both models in each round."""
+        """Compute the record from the seconds of both models in each round."""
         before, after = ([1000 * each for each in column] for column in zip(*times, strict=True))
         return cls(Median.of(before), Median.of(after), ratio(before, after), len(times), samples)
 
@@ -47,7 +47,7 @@ class Speed:
         return self.ratio.value
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs; an interval is null where there were too few rounds."""
+        """Return the record for programs; an interval is null where there were too few rounds."""
 
         def interval(found: Median) -> list[float] | None:
             return None if found.low is None or found.high is None else [found.low, found.high]
@@ -64,7 +64,7 @@ class Speed:
         }
 
     def text(self) -> str:
-        """For people.
+        """Return the record for people.
 
         Example:
             >>> print(Speed.of([(0.002, 0.001)] * 6, 5).text())
@@ -98,7 +98,7 @@ def speed(
     most: int = 51,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Speed:
-    """In turns, so that a busy machine is slow for both; each turn begins with the other one.
+    """Measure both models in turns, so that a busy machine slows both; each round begins with the other one.
 
     At least as many rounds as a spread needs, if they take less than half a minute.
     """

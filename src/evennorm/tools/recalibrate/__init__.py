@@ -26,10 +26,11 @@ from evennorm.tools.recalibrate.schedule import Stage, stages
 __all__ = ["Effect", "Layer", "Recalibration", "recalibrate"]
 
 Progress = Callable[[str, int, int | None], None]
-"""Gets what is being done, how many batches of it are done, and of how many, where that is known."""
+"""A callback that gets the name of the stage, how many of its batches are done, and of how many, where that is known."""
 
 _ROUNDS, _SETTLED = 40, 1e-7
-"""Passes at most over layers that depend on themselves; the distance, in standard deviations, at which they are at rest."""
+"""The most passes over layers that depend on themselves; and the distance, in standard deviations, at which they
+converge."""
 
 
 def recalibrate(
@@ -44,7 +45,7 @@ def recalibrate(
     cache: int | None = None,
     progress: Progress | None = None,
 ) -> Recalibration:
-    """Sets the moving statistics of a model to the exact ones of the data; the model is changed in place.
+    """Set the moving statistics of a model to the exact ones of the data; the model is changed in place.
 
     Mean and variance of each channel over all values that reach the layer: moments merged in float64, each batch counting by
     its values, masked ones left out. The variance divides by the number of values, in every framework. A layer that is
@@ -91,7 +92,7 @@ def recalibrate(
 
 
 class _Work:
-    """One recalibration: the program, its data, and how far it is."""
+    """One recalibration: the program, its data, and its progress."""
 
     def __init__(
         self, opened: Opened, data: Data, size: int, limit: int | None, cache: int | None, progress: Progress | None
@@ -107,7 +108,7 @@ class _Work:
         self._left = dict(self.program.skipped)
 
     def chosen(self, keep_frozen: bool) -> list[str]:
-        """The layers to be recalibrated.
+        """Return the layers to recalibrate.
 
         Raises:
             InputError: there are none.
@@ -142,7 +143,7 @@ class _Work:
                 self._left.setdefault(path, "no value reaches it")
         final = {layer.name: population.statistics(layer.name) for layer in layers}
         last = self._outputs("outputs after") if measure else None
-        for path, statistics in final.items():  # a layer that follows batches at inference too has moved meanwhile
+        for path, statistics in final.items():  # a layer that updates at inference too has moved meanwhile
             self.program.layers[path].write(*statistics)
         changed = None if first is None or last is None else effect(first, last)
         if self._limit is not None and passes.batches is not None and passes.batches < self._limit:
@@ -196,7 +197,7 @@ class _Work:
         return 1
 
     def _write(self, stage: Stage, population: Population) -> float:
-        """Sets what was found; how far it is from what was there, in standard deviations."""
+        """Write the new statistics, and return their largest distance from the old ones, in standard deviations."""
         moved = 0.0
         for path in stage.paths:
             if path in population:
@@ -235,7 +236,7 @@ def _batches(number: int) -> str:
 
 
 def program_of(opened: Opened) -> Program:
-    """The calls of an opened model."""
+    """Return the calls of an opened model."""
     if opened.framework == "keras":
         from evennorm.keras import program as keras_program
 
@@ -250,7 +251,8 @@ def program_of(opened: Opened) -> Program:
 
 
 def change(mean: np.ndarray, variance: np.ndarray, old: Any) -> tuple[float, float]:
-    """The largest shift of a mean, in new standard deviations, and the ratio of deviations that is furthest from 1."""
+    """Return the largest shift of a mean, in new standard deviations, and the ratio of deviations that is furthest from
+    1."""
     deviation = np.sqrt(variance + old.epsilon + np.finfo("float32").tiny)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         shift = np.abs(mean - np.asarray(old.mean, "float64").reshape(mean.shape)) / deviation
@@ -260,7 +262,7 @@ def change(mean: np.ndarray, variance: np.ndarray, old: Any) -> tuple[float, flo
 
 
 def free_memory() -> int:
-    """Bytes of memory that nobody uses, or 4 GiB where the system does not say."""
+    """Return the bytes of free memory, or 4 GiB where the system does not say."""
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):

@@ -13,12 +13,12 @@ from evennorm.tools.data import Data
 from evennorm.tools.recalibrate.passes import misfit
 
 _KEPT = 64 << 20
-"""Bytes of outputs that are kept to be compared; those of the samples beyond count for the score alone."""
+"""Bytes of outputs that are kept for comparison; later samples count for the score only."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model gave for all batches."""
+    """The outputs of a model for all batches."""
 
     samples: int
     batches: int
@@ -38,16 +38,16 @@ class Effect:
     before: float | None
     after: float | None
     largest_difference: float
-    """Of one output; infinite where it was not finite before."""
+    """The largest difference of one output; infinite where it was not finite before."""
     mean_difference: float
     compared: int
-    """How many samples the differences are of."""
+    """The number of samples that were compared."""
 
 
 def outputs(
     predict: Callable[[Any], list[np.ndarray]], data: Data, size: int, limit: int | None, tick: Callable[[], None]
 ) -> Outputs:
-    """The model's outputs over the data.
+    """Run the model over the data.
 
     Raises:
         InputError: the model cannot take the data, or the labels do not fit its outputs.
@@ -76,7 +76,7 @@ def outputs(
 
 
 def scored(output: np.ndarray, y: np.ndarray, name: str) -> tuple[str, np.ndarray]:
-    """What is measured by these labels, and its value for each of them.
+    """Return the name of the score that these labels allow, and its value for each of them.
 
     Whole numbers are classes: of outputs (samples, classes), of one output at 0.5 (or at 0, if outputs leave 0 to 1), or of
     each position of (samples, ..., classes) or torch's (samples, classes, ...). One-hot rows are classes too. Numbers of the
@@ -109,7 +109,7 @@ def scored(output: np.ndarray, y: np.ndarray, name: str) -> tuple[str, np.ndarra
 
 
 def effect(before: Outputs, after: Outputs) -> Effect:
-    """The difference between the outputs of two runs over the same data."""
+    """Return the difference between the outputs of two runs over the same data."""
     largest, total = 0.0, _Mean()
     compared = 0
     for old, new in zip(before.kept, after.kept, strict=True):
@@ -123,7 +123,7 @@ def effect(before: Outputs, after: Outputs) -> Effect:
 
 
 class _Mean:
-    """A mean over batches, each value counting once."""
+    """A mean over batches in which each value counts once."""
 
     def __init__(self) -> None:
         self._sum, self._count = 0.0, 0

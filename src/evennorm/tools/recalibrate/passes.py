@@ -1,7 +1,7 @@
 """Take the statistics of one stage in one pass over the data, and keep what later stages need.
 
 The values that flow across the frontier between settled and unsettled layers stay in memory where they fit, so that each
-part of a model is computed once, not once for each layer behind it. Else passes start from an earlier frontier.
+part of a model is computed once, not once for each layer after it. Else passes start from an earlier frontier.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Frontier:
     """Values of every batch that need not be computed again."""
 
     done: frozenset[int] = frozenset()
-    """The calls that they stand for."""
+    """The calls that these values replace."""
     batches: list[Values] = field(default_factory=list)
 
 
@@ -71,10 +71,10 @@ class Passes:
         return made
 
     def stage(self, stage: Stage, later: Sequence[Stage], population: Population) -> None:
-        """Adds what the stage's normalizations are given to the population; `later` are the stages behind it."""
+        """Add the inputs of the stage's normalizations to the population; `later` are the stages after it."""
         done = frozenset() if self._frontier is None else self._frontier.done
         todo = [i for i in stage.calls if i not in done]
-        # Outputs of layers whose own statistics are not settled, and of all behind them, are not worth keeping.
+        # Outputs of layers whose own statistics are not settled, and of all layers after them, are not worth keeping.
         unsettled = set(todo) if stage.repeated else set(stage.stops)
         finished = done | (set(todo) - unsettled)
         keep = self._wanted([*later, *([stage] if stage.repeated else [])], finished)
@@ -88,7 +88,7 @@ class Passes:
         self._over(compute, population, keep, finished)
 
     def at_once(self, population: Population, paths: Sequence[str]) -> None:
-        """Adds what these normalizations are given, where each normalizes by the statistics of its batch, as in training."""
+        """Add the inputs of these normalizations, where each normalizes by the statistics of its batch, as in training."""
 
         def see(path: str, x: np.ndarray, mask: np.ndarray | None) -> None:
             found = population.add(path, x, mask)
@@ -103,13 +103,13 @@ class Passes:
         self._over(compute, population, set(), frozenset())
 
     def _wanted(self, stages: Sequence[Stage], finished: frozenset[int]) -> set[Key]:
-        """The values that the unfinished calls of these stages read."""
+        """Return the values that the unfinished calls of these stages read."""
         unfinished = {i for stage in stages for i in stage.calls} - finished
         return {key for i in unfinished for key in self._program.calls[i].inputs}
 
     def _compute(self, i: int, values: Values, targets: list[str], population: Population, stops: bool) -> None:
-        """Makes one call, and no more of it than is needed to see the inputs of its normalizations."""
-        # One that is seen twice may be so more often for another batch.
+        """Make one call, and compute no more of it than is needed to see the inputs of its normalizations."""
+        # A layer that is called twice for one batch may be called more often for another.
         left = set(targets) if stops and len(set(targets)) == len(targets) else set()
 
         def see(path: str, x: np.ndarray, mask: np.ndarray | None) -> None:
@@ -132,7 +132,7 @@ class Passes:
     def _over(
         self, compute: Callable[[Values], None], population: Population, keep: set[Key], finished: frozenset[int] | set[int]
     ) -> None:
-        """One pass; where there is room, its frontier takes the place of the one before, batch by batch."""
+        """Make one pass; where there is room, its frontier replaces the one before, batch by batch."""
         old, self._frontier = self._frontier, None
         new: list[Values] | None = None
         count = 0
@@ -158,7 +158,7 @@ class Passes:
         self._frontier = old if new is None else _Frontier(frozenset(finished), new)
 
     def _starts(self, frontier: _Frontier | None) -> Iterator[tuple[Batch | None, Values]]:
-        """The values that each batch starts from."""
+        """Yield the values that each batch starts from."""
         if frontier is not None:
             for kept in frontier.batches:
                 yield None, {key: self._program.unpack(packed) for key, packed in kept.items()}
@@ -171,7 +171,7 @@ class Passes:
             yield batch, values
 
     def _packed(self, values: Values, keep: set[Key]) -> Values | None:
-        """What is to be kept of a batch; None where something cannot be."""
+        """Return the values of a batch to keep; None where one cannot be kept."""
         packed = {key: self._program.pack(values[key]) for key in keep if key in values}
         return None if any(value is None for value in packed.values()) else packed
 
@@ -180,7 +180,7 @@ class Passes:
 
 
 class _Watching:
-    """Calls may be made within it; an observer's error passes through them as it is, and Halt ends them."""
+    """A context in which calls may be made. An observer's error passes through them unchanged, and Halt ends them."""
 
     def __init__(self, program: Program, paths: Sequence[str], see: Sight):
         self._program, self._paths, self._see = program, paths, see
@@ -202,7 +202,7 @@ class _Watching:
     def _guarded(self, path: str, x: np.ndarray, mask: np.ndarray | None) -> None:
         try:
             self._see(path, x, mask)
-        except EvennormError as error:  # Keras would put the arguments of the layer's call behind its text
+        except EvennormError as error:  # Keras would append the arguments of the layer's call to its text
             self._error = error
             raise Halt from error
 
@@ -212,6 +212,6 @@ def _run(call: Call, values: Values) -> None:
 
 
 def misfit(data: Data, batch: Batch | None, error: Exception) -> InputError:
-    """The error of a model that cannot take a batch, as one line."""
+    """Return the error of a model that cannot take a batch, as one line."""
     shapes = "" if batch is None else ", whose batches have the shape " + ", ".join(str(x.shape) for x in leaves(batch.x))
     return InputError(f"the model cannot take {data.name}{shapes}: {first_line(error)}")

@@ -14,7 +14,7 @@ from evennorm.numpy import merge, moments
 
 
 class Population:
-    """Merged moments by layer, each batch counting as many times as it has values."""
+    """Merged moments by layer, in which each batch counts as many times as it has values."""
 
     def __init__(self, states: Mapping[str, BatchNormState]):
         self._states = states
@@ -22,7 +22,8 @@ class Population:
         self.batch = 0
 
     def add(self, path: str, x: np.ndarray, mask: np.ndarray | None) -> Moments:
-        """
+        """Add a batch of inputs, and return its moments.
+
         Raises:
             InputError: a mean or variance that is no finite number.
         """
@@ -41,7 +42,7 @@ class Population:
         return found
 
     def forget(self, paths: Iterable[str]) -> None:
-        """Begins anew for these layers."""
+        """Start again for these layers."""
         for path in paths:
             self._found.pop(path, None)
 
@@ -52,7 +53,7 @@ class Population:
         return int(np.max(np.asarray(self._found[path].count)))
 
     def statistics(self, path: str) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance, in float64; channels that no value reached keep what they have."""
+        """Return mean and variance, in float64; channels that no value reached keep their old ones."""
         found, state = self._found[path], self._states[path]
         seen = np.broadcast_to(np.asarray(found.count) > 0, found.mean.shape)
         mean, variance = found.mean + found.mean_low, found.variance
@@ -65,7 +66,8 @@ class Population:
 
 
 def distance(new: tuple[Any, Any], old: tuple[Any, Any], epsilon: float) -> float:
-    """How far statistics lie apart, in standard deviations of the new ones; infinite where the old ones are no numbers."""
+    """Return how far statistics are apart, in standard deviations of the new ones; infinite where the old ones are not
+    finite."""
     scale = np.sqrt(np.asarray(new[1], "float64") + epsilon + np.finfo("float32").tiny)
     with np.errstate(invalid="ignore", over="ignore"):
         mean = np.abs(new[0] - np.asarray(old[0], "float64").reshape(scale.shape)) / scale

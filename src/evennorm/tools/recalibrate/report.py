@@ -1,4 +1,4 @@
-"""The record of a recalibration: each layer before and after, and what became of the outputs."""
+"""Record a recalibration: each layer before and after, and the change of the outputs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Layer:
 
     name: str
     values: int
-    """How many values of each channel the statistics are of."""
+    """The number of values of each channel."""
     shift: float
     """The largest distance of a moving mean from what it was, in standard deviations of the data."""
     stretch: float
-    """The standard deviation by what it was, of the channel where that is furthest from 1."""
+    """The new standard deviation divided by the old, for the channel where that is furthest from 1."""
     drift: float
     """What `check` calls so: the root mean square of these distances over the channels, in the old standard deviations.
 
@@ -40,7 +40,7 @@ class Recalibration:
     data: str
     samples: int
     passes: int
-    """Over the data, or over what was kept of it, those that measured outputs left out."""
+    """Passes over the data or the kept values, without those that measured outputs."""
     layers: tuple[Layer, ...]
     left: tuple[tuple[str, str], ...]
     """Normalizations that stay as they were, and why."""
@@ -48,7 +48,7 @@ class Recalibration:
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, in which numbers that are not finite are null."""
+        """Return the record for JSON, in which numbers that are not finite are null."""
         layers = [
             {
                 "name": layer.name,

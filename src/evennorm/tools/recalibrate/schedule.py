@@ -18,15 +18,15 @@ class Stage:
 
     paths: tuple[str, ...]
     calls: tuple[int, ...]
-    """The calls whose values must be there, and those that make these normalizations, in order."""
+    """The calls whose values are needed, and those that make these normalizations, in order."""
     stops: tuple[int, ...]
-    """Of these, calls that need not be finished: nothing behind them is asked for."""
+    """Calls among these that need not be finished: nothing after them is needed."""
     repeated: tuple[str, ...] = ()
-    """Those of `paths` that depend on themselves."""
+    """Paths among `paths` that depend on themselves."""
 
 
 def stages(calls: Sequence[Call], made: Sequence[Sequence[str]]) -> list[Stage]:
-    """The stages of a model, in order.
+    """Return the stages of a model, in order.
 
     Args:
         calls: of the model.
@@ -69,7 +69,7 @@ def _stage(paths: list[str], behind: list[set[int]], made: Sequence[Sequence[str
 
 
 def _ancestors(calls: Sequence[Call]) -> list[set[int]]:
-    """The calls that each call's inputs are made of."""
+    """Return the calls that each call's inputs depend on."""
     maker: dict[Key, int] = {}
     found: list[set[int]] = []
     for i, call in enumerate(calls):
@@ -80,7 +80,8 @@ def _ancestors(calls: Sequence[Call]) -> list[set[int]]:
 
 
 def _dependencies(behind: list[set[int]], made: Sequence[Sequence[str]]) -> dict[str, set[str]]:
-    """The normalizations whose statistics the inputs of each depend on; itself too where it is called behind itself."""
+    """Return the normalizations whose statistics the inputs of each depend on; itself too where it is called after
+    itself."""
     depends: dict[str, set[str]] = {}
     for i, called in enumerate(made):
         before = set().union(*(made[j] for j in behind[i]))

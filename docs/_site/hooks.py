@@ -9,10 +9,14 @@ import ast
 import html
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+
+sys.path.insert(0, str(Path(__file__).parent))
+import notebooks
 
 DOCS = Path(__file__).resolve().parents[1]
 ROOT = DOCS.parent
@@ -20,7 +24,7 @@ LINK = re.compile(r"(?<=\]\()((?:\.\./)+[^)#\s]+)")
 MODULES = ("", "keras", "keras.legacy", "torch", "jax", "numpy", "tensorflow", "flax")
 TOOLS = (
     "explain.explain",
-    "explain_model.explain_model",
+    "explain.model.explain_model",
     "compare.compare",
     "check.check",
     "fold.fold",
@@ -49,17 +53,18 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(_made(config, f"reference/{module.replace('.', '_') or 'evennorm'}.md", reference(module)))
     files.append(_made(config, "reference/tools.md", reference_of_tools()))
     files.append(_made(config, "which-axis.md", which_axis()))
+    files.append(_made(config, "tutorial.md", tutorial()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **others: Any) -> str:
-    """Turn links to files outside docs/ to their copies in the site."""
+    """Turn links to files outside docs/ to their copies in the site, and links to the notebook to its page."""
 
     def turned(found: re.Match[str]) -> str:
         source = _source(page.file.src_uri, found[1])
         return found[1] if source is None else os.path.relpath(_uri(source), os.path.dirname(page.file.src_uri) or ".")
 
-    return LINK.sub(turned, markdown)
+    return LINK.sub(turned, markdown.replace("(tutorial.ipynb)", "(tutorial.md)"))
 
 
 def _source(page: str, target: str) -> Path | None:
@@ -127,6 +132,13 @@ def _defined(module: str, name: str) -> str | None:
 
 def reference_of_tools() -> str:
     return "# Tools\n\n" + "\n".join(f"::: evennorm.tools.{name}\n" for name in TOOLS)
+
+
+def tutorial() -> str:
+    """The notebook as a page, and the notebook itself to download."""
+    page = notebooks.markdown(notebooks.read(DOCS / "tutorial.ipynb"))
+    title, rest = page.split("\n", 1)
+    return f'{title}\n\n<a href="tutorial.ipynb" download>Download this page as a notebook.</a>\n{rest}'
 
 
 def which_axis() -> str:

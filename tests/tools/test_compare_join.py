@@ -111,7 +111,7 @@ def test_data_that_are_not_on_this_machine(tmp_path, url):
     begun(settings(tmp_path, storage=url, data=str(tmp_path / "points.npz")))
     (tmp_path / "points.npz").rename(tmp_path / "moved.npz")
     found = join.described(url, None)
-    with pytest.raises(InputError, match=r"lie at .*points.npz, which is not on this machine; bring them here, and name"):
+    with pytest.raises(InputError, match=r"are at .*points.npz, which is not on this machine; bring them here, and name"):
         join.at_hand(found, None, None)
     assert join.at_hand(found, str(tmp_path / "moved.npz"), None).data == str(tmp_path / "moved.npz")
 

@@ -1,4 +1,4 @@
-"""The `evennorm` command: one verb per tool; printing and exit codes only.
+"""Define the `evennorm` command: one verb per tool; printing and exit codes only.
 
 Exit codes: 0 clean, 1 findings, 2 failure (bad input, or the machine said no), 130 interrupted.
 """

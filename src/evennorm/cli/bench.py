@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from evennorm.tools.spread import Median
 
 BUSY = 0.5
-"""Load average from which the user is told that others were running."""
+"""Load average above which the user is told that other programs were running."""
 
 ARRAYS_ONLY = ("shapes", "layouts", "dtypes", "activations", "residuals", "passes", "against", "each_alone", "plot")
-"""Options that say nothing about networks."""
+"""Options without a meaning for networks."""
 
 _NOTES = """\
 ms         median of all rounds, with the quartiles
@@ -132,7 +132,7 @@ def _only_with_networks(compiled: bool) -> None:
 
 
 def _only_with_arrays(ctx: click.Context, engine: str | None) -> None:
-    """Raise InputError where an option was given that says nothing about networks."""
+    """Raise InputError for an option that has no meaning for networks."""
     for name, source in ((name, ctx.get_parameter_source(name)) for name in ARRAYS_ONLY):
         if source is click.core.ParameterSource.COMMANDLINE:
             option = f"--{name.replace('_', '-')}"
@@ -159,7 +159,7 @@ def _networks(networks: str, compiled: bool, options: dict[str, Any]) -> Callabl
 
 
 def _measured(what: str, measure: Callable[..., Any]) -> Any:
-    """Measure, with a bar that shows how far it is."""
+    """Measure, with a progress bar."""
     with _bar(what) as progress:
         return measure(progress=progress)
 
@@ -170,7 +170,7 @@ def _words(text: str) -> list[str]:
 
 @contextmanager
 def _bar(what: str) -> Iterator[Report]:
-    """A progress bar on stderr; yields what moves it."""
+    """Show a progress bar on stderr; yield the function that moves it."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -207,7 +207,7 @@ def _print(found: Benchmark | NetworkBenchmark) -> None:
 def _print_machine(
     console: Any, engine: str, threads: int, environment: Mapping[str, Any], notes: Iterable[str] = ()
 ) -> None:
-    """Print where it was measured, and whether others were running there."""
+    """Print where it was measured, and whether other programs were running there."""
     from rich.text import Text
 
     version = environment["versions"].get(engine, "")
@@ -257,7 +257,7 @@ def _in_words(protocol: str) -> str:
 
 
 def _summary_table(summaries: list[Summary]) -> Any:
-    """Means and worst cases; a line for each case too small to count in them."""
+    """Return a table of means and worst cases, with a line for each case too small to count in them."""
     from rich.table import Table
 
     from evennorm.tools.bench.cases import PASSES
@@ -310,7 +310,7 @@ def _cells(found: Benchmark, row: Row) -> tuple[str, ...]:
 
 
 def times(ratio: float | None, spread: Median | None) -> str:
-    """A ratio of times, with its interval where that is known.
+    """Format a ratio of times, with its interval where that is known.
 
     Example:
         >>> times(2.0, None), times(None, None)

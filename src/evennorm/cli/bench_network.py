@@ -19,7 +19,7 @@ kept       MB that autograd keeps for the backward pass
 
 
 def print_networks(found: NetworkBenchmark, console: Any) -> None:
-    """A table for each network, what the columns mean, and where evennorm is slower."""
+    """Print a table for each network, what the columns mean, and where evennorm is slower."""
     from rich.text import Text
 
     from evennorm.cli.bench import times

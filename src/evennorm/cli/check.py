@@ -1,4 +1,4 @@
-"""`evennorm check`: what looks wrong about the batch normalizations of a model."""
+"""Find mistakes with the batch normalizations of a model: `evennorm check`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FORMATS = ("text", "json", "sarif", "github")
 
 
 def _explained(ctx: click.Context, parameter: click.Parameter, code: str | None) -> None:
-    """Prints the page of a finding and ends the command."""
+    """Print the page of a finding and end the command."""
     if code is None or ctx.resilient_parsing:
         return
     from rich.console import Console
@@ -101,7 +101,7 @@ def check(ctx: click.Context, model: str, **options: Any) -> None:
     from evennorm.tools.models import check_output, open_model
 
     select, ignore = _codes(options["select"]), _codes(options["ignore"])
-    selected(select, ignore)  # a wrong code is told before a model is loaded
+    selected(select, ignore)  # report a wrong code before a model is loaded
     opened = open_model(model, options["weights"])
     if fix:
         check_output(opened.framework, output)
@@ -151,7 +151,7 @@ def check(ctx: click.Context, model: str, **options: Any) -> None:
 
 
 def _form(form: str | None, as_json: bool, as_sarif: bool) -> str:
-    """What is printed.
+    """Return what is printed.
 
     Raises:
         InputError: options that ask for more than one form.
@@ -175,7 +175,7 @@ def _codes(text: str) -> list[str]:
 
 @contextmanager
 def _bar() -> Iterator[Callable[[int], None]]:
-    """Counts samples on stderr while they are measured."""
+    """Count samples on stderr while they are measured."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

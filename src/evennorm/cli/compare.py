@@ -1,4 +1,4 @@
-"""`evennorm compare`: trains a network with batch normalization in each placement, prints a table and a verdict."""
+"""Compare placements of batch normalization: `evennorm compare` trains a network in each, prints a table and a verdict."""
 
 from __future__ import annotations
 
@@ -186,14 +186,15 @@ def compare(
 
 
 def _show(page: Path) -> None:
-    """Opens the page where there is a browser; else says where it is."""
+    """Open the page where there is a browser; else say where it is."""
     if click.launch(page.resolve().as_uri()) != 0:
         click.echo(f"evennorm: no browser could be opened; the page is {printable(str(page))}", err=True)
 
 
 @contextmanager
 def _bar() -> Iterator[tuple[Callable[[float, int], None], Callable[[str], None]]]:
-    """A progress bar on stderr; yields what moves it, and what writes a line above it. Neither is seen but by a person."""
+    """Show a progress bar on stderr; yield a function that moves it, and one that writes a line above it. Both are silent if
+    no person watches."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -227,7 +228,7 @@ def _bar() -> Iterator[tuple[Callable[[float, int], None], Callable[[str], None]
 
 @contextmanager
 def remembered_interrupts() -> Iterator[Callable[[], None]]:
-    """Yields what raises KeyboardInterrupt again after Ctrl-C, wherever a library has swallowed it."""
+    """Yield a function that raises KeyboardInterrupt again after Ctrl-C, wherever a library has swallowed it."""
     with remembered():
         yield stop_if_interrupted
 

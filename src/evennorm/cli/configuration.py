@@ -11,11 +11,12 @@ import click
 from evennorm.errors import InputError
 
 _NEVER = ("force", "help", "debug", "version", "explain", "worker", "serve")
-"""Options that are said on the command line or not at all."""
+"""Options that can be given on the command line only."""
 
 
 def configured(group: click.Group, folder: Path) -> dict[str, Any]:
-    """The tables `[tool.evennorm.COMMAND]` of the nearest `pyproject.toml` that has one, as defaults of click's options.
+    """Return the tables `[tool.evennorm.COMMAND]` of the nearest `pyproject.toml` that has one, as defaults of click's
+    options.
 
     Names are those of the options, with - or _. A list stands for an option whose values are separated by commas.
 
@@ -60,7 +61,7 @@ def _defaults(group: click.Group, path: Path, tables: Any) -> dict[str, Any]:
 
 
 def _parameter(command: click.Command, key: str) -> str:
-    """The parameter that an option's name belongs to: of `--json` it is `as_json`."""
+    """Return the parameter of an option's name: that of `--json` is `as_json`."""
     written = "--" + key.replace("_", "-")
     return next((str(parameter.name) for parameter in command.params if written in parameter.opts), "")
 

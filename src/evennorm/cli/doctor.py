@@ -1,4 +1,4 @@
-"""`evennorm doctor`: what serves batch normalization here, and what to do where it is not the compiled kernels."""
+"""Show which kernels batch normalization uses here, and what to do where they are not compiled: `evennorm doctor`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`evennorm explain`: which values batch normalization averages for a shape and an axis, and what looks wrong."""
+"""Show which values batch normalization averages for a shape and an axis, and what looks wrong: `evennorm explain`."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _explain_model(model: str, shape: list[int | None] | None, batch_size: int |
 
 
 def parsed_shape(text: str) -> list[int | None]:
-    """Sizes from "32,28,28,3", also with the brackets and the None that Keras prints; None where unknown.
+    """Parse sizes from "32,28,28,3", also with the brackets and the None that Keras prints; None where unknown.
 
     Raises:
         InputError: something else than whole numbers and ?, or nothing at all.
@@ -132,7 +132,7 @@ def check_commas(option: str, text: str) -> None:
 
 
 def parsed_axes(text: str) -> list[int]:
-    """Axes from "-1" or "1,3", also with brackets.
+    """Parse axes from "-1" or "1,3", also with brackets.
 
     Raises:
         InputError: something else than whole numbers, or nothing at all.

@@ -1,4 +1,4 @@
-"""`evennorm fold`: writes a model without batch normalization, and says where each went and what changes."""
+"""Write a model without batch normalization, and say where each went and what changes: `evennorm fold`."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 @contextmanager
 def _status() -> Iterator[Callable[[str], None]]:
-    """A line on the terminal that says what is being done, gone when it is done."""
+    """Show a line on the terminal that says what is being done, and remove it when that is done."""
     from rich.console import Console
 
     console = Console(stderr=True)

@@ -1,4 +1,4 @@
-"""The group of all commands: how each of them ends, whatever happens in it."""
+"""Define the group of all commands: how each of them ends, whatever happens in it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from evennorm.errors import EvennormError, first_line, printable
 from evennorm.tools.extras import missing
 from evennorm.tools.interrupts import INTERRUPTED, LINE, interrupted, remembered
 
-# Before a command imports TensorFlow: what absl, oneDNN and XLA log tells users of a command nothing.
+# Set before a command imports TensorFlow: the logs of absl, oneDNN and XLA tell users of a command nothing.
 for _name, _value in {"TF_CPP_MIN_LOG_LEVEL": "3", "GLOG_minloglevel": "2", "GRPC_VERBOSITY": "ERROR"}.items():
     os.environ.setdefault(_name, _value)
 
 _DEBUG = "evennorm.debug"
 
 _ENDINGS = (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError)
-"""By which click ends a command; the last is that of `evennorm ... | head`."""
+"""Exceptions by which click ends a command; the last is that of `evennorm ... | head`."""
 
 
 def _remember(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -44,7 +44,8 @@ force_option = click.option("--force", is_flag=True, help="Overwrite files of ot
 
 
 class Group(click.Group):
-    """Turns every failure of a tool into one line on stderr and exit code 2, and Ctrl-C into one line and 130."""
+    """A group that turns every failure of a tool into one line on stderr and exit code 2, and Ctrl-C into one line and
+    130."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

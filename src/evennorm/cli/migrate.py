@@ -1,4 +1,4 @@
-"""`evennorm migrate`: a model of Keras 1 or 2 as one of Keras 3, and what was done to get there."""
+"""Make a Keras 3 model of one of Keras 1 or 2, and say what was done to get there: `evennorm migrate`."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _print(result: Migration) -> None:
 
 
 def _print_notes(say: Callable[..., None], heading: str, notes: dict[str, tuple[str, ...]]) -> None:
-    """One line for each sentence, with all layers it holds for."""
+    """Print one line for each sentence, with all layers that it is true of."""
     by_sentence: dict[str, list[str]] = {}
     for name, sentences in notes.items():
         for sentence in sentences:

@@ -1,4 +1,4 @@
-"""`evennorm recalibrate`: sets the moving statistics of a model to the exact ones of data, and says what that changes."""
+"""Set the moving statistics of a model to the exact ones of data, and say what that changes: `evennorm recalibrate`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from evennorm.tools.recalibrate import Effect, Recalibration
 
 _SHOWN = 12
-"""Layers in the table; those that moved most."""
+"""Layers in the table: those whose statistics moved most."""
 
 
 _NOTES = """\

@@ -1,4 +1,4 @@
-"""`evennorm compare --worker` and `--serve`: how machines take part in a study that another one has begun."""
+"""Let machines take part in a study that another one has begun: `evennorm compare --worker` and `--serve`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Bar = Callable[[], AbstractContextManager[tuple[Callable[[float, int], None], Ca
 
 
 def _only(ctx: click.Context, what: str, allowed: tuple[str, ...]) -> None:
-    """Refuses options that would have no effect."""
+    """Refuse options that would have no effect."""
     given = [
         max(option.opts, key=len)
         for option in ctx.command.params
@@ -28,12 +28,12 @@ def _only(ctx: click.Context, what: str, allowed: tuple[str, ...]) -> None:
 
 
 def _given(ctx: click.Context, options: dict[str, Any], name: str) -> Any:
-    """An option where the user named it on the command line; None for a default, which is not the study's."""
+    """Return an option that the user named on the command line; None for a default, which is not the study's."""
     return options[name] if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE else None
 
 
 def take_part(ctx: click.Context, url: str, options: dict[str, Any], bar: Bar) -> None:
-    """`--worker`: trains runs of a study that was begun elsewhere."""
+    """Train runs of a study that was begun elsewhere: `--worker`."""
     _only(ctx, "--worker", ("worker", "study", "data", "model", "jobs"))
     from evennorm.tools.compare.join import join
 
@@ -48,7 +48,7 @@ def take_part(ctx: click.Context, url: str, options: dict[str, Any], bar: Bar) -
 
 
 def pass_on(ctx: click.Context, address: str, storage: str | None) -> None:
-    """`--serve`: is the gRPC proxy of a database."""
+    """Act as the gRPC proxy of a database: `--serve`."""
     _only(ctx, "--serve", ("serve", "storage"))
     from evennorm.tools.compare.storage import serve
 

@@ -32,7 +32,7 @@ def bench(
     each_alone: bool = False,
     progress: Report | None = None,
 ) -> Benchmark:
-    """Measures training-mode batch normalization on this machine's processor, in turns within one process.
+    """Measure training-mode batch normalization on this machine's processor, in turns within one process.
 
     Every call takes fresh memory for its results and gives it back, and both are part of the time. Compilers compile before
     the clock starts. Ratios are those of medians.
@@ -79,7 +79,7 @@ def bench(
 
 
 def measure(settings: Settings, progress: Report | None = None) -> Benchmark:
-    """`bench` for any list of cases.
+    """Run `bench` for any list of cases.
 
     Raises:
         InputError: the engine failed.
@@ -133,7 +133,7 @@ def bench_networks(
 
 
 def measure_networks(settings: NetworkSettings, progress: Report | None = None) -> NetworkBenchmark:
-    """Do as `bench_networks`, for any list of networks.
+    """Run `bench_networks` for any list of networks.
 
     Raises:
         InputError: a contestant failed.
@@ -151,7 +151,7 @@ def measure_networks(settings: NetworkSettings, progress: Report | None = None) 
 
 
 def chosen_engine(asked: str | None) -> str:
-    """The engine that was asked for, else that of KERAS_BACKEND, else the first that is installed.
+    """Return the engine that was asked for, else that of KERAS_BACKEND, else the first that is installed.
 
     Raises:
         InputError: there is no such engine.
@@ -161,7 +161,7 @@ def chosen_engine(asked: str | None) -> str:
 
     wanted = asked or os.environ.get("KERAS_BACKEND")
     if wanted is None:
-        return next(engine for engine in ENGINES if importlib.util.find_spec(engine))  # NumPy always is
+        return next(engine for engine in ENGINES if importlib.util.find_spec(engine))  # NumPy always is installed
     if wanted not in ENGINES:
         source = "received" if asked else "KERAS_BACKEND is"
         raise InputError(f"engines are {', '.join(ENGINES)}; {source} {wanted!r}; choose one by --engine")

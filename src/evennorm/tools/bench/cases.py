@@ -14,7 +14,7 @@ LAYOUTS = ("last", "first")
 ACTIVATIONS = ("none", "relu")
 RESIDUALS = ("no", "yes")
 PASSES = {"forward": "forward", "both": "forward + backward"}
-"""What is measured, and how tables call it: a training step's forward pass, and with it the gradients of all inputs."""
+"""The passes and their names in tables: a training step's forward pass, and with it the gradients of all inputs."""
 
 USUAL = ("32x56x56x64", "128x48x48x32", "16x112x112x64", "32x14x14x256", "256x1024", "8x16")
 SETS = {
@@ -29,10 +29,10 @@ SETS = {
         USUAL[-1],
     ),
 }
-"""Lists of shapes that have a name."""
+"""Named lists of shapes."""
 
 LARGE = 1 << 20
-"""Bytes of x from which a case counts in geometric means; smaller ones measure what a call costs."""
+"""Bytes of x from which a case counts in geometric means; smaller cases measure the cost of a call."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Case:
 
     @property
     def bytes(self) -> int:
-        """Of x."""
+        """Bytes of x."""
         return prod(self.shape) * ITEM_BYTES[self.dtype]
 
     @property
@@ -75,7 +75,7 @@ class Case:
         return self.activation == "relu"
 
     def necessary_bytes(self, passes: str) -> int:
-        """What has to cross the memory bus if every array is read or written once.
+        """Return the bytes that must cross the memory bus if every array is read or written once.
 
         Forward reads x and the residual and writes y; backward reads x and dy and writes dx and, where the activation stands
         between them, the residual's gradient.
@@ -99,12 +99,12 @@ class Case:
 
     @property
     def place(self) -> str:
-        """Shape and layout, as `parsed_shapes` reads them."""
+        """Shape and layout, in the form that `parsed_shapes` reads."""
         return shape_text(self.shape, self.layout)
 
     @property
     def variant(self) -> str:
-        """All else, where it is not the usual.
+        """The other settings, where they are not the usual ones.
 
         Example:
             >>> Case((8, 16)).variant, Case((8, 16), dtype="float64", activation="none").variant
@@ -117,12 +117,12 @@ class Case:
 
 
 def shape_text(shape: tuple[int, ...], layout: str) -> str:
-    """What `parsed_shapes` reads back."""
+    """Return shape and layout in the form that `parsed_shapes` reads."""
     return "x".join(map(str, shape)) + (":first" if layout == "first" and len(shape) > 2 else "")
 
 
 def parsed_shapes(text: str) -> list[tuple[tuple[int, ...], str]]:
-    """Shapes and layouts from "32x56x56x64,8x64x7x7:first", or from the name of a list.
+    """Parse shapes and layouts from "32x56x56x64,8x64x7x7:first", or from the name of a list.
 
     Raises:
         InputError: something else.
@@ -145,7 +145,7 @@ def parsed_shapes(text: str) -> list[tuple[tuple[int, ...], str]]:
 
 
 def with_layout(shape: tuple[int, ...], layout: str, wanted: str) -> tuple[tuple[int, ...], str]:
-    """The same array with its channels moved to where `wanted` says; two axes have one layout only.
+    """Return the same array with its channels moved to where `wanted` says; two axes have one layout only.
 
     Example:
         >>> with_layout((8, 7, 7, 64), "last", "first")
@@ -166,7 +166,7 @@ def cases(
     activations: Iterable[str] = ("relu",),
     residuals: Iterable[str] = ("no",),
 ) -> list[Case]:
-    """Every combination, each once.
+    """Return every combination, each once.
 
     Args:
         shapes: as `parsed_shapes` reads them.
@@ -195,7 +195,7 @@ def cases(
 
 
 def checked(what: str, words: tuple[str, ...], known: Iterable[str], may_be_empty: bool = False) -> None:
-    """Raises InputError, naming the first of `words` that is not among `known`."""
+    """Raise InputError, naming the first of `words` that is not among `known`."""
     known = tuple(known)
     for word in words:
         if word not in known:
@@ -205,7 +205,7 @@ def checked(what: str, words: tuple[str, ...], known: Iterable[str], may_be_empt
 
 
 def checked_counts(**counts: int | None) -> None:
-    """Raises InputError, naming the first of `counts` that is below 1; None is none."""
+    """Raise InputError, naming the first of `counts` that is below 1; None is none."""
     for name, value in counts.items():
         if value is not None and value < 1:
             raise InputError(f"the number of {name} must be at least 1; received {value}")

@@ -11,16 +11,16 @@ from typing import Any
 Call = Callable[[], Any]
 
 WARM_UP = 3
-"""Rounds that do not count: compilers compile, allocators and caches settle."""
+"""Rounds that do not count, in which compilers compile, and allocators and caches settle."""
 
 FEWEST, MOST = 9, 101
 """Rounds where their number is chosen by time; odd, so that the median is one of them."""
 
 TURN = 5e-4
-"""Seconds that a turn takes at least: short calls are repeated in it, since the first finds the caches full of others."""
+"""The least seconds of a turn: short calls are repeated in it, since the first finds the caches full of others' data."""
 
 SECONDS = 2.0
-"""For the rounds of one case and pass, where their number is chosen."""
+"""Seconds for the rounds of one case and pass, where their number is chosen."""
 
 
 def in_turns(
@@ -31,7 +31,7 @@ def in_turns(
     turn: float = TURN,
     clock: Callable[[], float] = perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each call, one per round: A B C A B C, so that whatever else the machine does meets all of them alike.
+    """Time each call once per round, A B C A B C, so that disturbances affect all alike; return seconds.
 
     A call returns when its result is there. Giving the result back is part of the time: memory that was taken anew has to be
     returned, too. The garbage collector waits outside. Where a call of the quickest takes less than `turn`, a turn is
@@ -70,5 +70,5 @@ def in_turns(
 def _timed(call: Call, repeats: int, clock: Callable[[], float]) -> float:
     begin = clock()
     for _ in range(repeats):
-        call()  # its result is dropped here, inside the measured time
+        call()  # its result is freed here, inside the measured time
     return (clock() - begin) / repeats

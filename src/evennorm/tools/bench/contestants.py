@@ -1,4 +1,4 @@
-"""List what is measured on an engine: evennorm, its rivals, and copies as the limit."""
+"""Define what is measured on an engine: evennorm, its rivals, and copies as the limit."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ EPSILON = 1e-3
 ENGINES = ("torch", "jax", "tensorflow", "numpy")
 
 
-class NotServed(EvennormError):  # noqa: N818, it says what is so
-    """A contestant cannot take a case; the text says why."""
+class NotServed(EvennormError):  # noqa: N818, it states a fact
+    """A contestant does not support a case; the text says why."""
 
 
 class Data(NamedTuple):
@@ -30,20 +30,20 @@ class Data(NamedTuple):
     gamma: Any
     beta: Any
     residual: Any
-    """None where the case has none."""
+    """The array; None where the case has none."""
 
 
 class Calls(NamedTuple):
-    """What one contestant does with one case; each call takes fresh memory and returns when its result is there."""
+    """The calls of one contestant for one case; each allocates its results anew and returns when they are there."""
 
     forward: Callable[[], Any]
-    """Gives y."""
+    """Returns y."""
     both: Callable[[], Any] | None
-    """Gives y and the gradients by x, gamma, beta and the residual."""
+    """Returns y and the gradients by x, gamma, beta and the residual."""
     values: Callable[[Any], list[np.ndarray]]
-    """What a call gave, as NumPy arrays in the order of memory, float32 or wider."""
+    """Converts the result of a call to NumPy arrays in memory order, float32 or wider."""
     saved: Callable[[], int] | None = None
-    """Bytes kept for backward, where the engine lets one look."""
+    """Returns the bytes kept for backward, where the engine can tell."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Contestant:
     family: str
     ours: str | None
     prepare: Callable[[Case, Data], Calls]
-    """Raises NotServed, or what the framework raises for a case that it does not take."""
+    """Makes the calls. It raises NotServed, or what the framework raises for a case that it does not take."""
 
 
 OURS, OUR_LAYER, OUR_MODULE = "evennorm", "evennorm, Keras layer", "evennorm, module"
@@ -69,12 +69,13 @@ LIMIT = "limit"
 
 
 def module_of(engine: str) -> ModuleType:
-    """The module with `place(case, data)` and `contestants()`; loads the engine."""
+    """Return the module with `place(case, data)` and `contestants()`, loading the engine."""
     return import_module(f"evennorm.tools.bench.on_{engine}")
 
 
 def draw(case: Case, seed: int = 0) -> Data:
-    """Random values of a case as NumPy arrays in float32: mean 1 and standard deviation 2, gamma around 1, beta around 0."""
+    """Return random values for a case as NumPy arrays in float32: mean 1 and standard deviation 2, gamma around 1, beta
+    around 0."""
     rng = np.random.default_rng(seed)
 
     def normal(shape: tuple[int, ...], scale: float = 1.0, mean: float = 0.0) -> np.ndarray:

@@ -11,11 +11,11 @@ from evennorm.kernels import cpu
 from evennorm.tools.bench.contestants import Calls, NotServed
 
 ALONE_BELOW = 1 << 22
-"""Bytes that one thread copies faster than several agree to do it."""
+"""Bytes below which one thread copies faster than several can start."""
 
 
 def cheap_copy(x: np.ndarray) -> Calls:
-    """Where an engine has no way of its own to take memory as the kernels do.
+    """Return copies by the compiled kernels' allocation, for engines that cannot allocate that way.
 
     Raises:
         NotServed: the compiled kernels are not installed.

@@ -1,4 +1,4 @@
-"""Estimate what synchronized statistics cost on a network: messages that take alpha, and bytes that take beta, in seconds.
+"""Estimate the cost of synchronized statistics on a network where a message takes alpha and a byte beta seconds.
 
 A message of m bytes takes alpha + m beta. Algorithms and their costs after Thakur, Rabenseifner & Gropp 2005, Optimization
 of collective communication operations in MPICH; the ring that adds up after Patarasuk & Yuan 2009.
@@ -14,7 +14,7 @@ FLOAT = 4
 
 
 class Link(NamedTuple):
-    """What a message takes, `alpha` seconds, and a byte, `beta` seconds."""
+    """The seconds that a message takes, `alpha`, and a byte, `beta`."""
 
     alpha: float
     beta: float
@@ -24,7 +24,7 @@ class Link(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Messages that one device sends one after the other, and the bytes of these."""
+    """The messages that one device sends in sequence, and their bytes."""
 
     messages: float
     bytes: float
@@ -44,7 +44,8 @@ def doublings(n: int) -> int:
 
 
 def gathered_bytes(channels: int) -> int:
-    """What one device sends of a layer forward: mean, its low part and variance of each channel, and a count.
+    """Return the bytes that one device sends for a layer forward: mean, its low part and variance of each channel, and a
+    count.
 
     Example:
         >>> gathered_bytes(64), added_bytes(64)
@@ -54,41 +55,42 @@ def gathered_bytes(channels: int) -> int:
 
 
 def added_bytes(channels: int) -> int:
-    """What is added over devices for a layer backward: two sums of each channel."""
+    """Return the bytes that are added over devices for a layer backward: two sums of each channel."""
     return FLOAT * 2 * channels
 
 
 def ring_gather(n: int, size: int) -> Cost:
-    """Every device hands on what came last, n - 1 times."""
+    """Return the cost of passing on what came last, n - 1 times, on every device."""
     return Cost(n - 1, (n - 1) * size)
 
 
 def doubling_gather(n: int, size: int) -> Cost:
-    """Pairs exchange all that they have, which doubles each time; Bruck's variant serves where n is no power of two."""
+    """Return the cost of exchanging in pairs everything gathered so far, which doubles each time; Bruck's variant covers
+    other n than powers of two."""
     return Cost(doublings(n), (n - 1) * size)
 
 
 def ring_reduce(n: int, size: int) -> Cost:
-    """Parts of 1/n of the numbers go round twice: added up, and handed on."""
+    """Return the cost of sending parts of 1/n of the numbers round twice: once to add them up, once to pass on the sums."""
     return Cost(2 * (n - 1), 2 * (n - 1) / n * size)
 
 
 def tree_reduce(n: int, size: int) -> Cost:
-    """All numbers go up a binary tree, and down again."""
+    """Return the cost of sending all numbers up a binary tree, and down again."""
     return Cost(2 * doublings(n), 2 * doublings(n) * size)
 
 
 def doubling_reduce(n: int, size: int) -> Cost:
-    """Pairs exchange and add up all numbers, log2(n) times."""
+    """Return the cost of exchanging and adding all numbers in pairs, log2(n) times."""
     return Cost(doublings(n), doublings(n) * size)
 
 
 RING, TREE = (ring_gather, ring_reduce), (doubling_gather, tree_reduce)
-"""How the forward pass gathers, and how the backward pass adds."""
+"""The algorithm that gathers forward, and the one that adds backward."""
 
 
 def layers_cost(widths: Sequence[int], n: int, ways: tuple = RING) -> Cost:
-    """Return what one step costs with these channels of its layers, which wait one for the other.
+    """Return the cost of one step for layers with these channels, which wait for one another.
 
     Example:
         >>> layers_cost([64], 2)
@@ -102,7 +104,7 @@ def layers_cost(widths: Sequence[int], n: int, ways: tuple = RING) -> Cost:
 
 
 def largest_group(widths: Sequence[int], link: Link, seconds: float, limit: int, ways: tuple = RING) -> int:
-    """Return with how many devices a step exchanges within so many seconds: 1 if not with two, `limit` at most.
+    """Return the most devices with which a step exchanges within this many seconds: 1 if not even two do, at most `limit`.
 
     Example:
         >>> largest_group([64], Link(1e-3, 0.0), 3e-3, 100), largest_group([64], Link(1e-3, 0.0), 2e-3, 100)
@@ -136,5 +138,5 @@ def fitted(costs: Sequence[Cost], times: Sequence[float]) -> Link:
 
 
 def errors(link: Link, costs: Sequence[Cost], times: Sequence[float]) -> list[float]:
-    """Relative ones: 0.1 where the link's time is a tenth above that measured."""
+    """Return the relative errors: 0.1 where the link's time is a tenth above the measured one."""
     return [link.time(cost) / time - 1 for cost, time in zip(costs, times, strict=True)]

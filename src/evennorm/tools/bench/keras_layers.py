@@ -19,7 +19,7 @@ class Built(NamedTuple):
 
 
 def theirs(case: Case, data: Data) -> Built:
-    """BatchNormalization, Add and ReLU: as many of Keras's layers as the case needs."""
+    """Build BatchNormalization, Add and ReLU: as many of Keras's layers as the case needs."""
     import keras
 
     policy = POLICIES.get(case.dtype, case.dtype)
@@ -37,7 +37,7 @@ def theirs(case: Case, data: Data) -> Built:
 
 
 def ours(case: Case, data: Data) -> Built:
-    """The layer that does all of it."""
+    """Build the layer that does all of it."""
     from evennorm.keras import BatchNormalization
 
     policy = POLICIES.get(case.dtype, case.dtype)

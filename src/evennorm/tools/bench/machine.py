@@ -1,4 +1,4 @@
-"""What a measured figure needs beside it: processor, memory, versions, commit, and the kernel that served."""
+"""Collect what a measured figure needs beside it: processor, memory, versions, commit, and the kernel that computed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("keras", "jax", "torch", "tensorflow", "numpy")
 
 
 def processor() -> str:
-    """As it names itself."""
+    """Return the processor's own name."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
@@ -25,17 +25,17 @@ def processor() -> str:
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device() -> str:
-    """Processor and cores in words."""
+    """Return processor and cores in words."""
     return f"{processor()}, {os.cpu_count()} cores"
 
 
 def last_cache() -> int | None:
-    """Bytes of the largest cache of the first core; None where the system does not say."""
+    """Return the bytes of the largest cache of the first core; None where the system does not say."""
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text().strip()
@@ -45,7 +45,7 @@ def last_cache() -> int | None:
 
 
 def memory() -> int | None:
-    """Bytes."""
+    """Return the bytes of memory."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -53,12 +53,12 @@ def memory() -> int | None:
 
 
 def load() -> float | None:
-    """Processes that wanted to run in the last minute; None where the system does not say."""
+    """Return the number of processes that wanted to run in the last minute; None where the system does not say."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that are installed."""
+    """Return the versions of Python and of the packages that are installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         for distribution in (package, f"{package}-cpu"):
@@ -71,7 +71,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Of the source tree that evennorm is imported from, or unknown."""
+    """Return the commit of the source tree that evennorm is imported from, or "unknown"."""
     home = Path(__file__).resolve().parents[4]
     if not (home / ".git").exists():
         return "unknown"
@@ -85,7 +85,7 @@ def commit() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """All of it that holds for every engine, as JSON takes it."""
+    """Return everything that holds for every engine, as JSON data."""
     return {
         "device": device(),
         "processor": processor(),
@@ -100,7 +100,7 @@ def environment() -> dict[str, Any]:
 
 
 def served_by(settings: Settings) -> dict[str, str]:
-    """For each dtype the kernel that serves training on the engine, with its instruction set where it is compiled."""
+    """Return for each dtype the kernel used in training on the engine, with its instruction set where it is compiled."""
     from evennorm.kernels import choose, cpu
 
     found = {}

@@ -19,7 +19,7 @@ FEATURES = 256
 
 @dataclass(frozen=True)
 class Network:
-    """What a network takes and gives.
+    """The inputs and outputs of a network.
 
     Args:
         title: for tables.
@@ -49,7 +49,7 @@ ON_CPU: Mapping[str, tuple[Sizes, ...]] = {
     "resnet50": ((4, 96),),
     "mobilenet": ((4, 96),),
 }
-"""Batches and sides where none are asked for, small enough for a laptop's processor."""
+"""Batches and sides where none are given, small enough for a laptop's processor."""
 
 ON_GPU: Mapping[str, tuple[Sizes, ...]] = {
     **ON_CPU,
@@ -94,7 +94,7 @@ class NetworkCase:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the input, channels first.
+        """The shape of the input, channels first.
 
         Example:
             >>> NetworkCase("mlp", 16).shape, NetworkCase("resnet50", 4, 96).shape
@@ -127,7 +127,7 @@ class NetworkCase:
 
 
 def parsed_networks(text: str, usual: Mapping[str, tuple[Sizes, ...]] = ON_CPU) -> list[NetworkCase]:
-    """Networks from "mlp:16,article,resnet50:8x224" or "all", each once.
+    """Parse networks from "mlp:16,article,resnet50:8x224" or "all", each once.
 
     Args:
         text: names, each with a batch and a side of images if they are not to be the usual ones.

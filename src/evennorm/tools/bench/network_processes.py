@@ -16,11 +16,11 @@ WORKER = "evennorm.tools.bench.training"
 
 
 class Measured(NamedTuple):
-    """What the processes found."""
+    """The measurements of all processes."""
 
     steps: list[Step]
     fused: dict[str, dict[str, int]]
-    """For each network what `convert` computes together with its normalizations, and how often."""
+    """For each network what `convert` fuses with its normalizations, and how often."""
 
 
 def run(settings: NetworkSettings, report: Report) -> Measured:
@@ -40,7 +40,8 @@ def run(settings: NetworkSettings, report: Report) -> Measured:
 
 
 def _network(settings: NetworkSettings, case: NetworkCase) -> tuple[list[Step], dict[str, int]]:
-    """Compiled programs are kept on disk: none for a first step, and for the turns those that the first steps left."""
+    """Measure one network. Compiled programs are kept on disk: none for a first step, and those of the first steps for the
+    turns."""
     task = {"settings": settings.as_dict(), "network": case.as_dict()}
     environment = environment_of(settings.threads)
     first: dict[str, Step] = {}

@@ -13,7 +13,7 @@ from evennorm.tools.bench.network_cases import FEATURES, NetworkCase
 
 
 def build(case: NetworkCase) -> tuple[nn.Module, str]:
-    """Return the network of a case, with fresh weights and torch's layers, and the package it is from.
+    """Build the network of a case, with fresh weights and torch's layers; return it and the package it is from.
 
     Example:
         >>> model, source = build(NetworkCase("mlp", 16))
@@ -35,7 +35,7 @@ def build(case: NetworkCase) -> tuple[nn.Module, str]:
 
 
 def mlp(classes: int = 10, features: int = FEATURES, blocks: int = 4) -> nn.Sequential:
-    """Blocks of Linear, BatchNorm1d and ReLU, all of one width, and a Linear for the classes."""
+    """Build blocks of Linear, BatchNorm1d and ReLU, all of one width, and a Linear for the classes."""
     layers: list[nn.Module] = []
     for _ in range(blocks):
         layers += [nn.Linear(features, features), nn.BatchNorm1d(features), nn.ReLU()]
@@ -43,7 +43,7 @@ def mlp(classes: int = 10, features: int = FEATURES, blocks: int = 4) -> nn.Sequ
 
 
 def article(side: int = 48, classes: int = 7) -> nn.Sequential:
-    """The articles' convolutional network, as `evennorm compare` has it in Keras: ReLU precedes each normalization.
+    """Build the articles' convolutional network, as `evennorm compare` has it in Keras: ReLU precedes each normalization.
 
     Example:
         >>> sum(value.numel() for value in article().state_dict().values() if value.ndim)
@@ -150,7 +150,7 @@ def resnet18(classes: int = 1000) -> ResNet:
 
 
 def resnet50(classes: int = 1000) -> ResNet:
-    """With the strides of v1.5.
+    """Build ResNet-50 with the strides of v1.5.
 
     Example:
         >>> sum(isinstance(module, nn.BatchNorm2d) for module in resnet50(10).modules())

@@ -1,4 +1,4 @@
-"""Who is measured on JAX, jitted: our op and layer, the formula in jax.numpy, Keras's layer, copies."""
+"""Define the contestants on JAX, jitted: our op and layer, the formula in jax.numpy, Keras's layer, copies."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ PLAIN = "jax.numpy"
 
 
 def place(case: Case, data: Data) -> Data:
-    """Arrays as they lie in memory."""
+    """Return the case's arrays in their memory layout."""
     wide = jnp.float64 if case.dtype == "float64" else jnp.float32
     x, dy, residual = (None if a is None else jnp.asarray(a, case.dtype) for a in (data.x, data.dy, data.residual))
     return Data(x, dy, jnp.asarray(data.gamma, wide), jnp.asarray(data.beta, wide), residual)
 
 
 def contestants() -> list[Contestant]:
-    """In the order of tables."""
+    """Return the contestants, in the order of tables."""
     return [
         Contestant(OURS, OURS, None, _ours),
         Contestant(PLAIN, PLAIN, OURS, _plain),
@@ -61,7 +61,7 @@ def _ours(case: Case, data: Data) -> Calls:
 
 
 def _plain(case: Case, data: Data) -> Calls:
-    """As a user would write it, computed in float32 or wider."""
+    """Return the formula as a user would write it, computed in float32 or wider."""
     axes = tuple(a for a in range(len(case.shape)) if a != case.axis % len(case.shape))
     row = tuple(case.channels if a not in axes else 1 for a in range(len(case.shape)))
 
@@ -77,7 +77,7 @@ def _plain(case: Case, data: Data) -> Calls:
 
 
 def _keras(case: Case, data: Data, build: Callable[[Case, Data], keras_layers.Built]) -> Calls:
-    """As a function of its weights; the moving statistics that follow the batch are results, too."""
+    """Return a layer as a function of its weights; the moving statistics that it updates are results, too."""
     import keras
 
     apply, layer = build(case, data)
@@ -99,7 +99,7 @@ def _copy(case: Case, data: Data) -> Calls:
 
 
 def _calls(y: Callable[..., Any], data: Data, has_state: bool = False) -> Calls:
-    """`y` of x, gamma, beta and residual, and with its gradients, each as one jitted function."""
+    """Return `y` of x, gamma, beta and residual, and with its gradients, each as one jitted function."""
 
     def given(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
         return arrays if len(arrays) == 4 else (*arrays, None)
@@ -129,7 +129,7 @@ def _calls(y: Callable[..., Any], data: Data, has_state: bool = False) -> Calls:
 
 
 def _values(found: Any) -> list[np.ndarray]:
-    """y and the gradients; not the state of a layer."""
+    """Return y and the gradients, without the state of a layer."""
     if not isinstance(found, tuple):
         arrays = [found]
     elif len(found) == 2:

@@ -1,4 +1,4 @@
-"""Who is measured on NumPy: our function and its gradient, the formulas as one writes them, copies."""
+"""Define the contestants on NumPy: our function and its gradient, the formulas as one writes them, copies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ PLAIN = "plain NumPy"
 
 
 def place(case: Case, data: Data) -> Data:
-    """
+    """Return the case's arrays in their memory layout.
+
     Raises:
         NotServed: NumPy has no such dtype.
     """
@@ -37,7 +38,7 @@ def place(case: Case, data: Data) -> Data:
 
 
 def contestants() -> list[Contestant]:
-    """In the order of tables."""
+    """Return the contestants, in the order of tables."""
     return [
         Contestant(OURS, OURS, None, _ours),
         Contestant(PLAIN, PLAIN, OURS, _plain),

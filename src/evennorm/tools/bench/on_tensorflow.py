@@ -1,4 +1,4 @@
-"""Who is measured on TensorFlow, in tf.function: our op and layer, its fused op, Keras's layer, copies."""
+"""Define the contestants on TensorFlow, in tf.function: our op and layer, its fused op, Keras's layer, copies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FUSED = "fused op"
 
 
 def place(case: Case, data: Data) -> Data:
-    """Tensors as they lie in memory; parameters as variables."""
+    """Return the case's tensors in their memory layout, with parameters as variables."""
     wide = tf.float64 if case.dtype == "float64" else tf.float32
     x, dy, residual = (None if a is None else tf.cast(a, case.dtype) for a in (data.x, data.dy, data.residual))
     gamma, beta = (tf.Variable(tf.cast(a, wide)) for a in (data.gamma, data.beta))
@@ -38,7 +38,7 @@ def place(case: Case, data: Data) -> Data:
 
 
 def contestants() -> list[Contestant]:
-    """In the order of tables."""
+    """Return the contestants, in the order of tables."""
     return [
         Contestant(OURS, OURS, None, _ours),
         Contestant(FUSED, FUSED, OURS, _fused),
@@ -62,7 +62,7 @@ def _ours(case: Case, data: Data) -> Calls:
 
 
 def _fused(case: Case, data: Data) -> Calls:
-    """Which is not exact at large means."""
+    """Return the fused op, which is not exact at large means."""
     if case.layout == "first":
         raise NotServed("TensorFlow's fused op takes channels last only on a processor")
     if case.dtype == "float64":
@@ -90,7 +90,7 @@ def _copy(case: Case, data: Data) -> Calls:
 
 
 def _calls(y: Callable[[Any, Any], Any], data: Data, gamma: Any, beta: Any) -> Calls:
-    """`y` of x and residual, and with its gradients, each as one graph."""
+    """Return `y` of x and residual, and with its gradients, each as one graph."""
 
     @tf.function(autograph=False)
     def forward(x: Any, residual: Any) -> Any:

@@ -1,4 +1,5 @@
-"""Who is measured on torch: ours; F.batch_norm eagerly, compiled, in oneDNN's format; torch's and Keras's layers; copies."""
+"""Define the contestants on torch: ours; F.batch_norm eagerly, compiled, in oneDNN's format; torch's and Keras's layers;
+copies."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ from evennorm.tools.bench.contestants import (
 
 
 def place(case: Case, data: Data) -> Data:
-    """Tensors as torch's operations take them: channels on axis 1, and in memory where the layout has them."""
+    """Return the case's tensors as torch's operations take them: channels on axis 1, and in memory as the layout says."""
     dtype = getattr(torch, case.dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -43,7 +44,7 @@ def place(case: Case, data: Data) -> Data:
 
 
 def contestants() -> list[Contestant]:
-    """In the order of tables."""
+    """Return the contestants, in the order of tables."""
     return [
         Contestant(OURS, OURS, None, _ours),
         Contestant("F.batch_norm, relu", "torch eager", OURS, partial(_eager, in_place=False)),
@@ -73,7 +74,7 @@ def _ours(case: Case, data: Data) -> Calls:
 
 
 def formula(case: Case, in_place: bool, x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None) -> Tensor:
-    """What torch itself has for a case."""
+    """Compute a case by torch's own operations."""
     y = F.batch_norm(x, None, None, gamma, beta, training=True, eps=EPSILON)
     if residual is not None:
         y = y.add_(residual) if in_place else y + residual
@@ -89,11 +90,11 @@ def _eager(case: Case, data: Data, in_place: bool) -> Calls:
 
 
 Step = Callable[[Tensor, Tensor | None], Tensor]
-"""x and residual -> y."""
+"""A function from x and residual to y."""
 
 
 def _layer(case: Case, data: Data, build: Callable[[Case, str, Data], tuple[Step, torch.nn.Module]]) -> Calls:
-    """The modules, which follow the batches with running averages, too."""
+    """Return the calls of modules, which also update running averages."""
     kinds = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}
     if len(case.shape) not in kinds:
         raise NotServed("torch has batch normalization layers for two to five axes")
@@ -125,13 +126,13 @@ def _their_module(case: Case, kind: str, data: Data) -> tuple[Step, torch.nn.Mod
 
 
 def _compiled(case: Case, data: Data) -> Calls:
-    torch.compiler.reset()  # its limit of recompilations is for one program, not for a list of cases
+    torch.compiler.reset()  # dynamo limits recompilations for one program, not for a list of cases
     compiled = torch.compile(partial(formula, case, False), dynamic=False)
     return _calls(case, lambda: compiled(data.x, data.gamma, data.beta, data.residual), data)
 
 
 def _onednn(case: Case, data: Data) -> Calls:
-    """On tensors that lie in oneDNN's own format before the clock starts."""
+    """Return the calls on tensors that are in oneDNN's own format before the clock starts."""
     if case.dtype != "float32" or case.layout != "first" or len(case.shape) != 4:
         raise NotServed("torch trains in oneDNN's format on float32 images with channels first only")
     x, dy, residual = (None if a is None else a.detach().to_mkldnn() for a in (data.x, data.dy, data.residual))
@@ -140,7 +141,7 @@ def _onednn(case: Case, data: Data) -> Calls:
 
 
 def _keras(case: Case, data: Data, build: Callable[[Case, Data], keras_layers.Built]) -> Calls:
-    """On the same memory with its axes in Keras's order."""
+    """Return the calls on the same memory with its axes in Keras's order."""
     detached = Data(*(None if a is None else a.detach() for a in data))
     apply, layer = build(case, detached)
     x, dy, residual = (_as_in_memory(case, a) for a in (detached.x, detached.dy, detached.residual))
@@ -154,7 +155,7 @@ def _copy(case: Case, data: Data) -> Calls:
 
 
 def _cheap_copy(case: Case, data: Data) -> Calls:
-    """Into memory as our kernels take it."""
+    """Return copies into memory that is allocated as our kernels allocate it."""
     compiled = getattr(kernels, "_cpu", None)
     if compiled is None:
         raise NotServed("the compiled kernels, whose memory it takes, are not installed")
@@ -170,7 +171,7 @@ def _cheap_copy(case: Case, data: Data) -> Calls:
 
 
 def _calls(case: Case, y: Callable[[], Tensor], data: Data | None = None, in_memory_order: bool = False) -> Calls:
-    """`y` and its gradients by the leaves of `data`; none without data."""
+    """Return `y` and its gradients by the leaves of `data`; no gradients without data."""
 
     def values(found: Tensor | tuple[Tensor, ...]) -> list[np.ndarray]:
         arrays = []
@@ -192,7 +193,7 @@ def _calls(case: Case, y: Callable[[], Tensor], data: Data | None = None, in_mem
 
 
 def saved_bytes(y: Callable[[], Tensor], parameters: list[Tensor]) -> int:
-    """Bytes that autograd keeps between the passes, each piece of memory once; `parameters` live anyway.
+    """Return the bytes that autograd keeps between the passes, each piece of memory once; `parameters` live anyway.
 
     Example:
         >>> x = torch.zeros(100, requires_grad=True)

@@ -23,7 +23,7 @@ OUR_STYLES = {OURS: ("#0072B2", "o"), OUR_LAYER: ("#56B4E9", "s"), OUR_MODULE: (
 
 RIVAL_STYLES = (("#D55E00", "^"), ("#E69F00", "v"), ("#009E73", "D"), ("#CC79A7", "P"), ("#999999", "X"))
 WIDTH = 0.72
-"""Of the markers of one case, where the next case is 1 away."""
+"""Width of the markers of one case, where the next case is 1 away."""
 
 IN_WORDS = {IN_TURNS: "in turns in one process", ALONE: "each in a process of its own"}
 
@@ -31,7 +31,7 @@ IN_WORDS = {IN_TURNS: "in turns in one process", ALONE: "each in a process of it
 def draw(
     found: Benchmark, path: str | os.PathLike[str], protocol: str = IN_TURNS, only: Collection[Case] | None = None
 ) -> None:
-    """Writes a PNG: for each case the GB/s of each family's best, with quartiles, under the roof that a copy sets.
+    """Write a PNG: for each case the GB/s of each family's best, with quartiles, under the roof that a copy sets.
 
     The scale is logarithmic: equal distances are equal ratios.
 
@@ -97,7 +97,7 @@ def _draw_panel(panel: Axes, found: Benchmark, protocol: str, cases: list[Case],
 
 
 def styles_of(found: Benchmark) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each family that was measured, ours first."""
+    """Return colour and marker of each family that was measured, ours first."""
     families = dict.fromkeys(row.family for row in found.rows if row.family != LIMIT and row.milliseconds)
     rivals = [family for family in families if family not in OUR_STYLES]
     ours = {family: style for family, style in OUR_STYLES.items() if family in families}
@@ -105,7 +105,7 @@ def styles_of(found: Benchmark) -> dict[str, tuple[str, str]]:
 
 
 def _label(case: Case) -> str:
-    """On several lines, so that neighbours have room."""
+    """Return the label of a case, on several lines, so that neighbours have room."""
     shape = case.place.replace(":first", "\nchannels first")
     return "\n".join([shape, *case.variant.split(", "), f"{case.bytes / 1e6:.3g} MB"]).replace("\n\n", "\n")
 

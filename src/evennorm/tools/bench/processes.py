@@ -16,7 +16,7 @@ from evennorm.tools.bench.rows import ALONE, IN_TURNS, Row
 from evennorm.tools.bench.settings import Settings
 
 Report = Callable[[int, int], None]
-"""Called with the number of cases done, and of all."""
+"""A callback that gets the number of cases done, and of all."""
 
 
 WORKER = "evennorm.tools.bench.worker"
@@ -27,15 +27,15 @@ KILLED = 9
 
 
 class Measured(NamedTuple):
-    """What the processes found."""
+    """The measurements of the processes."""
 
     rows: list[Row]
     kernels: dict[str, str]
-    """The kernel that served each dtype."""
+    """The kernel used for each dtype."""
 
 
 def run(settings: Settings, report: Report) -> Measured:
-    """Measures in turns in one process, and where it was asked for each contestant again in a process of its own.
+    """Measure in turns in one process, and, if asked for, each contestant again in a process of its own.
 
     Raises:
         InputError: the engine is not there, or one of ours failed.
@@ -71,7 +71,7 @@ def run(settings: Settings, report: Report) -> Measured:
 
 
 def environment_for(settings: Settings) -> dict[str, str]:
-    """Variables that make the engine quiet, and give it so many threads."""
+    """Return variables that make the engine quiet, and limit its threads."""
     found = environment_of(settings.threads) | {"KERAS_BACKEND": settings.engine, "TF_CPP_MIN_LOG_LEVEL": "3"}
     if any(case.dtype == "float64" for case in settings.cases):
         found["JAX_ENABLE_X64"] = "1"
@@ -81,7 +81,7 @@ def environment_for(settings: Settings) -> dict[str, str]:
 
 
 def environment_of(threads: int) -> dict[str, str]:
-    """Return the variables that give any engine, and evennorm, so many threads, and find this evennorm again."""
+    """Return the variables that limit the threads of any engine and of evennorm, and find this evennorm again."""
     variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PJRT_NPROC", "TF_NUM_INTRAOP_THREADS")
     return {
         **os.environ,
@@ -91,7 +91,7 @@ def environment_of(threads: int) -> dict[str, str]:
 
 
 def events(module: str, task: dict[str, Any], environment: dict[str, str], engine: str) -> Iterator[tuple[str, Any]]:
-    """Yield what a process that runs `module` on `task` tells, line by line; it ends with this generator.
+    """Yield what a process that runs `module` on `task` reports, line by line; it ends with this generator.
 
     Raises:
         InputError: it could not measure; its text is the process's own.
@@ -111,7 +111,7 @@ def events(module: str, task: dict[str, Any], environment: dict[str, str], engin
         assert process.stdout is not None
         problem = None
         try:
-            with suppress(BrokenPipeError):  # it ended already, and said why
+            with suppress(BrokenPipeError):  # it has ended and said why
                 process.stdin.write(json.dumps(task) + "\n")
                 process.stdin.close()
             for line in process.stdout:

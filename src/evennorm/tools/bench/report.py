@@ -20,7 +20,7 @@ from evennorm.tools.bench.settings import Settings
 from evennorm.tools.spread import Median, ratio, ratio_apart, together, told
 
 FORMAT = "evennorm bench 1"
-"""Of the JSON file."""
+"""Format of the JSON file."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Ratio:
     rival: str
     ratio: float
     spread: Median | None = None
-    """The same with its interval; None where that is not known."""
+    """The ratio with its interval; None where that is not known."""
 
     @property
     def is_undecided(self) -> bool:
@@ -74,7 +74,7 @@ class Summary:
         return tuple(found for found in (*self.large, *self.small) if found.ratio < 1)
 
     def undecided(self) -> str | None:
-        """Where no difference can be told, in one sentence; None where there is no such case.
+        """Say where no difference can be told, in one sentence; return None where there is no such case.
 
         Example:
             >>> close = Ratio(Case((8, 16)), "them", 0.98, Median(0.98, 0.9, 1.1))
@@ -90,7 +90,8 @@ class Summary:
         )
 
     def lost(self, decided: bool = False) -> str | None:
-        """Where we are slower, in one sentence; None where we are not. With `decided`, only where a difference can be told.
+        """Say where we are slower, in one sentence; return None where we are not. With `decided`, only where a difference
+        can be told.
 
         Example:
             >>> tiny = Ratio(Case((8, 16)), "them", 0.8)
@@ -105,7 +106,7 @@ class Summary:
 
 
 def _ratio(row: Row, other: Row) -> Median:
-    """By rounds where both took turns in one pass, else by the intervals of both medians."""
+    """Compute the ratio by rounds where both took turns in one pass, else by the intervals of both medians."""
     in_turns = row.protocol == IN_TURNS and row.passes == other.passes and len(row.milliseconds) == len(other.milliseconds)
     return (ratio if in_turns else ratio_apart)(row.milliseconds, other.milliseconds)
 
@@ -124,35 +125,36 @@ class Benchmark:
         return [protocol for protocol in (IN_TURNS, ALONE) if any(row.protocol == protocol for row in self.rows)]
 
     def measured(self, protocol: str, case: Case, passes: str) -> list[Row]:
-        """The rows of one case that have samples."""
+        """Return the rows of one case that have samples."""
         return [
             row for row in self.rows if (row.protocol, row.case, row.passes) == (protocol, case, passes) and row.milliseconds
         ]
 
     def limit(self, protocol: str, case: Case) -> Row | None:
-        """The fastest copy, in whichever pass it was timed."""
+        """Return the fastest copy, in whichever pass it was timed."""
         copies = [row for passes in PASSES for row in self.measured(protocol, case, passes) if row.family == LIMIT]
         return min(copies, key=lambda row: row.median, default=None)
 
     def ratio(self, row: Row) -> float | None:
-        """Of a rival's median to that of ours it is compared with; None for ours and the limit."""
+        """Return the ratio of a rival's median to ours that it is compared with; None for ours and the limit."""
         by_name = {other.contestant: other for other in self.measured(row.protocol, row.case, row.passes)}
         ours = by_name.get(row.ours or "")
         return row.median / ours.median if ours and row.milliseconds else None
 
     def spread(self, row: Row) -> Median | None:
-        """The same ratio with its interval; the limit has none."""
+        """Return the same ratio with its interval; the limit has none."""
         by_name = {other.contestant: other for other in self.measured(row.protocol, row.case, row.passes)}
         ours = by_name.get(row.ours or "")
         return _ratio(row, ours) if ours and row.milliseconds else None
 
     def beside_limit(self, row: Row) -> Median | None:
-        """How many times as long as the fastest copy a row takes; None without a copy, and for that copy itself."""
+        """Return how many times as long as the fastest copy a row takes; None without a copy, and for that copy itself."""
         limit = self.limit(row.protocol, row.case)
         return None if limit is None or limit is row or not row.milliseconds else _ratio(row, limit)
 
     def summaries(self) -> list[Summary]:
-        """Protocol by protocol, variant by variant and pass by pass, families in the order they were measured in."""
+        """Summarize protocol by protocol, variant by variant and pass by pass, families in the order they were measured
+        in."""
         families = dict.fromkeys((row.family, row.ours) for row in self.rows if row.ours is not None)
         variants = dict.fromkeys(case.variant for case in self.settings.cases)
         found = []
@@ -177,7 +179,7 @@ class Benchmark:
         return None if value is None else Ratio(case, best.contestant, value, spread)
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Return the benchmark as JSON data."""
         return {
             "format": FORMAT,
             "settings": self.settings.as_dict(),
@@ -200,7 +202,7 @@ class Benchmark:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Benchmark:
-        """What `as_dict` gave, also by way of JSON; summaries are taken from the rows.
+        """Make a benchmark from what `as_dict` gave, perhaps read from JSON; summaries are computed from the rows.
 
         Raises:
             InputError: it is something else.
@@ -215,14 +217,15 @@ class Benchmark:
         )
 
     def to_json(self) -> str:
-        """The text of a file that `read` reads back; a row stands on one line."""
+        """Return the text of a file that `read` reads; each row is on one line."""
         values = self.as_dict()
         rows = ",\n".join(f"  {json.dumps(row)}" for row in values.pop("rows"))
         head = json.dumps(values, indent=1)
         return f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n'
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """
+        """Write the benchmark to a JSON file.
+
         Raises:
             InputError: the file cannot be written.
         """
@@ -230,7 +233,7 @@ class Benchmark:
 
 
 def read(path: str | os.PathLike[str]) -> Benchmark:
-    """The benchmark that `Benchmark.write` wrote.
+    """Read the benchmark that `Benchmark.write` wrote.
 
     Raises:
         InputError: there is no such file, or it holds something else.
@@ -245,7 +248,7 @@ def read(path: str | os.PathLike[str]) -> Benchmark:
 
 
 def _longer(found: Ratio) -> str:
-    """How many times as long as the rival ours takes."""
+    """Return how many times as long as the rival ours takes."""
     known = found.spread is not None and found.spread.is_known
     return told(1 / found.ratio, found.spread.inverse) if known and found.spread else f"{1 / found.ratio:.2f}"
 

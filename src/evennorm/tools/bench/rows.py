@@ -53,7 +53,8 @@ class Row:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Row:
-        """What `as_dict` gave, also by way of JSON; median and quartiles are taken from the samples."""
+        """Make a row from what `as_dict` gave, perhaps read from JSON; median and quartiles are computed from the
+        samples."""
         known = {name: values[name] for name in cls.__dataclass_fields__}
         case = Case(**{**known["case"], "shape": tuple(known["case"]["shape"])})
         return cls(**{**known, "case": case, "milliseconds": tuple(known["milliseconds"])})

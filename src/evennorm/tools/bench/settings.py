@@ -51,7 +51,7 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
-        """What `as_dict` gave, also by way of JSON.
+        """Make settings from what `as_dict` gave, perhaps read from JSON.
 
         Example:
             >>> settings = Settings("torch", (Case((8, 16)),))

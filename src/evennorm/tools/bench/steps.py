@@ -19,13 +19,13 @@ from evennorm.tools.bench.rows import quartiles
 from evennorm.tools.spread import Median, ratio
 
 FORMAT = "evennorm bench networks 1"
-"""Of the JSON file."""
+"""Format of the JSON file."""
 
 EAGER, WITHOUT = "torch eager", "without normalization"
 COMPILED, OURS_COMPILED = "torch.compile", "evennorm, torch.compile"
 
 COMPARED = {EAGER: OURS, COMPILED: OURS_COMPILED}
-"""Who of torch's is compared with whom of ours."""
+"""Which contestant of torch's is compared with which of ours."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Step:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Step:
-        """What `as_dict` gave, also by way of JSON."""
+        """Make a step from what `as_dict` gave, perhaps read from JSON."""
         known = {name: values[name] for name in cls.__dataclass_fields__}
         samples = {name: tuple(known[name]) for name in ("milliseconds", "host")}
         return cls(**{**known, **samples, "network": NetworkCase(**known["network"])})
@@ -99,26 +99,28 @@ class Steps:
         return self._by_name.get((network, contestant))
 
     def ratio(self, step: Step) -> float | None:
-        """How many times as long as ours it takes: the median over the rounds. None for ours, and where nobody compares."""
+        """Return how many times as long as ours it takes, as the median over the rounds; None for ours, and where none is
+        compared."""
         ours = self._by_name.get((step.network, COMPARED.get(step.contestant, "")))
         return None if ours is None else self._median(step, ours, lambda theirs, ours: theirs / ours)
 
     def spread(self, step: Step) -> Median | None:
-        """The same ratio with its interval."""
+        """Return the same ratio with its interval."""
         ours = self._by_name.get((step.network, COMPARED.get(step.contestant, "")))
         if ours is None or not step.milliseconds or len(step.milliseconds) != len(ours.milliseconds):
             return None
         return ratio(step.milliseconds, ours.milliseconds)
 
     def shares(self, step: Step) -> Median | None:
-        """The same part as `share` with its interval."""
+        """Return `share` with its interval."""
         without = self._by_name.get((step.network, WITHOUT))
         if self.share(step) is None or without is None:
             return None
         return Median.of([1 - rest / whole for whole, rest in zip(step.milliseconds, without.milliseconds, strict=False)])
 
     def share(self, step: Step) -> float | None:
-        """The part of an eager step that its normalization takes, by the same step without: the median over the rounds."""
+        """Return the part of an eager step that its normalization takes, from the step without it: the median over the
+        rounds."""
         without = self._by_name.get((step.network, WITHOUT))
         if without is None or step.contestant not in (EAGER, OURS):
             return None
@@ -157,7 +159,7 @@ class NetworkSettings:
 
     @property
     def contestants(self) -> list[str]:
-        """In the order of tables."""
+        """The contestants, in the order of tables."""
         return [EAGER, OURS, WITHOUT] + [COMPILED, OURS_COMPILED] * self.compiled
 
     def as_dict(self) -> dict[str, Any]:
@@ -165,7 +167,7 @@ class NetworkSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NetworkSettings:
-        """What `as_dict` gave, also by way of JSON.
+        """Make settings from what `as_dict` gave, perhaps read from JSON.
 
         Example:
             >>> settings = NetworkSettings((NetworkCase("mlp", 16),), rounds=3)
@@ -192,7 +194,7 @@ class NetworkBenchmark:
         return Steps(self.measured)
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Return the benchmark as JSON data."""
         steps = self.steps
         return {
             "format": FORMAT,
@@ -213,7 +215,7 @@ class NetworkBenchmark:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NetworkBenchmark:
-        """What `as_dict` gave, also by way of JSON; summaries are taken from the steps.
+        """Make a benchmark from what `as_dict` gave, perhaps read from JSON; summaries are computed from the steps.
 
         Raises:
             InputError: it is something else.
@@ -230,7 +232,7 @@ class NetworkBenchmark:
         )
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Writes a file that `read` reads back; a step stands on one line.
+        """Write a file that `read` reads; each step is on one line.
 
         Raises:
             InputError: the file cannot be written.
@@ -246,7 +248,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def read(path: str | os.PathLike[str]) -> NetworkBenchmark:
-    """The benchmark that `NetworkBenchmark.write` wrote.
+    """Read the benchmark that `NetworkBenchmark.write` wrote.
 
     Raises:
         InputError: there is no such file, or it holds something else.
@@ -260,7 +262,7 @@ def read(path: str | os.PathLike[str]) -> NetworkBenchmark:
 
 
 def in_words(fused: Mapping[str, int]) -> str:
-    """What `convert` found in a network, as a sentence.
+    """Describe what `convert` found in a network, as a sentence.
 
     Example:
         >>> in_words({"relu": 33, "add + relu": 16, "": 4})

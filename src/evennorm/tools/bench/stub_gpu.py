@@ -1,4 +1,4 @@
-"""Stand in for a GPU: note every launch of a Triton kernel instead of running it, on tensors in CPU memory.
+"""Replace a GPU: record every launch of a Triton kernel instead of running it, on tensors in CPU memory.
 
 What a call costs on the host is the same as with a GPU, but for the launch itself and the allocator, and the same on every
 machine. `python -m evennorm.tools.bench.stub_gpu` prints it.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PROCESSORS = 132
 STREAM = 7
 DEVICE = 99
-"""A number that no device has, so that kernels which were compiled for real ones stay apart."""
+"""A number that no device has, which separates these kernels from those compiled for real devices."""
 
 
 class Launched(NamedTuple):
@@ -37,17 +37,17 @@ class Launched(NamedTuple):
     grid: tuple[int, int, int]
     stream: int
     arguments: tuple[Any, ...]
-    """Without constants; addresses in place of tensors."""
+    """The arguments without constants, with addresses in place of tensors."""
 
     @property
     def name(self) -> str:
-        """Of the kernel."""
+        """Name of the kernel."""
         found: str = self.compiled.name
         return found
 
 
 class _Driver:
-    """What Triton asks the driver of a Hopper GPU for before it launches."""
+    """The answers of a Hopper GPU's driver to what Triton asks before it launches."""
 
     def get_current_device(self) -> int:
         return DEVICE
@@ -63,7 +63,7 @@ class _Driver:
 
 @contextmanager
 def stub_gpu(records: bool = True) -> Iterator[tuple[TritonKernel, list[Launched]]]:
-    """Give kernels for CPU tensors that launch nothing, and the list to which each launch is added if `records`.
+    """Yield kernels for CPU tensors that launch nothing, and the list to which each launch is added if `records`.
 
     Raises:
         RuntimeError: Triton's interpreter runs kernels in this process.
@@ -130,7 +130,7 @@ def _address(value: Any) -> Any:
 
 @contextmanager
 def on_stub_gpu(records: bool = True) -> Iterator[list[Launched]]:
-    """Have `evennorm.torch` normalize CPU tensors by the kernels that launch nothing."""
+    """Make `evennorm.torch` normalize CPU tensors by the kernels that launch nothing."""
     before = kernels.cpu_kernel, kernels.ON_CPU, native.AVAILABLE
     with stub_gpu(records) as (kernel, launched):
         kernels.cpu_kernel, kernels.ON_CPU, native.AVAILABLE = kernel, gpu.SUPPORTED, False  # type: ignore[assignment]
@@ -144,7 +144,7 @@ SHAPES = {"on chip": (8, 16), "two launches": (6272, 512)}
 
 
 def host_microseconds(rounds: int = 200, calls: int = 10) -> dict[str, float]:
-    """Measure what calls cost on the host, medians in microseconds of one thread: of the kernels alone, and of modules."""
+    """Measure the cost of calls on the host, medians in microseconds of one thread: of the kernels alone, and of modules."""
     from evennorm.core.call import Call
     from evennorm.core.geometry import Geometry
     from evennorm.torch import BatchNorm1d

@@ -21,13 +21,13 @@ from evennorm.tools.bench.worker import answer
 from evennorm.torch import convert, report
 
 TURN = 0.02
-"""Seconds that a turn takes at least: a program trains one network, whose weights then stay in the cache."""
+"""The least seconds of a turn: a program trains one network, whose weights then stay in the cache."""
 
 SECONDS = 6.0
-"""For the rounds of one network, where their number is chosen."""
+"""Seconds for the rounds of one network, where their number is chosen."""
 
 Change = Callable[[nn.Module, Tensor], nn.Module]
-"""How a network with torch's layers is changed before it trains; the tensor is a batch of its input."""
+"""A function that changes a network with torch's layers before it trains; the tensor is a batch of its input."""
 
 CHANGES: Mapping[str, Change] = {
     EAGER: lambda model, x: model,
@@ -39,7 +39,7 @@ CHANGES: Mapping[str, Change] = {
 
 
 class Training:
-    """Train a model on one batch, step after step; calling it takes a step.
+    """The training of a model on one batch; each call takes a step.
 
     The learning rate is 0: each step does all the work of one, and all of them work on the same numbers. Without
     normalization a network might otherwise diverge, and infinities and denormal numbers take time of their own.
@@ -70,19 +70,19 @@ class Training:
             return nn.functional.cross_entropy(self.model(self.x), self.labels)
 
     def kept_bytes(self) -> int:
-        """Bytes that autograd keeps for the backward pass; parameters, buffers and the batch are there in any case."""
+        """Return the bytes that autograd keeps for the backward pass, without parameters, buffers and the batch."""
         return saved_bytes(self.loss, [*self.model.parameters(), *self.model.buffers(), self.x, self.labels])
 
 
 def batch_of(case: NetworkCase) -> tuple[Tensor, Tensor]:
-    """Random input and labels, the same ones each time."""
+    """Return random input and labels, the same ones each time."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(case.shape, generator=generator)
     return x, torch.randint(case.network.classes, (case.batch,), generator=generator)
 
 
 def training(case: NetworkCase, contestant: str) -> Training:
-    """A contestant's model, whose weights are those of all the others, and its batch.
+    """Return the training of a contestant's model, whose weights are those of all the others, on its batch.
 
     Raises:
         EvennormError: the model cannot be changed so.
@@ -96,9 +96,9 @@ def training(case: NetworkCase, contestant: str) -> Training:
 
 
 def first_step(case: NetworkCase, contestant: str) -> Step:
-    """The seconds of the first step, and the bytes that a later one keeps; to be called in a fresh process.
+    """Time the first step in seconds, and count the bytes that a later one keeps. Called in a fresh process.
 
-    Compilers may take what they have on disk: that of `TORCHINDUCTOR_CACHE_DIR` is empty where `evennorm bench` calls.
+    Compilers may use what they have on disk: `TORCHINDUCTOR_CACHE_DIR` is empty where `evennorm bench` calls this.
     """
     from time import perf_counter
 
@@ -106,13 +106,13 @@ def first_step(case: NetworkCase, contestant: str) -> Step:
     begin = perf_counter()
     _checked(case, contestant, train)
     first = perf_counter() - begin
-    # Hooks that look at what is kept would be compiled in.
+    # A compiler would compile the hooks that look at what is kept.
     compiled = contestant in (COMPILED, OURS_COMPILED)
     return Step(case, contestant, first=round(first, 6), memory=None if compiled else train.kept_bytes())
 
 
 def in_turns(case: NetworkCase, contestants: list[str], rounds: int | None) -> dict[str, tuple[float, ...]]:
-    """Milliseconds of each contestant's steps, one sample per round.
+    """Time each contestant's steps in milliseconds, one sample per round.
 
     Raises:
         EvennormError: a contestant failed, or its numbers were not finite.
@@ -127,7 +127,7 @@ def in_turns(case: NetworkCase, contestants: list[str], rounds: int | None) -> d
 
 
 def _checked(case: NetworkCase, contestant: str, train: Training) -> None:
-    """Take a step, whose numbers must be finite: others take another time."""
+    """Take a step, and check that its numbers are finite: others take a different time."""
     try:
         loss = float(train())
     except Exception as error:  # of frameworks, which raise what they like
@@ -137,7 +137,7 @@ def _checked(case: NetworkCase, contestant: str, train: Training) -> None:
 
 
 def fused(case: NetworkCase) -> dict[str, int]:
-    """What `convert` computes together with the normalizations of a network, and how often; the most frequent first.
+    """Return what `convert` fuses with the normalizations of a network, and how often; the most frequent first.
 
     Example:
         >>> fused(NetworkCase("article", 2, 24))
@@ -148,7 +148,7 @@ def fused(case: NetworkCase) -> dict[str, int]:
 
 
 def _measured(task: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The first step of one contestant, or everyone's in turns."""
+    """Yield the first step of one contestant, or all steps of everyone in turns."""
     settings, case = NetworkSettings.from_dict(task["settings"]), NetworkCase(**task["network"])
     if task["first"] is not None:
         yield "first", first_step(case, task["first"]).as_dict()

@@ -18,7 +18,7 @@ from evennorm.tools.bench.settings import Settings
 
 
 def measure(settings: Settings, protocol: str, only: str | None = None) -> Iterator[list[Row]]:
-    """The rows of one case after the other, of all contestants or of `only` one, in this process.
+    """Yield the rows of one case after the other, of all contestants or of `only` one, in this process.
 
     Raises:
         EvennormError: one of ours could not take a case; rivals that could not have rows that say why.
@@ -32,7 +32,7 @@ def measure(settings: Settings, protocol: str, only: str | None = None) -> Itera
 
 
 def wanted(everyone: list[Contestant], families: tuple[str, ...] | None) -> list[Contestant]:
-    """The rivals of the families that were asked for, ours that they are compared with, and the limit.
+    """Return the rivals of the families that were asked for, ours that they are compared with, and the limit.
 
     Raises:
         EvennormError: a family that the engine does not have.
@@ -48,7 +48,7 @@ def wanted(everyone: list[Contestant], families: tuple[str, ...] | None) -> list
 
 
 def _rows(settings: Settings, protocol: str, case: Case, data: Data, everyone: list[Contestant]) -> Iterator[Row]:
-    """Pass by pass, in the order of contestants."""
+    """Yield the rows pass by pass, in the order of contestants."""
     ready: dict[Contestant, Calls] = {}
     reasons: dict[Contestant, str] = {}
     for one in everyone:
@@ -73,7 +73,7 @@ def _rows(settings: Settings, protocol: str, case: Case, data: Data, everyone: l
 
 
 def _prepared(one: Contestant, case: Case, data: Data, passes: tuple[str, ...]) -> Calls:
-    """What it does, done once: a case that it cannot take shows here."""
+    """Return the calls of a contestant, made once: a case that it cannot take fails here."""
     calls = one.prepare(case, data)
     calls.forward()
     if calls.both is not None and "both" in passes:
@@ -102,7 +102,7 @@ def _measured(task: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def answer(
     work: Callable[[dict[str, Any]], Iterator[tuple[str, Any]]], read: Callable[[], str] = sys.stdin.readline
 ) -> None:
-    """Read a task as a line of JSON, and print what `work` yields for it, a line each; an error of evennorm is the last one.
+    """Read a task as a line of JSON, and print what `work` yields for it, a line each; an error of evennorm comes last.
 
     Frameworks may print what they like: stdout belongs to the lines of JSON, and theirs goes to stderr.
     """

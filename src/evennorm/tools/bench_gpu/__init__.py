@@ -1,1 +1,1 @@
-"""Measuring on a GPU: which arrays, who takes part, the device's time, and a whole network. `benchmarks/gpu.py` runs it."""
+"""Measure on a GPU: which arrays, which contestants, the device's time, and whole networks. `benchmarks/gpu.py` runs it."""

@@ -22,7 +22,7 @@ SHAPES = "8x16,256x1024,32x64x14x14:first,32x64x56x56:first"
 """Small arrays, where the host decides how long a call takes, and one of 26 MB, where the device may."""
 
 QUEUED = 40
-"""Calls that the host hands over without waiting: with fifteen launches each, fewer than what a device's queue holds."""
+"""Calls that the host queues without waiting: with fifteen launches each, fewer than a device's queue holds."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Call:
 
     @property
     def medians(self) -> tuple[float | None, float | None]:
-        """Of host and device."""
+        """Medians of host and device."""
         return (median(self.host) if self.host else None), (median(self.device) if self.device else None)
 
     def as_dict(self) -> dict[str, Any]:
@@ -55,20 +55,20 @@ class Call:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Call:
-        """What `as_dict` gave, also by way of JSON."""
+        """Make a call from what `as_dict` gave, perhaps read from JSON."""
         case = Case(**{**values["case"], "shape": tuple(values["case"]["shape"])})
         return cls(**{**values, "case": case, "host": tuple(values["host"]), "device": tuple(values["device"])})
 
 
 def layers() -> list[Contestant]:
-    """Ours, and torch's BatchNorm with ReLU in place."""
+    """Return our layer, and torch's BatchNorm with ReLU in place."""
     from evennorm.tools.bench_gpu.contestants import THEIR_MODULES, contestants
 
     return [one for one in contestants() if one.name in (OUR_MODULE, THEIR_MODULES)]
 
 
 def calls(plan: Plan, dtypes: Iterable[str] = ("float32",), everyone: Iterable[Contestant] | None = None) -> list[Call]:
-    """Every layer on every array, in turns.
+    """Measure every layer on every array, in turns.
 
     Args:
         plan: rounds, passes, and the device's clock.
@@ -100,7 +100,8 @@ def calls(plan: Plan, dtypes: Iterable[str] = ("float32",), everyone: Iterable[C
 
 
 def host_times(calls: Mapping[str, Callable[[], Any]], rounds: int, device: str = "cuda") -> dict[str, tuple[float, ...]]:
-    """Microseconds of a call until the host has handed it over, the mean of `QUEUED`, a sample per round, in turns."""
+    """Time calls in microseconds until the host has queued them: the mean of `QUEUED` calls, a sample per round, in
+    turns."""
     import torch
 
     def wait() -> None:
@@ -129,7 +130,7 @@ def host_times(calls: Mapping[str, Callable[[], Any]], rounds: int, device: str 
 
 
 def device_times(calls: Mapping[str, Callable[[], Any]], plan: Plan) -> tuple[dict[str, tuple[float, ...]], dict[str, str]]:
-    """Microseconds of a call on the device, and why those are missing that could not be recorded."""
+    """Time calls in microseconds on the device, and say why others could not be recorded."""
     turns: dict[str, clocks.Turn] = {}
     reasons: dict[str, str] = {}
     for name, call in calls.items():

@@ -29,7 +29,7 @@ VARIANTS = {"bn": ("none", False), "bn+relu": ("relu", False), "bn+add+relu": ("
 """What follows the normalization: the activation, and whether a residual is added before it."""
 
 L2 = 64 << 20
-"""Bytes of the largest GPU caches that a working set has to outgrow; an H200 has 50 MB, or 60 as it tells itself."""
+"""The least bytes of a working set, so that it exceeds the largest GPU caches; an H200 has 50 MB, or 60 as it reports."""
 
 
 def resnet50(
@@ -38,7 +38,7 @@ def resnet50(
     dtypes: Iterable[str] = ("bfloat16", "float32"),
     layouts: Iterable[str] = ("last", "first"),
 ) -> list[Case]:
-    """Every combination, the largest arrays first; with channels first BN+ReLU alone.
+    """Return every combination, the largest arrays first; with channels first BN+ReLU alone.
 
     Raises:
         InputError: a word that is none of VARIANTS, of the dtypes, of the layouts.
@@ -70,7 +70,7 @@ def _size(shape: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Times that arrays of x's size cross the memory bus in one pass, and the bits that are kept for each element."""
+    """The number of times that arrays of x's size cross the memory bus in one pass, and the bits kept for each element."""
 
     reads: int
     writes: int
@@ -81,7 +81,7 @@ class Traffic:
 
 
 def traffic(case: Case, passes: str, on_chip: tuple[bool, bool] = (False, False)) -> Traffic:
-    """What must move where statistics come before normalization, and sums before gradients.
+    """Return what must move if statistics come before normalization, and sums before gradients.
 
     Forward reads x twice and writes y; backward reads x and dy twice and writes dx. A residual is read once, and where an
     activation follows it, its gradient is written, and a bit per element is written once and read twice. Where a channel
@@ -109,7 +109,7 @@ def traffic(case: Case, passes: str, on_chip: tuple[bool, bool] = (False, False)
 
 
 def kept_on_chip(case: Case, processors: int) -> tuple[bool, bool]:
-    """Whether our kernels keep a channel of the case in one program, forward and backward."""
+    """Return whether our kernels keep a channel of the case in one program, forward and backward."""
     from evennorm.core.geometry import Geometry
     from evennorm.kernels.triton.tiling import dense_view, tiling_of
 
@@ -128,7 +128,7 @@ def _strides(shape: tuple[int, ...]) -> list[int]:
 
 
 def sets_of(case: Case, cache: int = L2) -> int:
-    """How many sets of arrays to take in turn, so that none is still in the cache when it comes again.
+    """Return how many sets of arrays to use in turn, so that none is still in the cache when its turn comes again.
 
     Example:
         >>> sets_of(Case((128, 7, 7, 512), "last", "bfloat16")), sets_of(Case((128, 112, 112, 64)))

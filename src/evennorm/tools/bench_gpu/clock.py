@@ -15,24 +15,25 @@ ROUNDS = 25
 FEWEST = 9
 
 TURN = 1.0
-"""Milliseconds that a turn takes at least: shorter ones repeat their calls."""
+"""The least milliseconds of a turn: shorter ones repeat their calls."""
 
 
 class Turn(NamedTuple):
-    """Something to start on the device, which does so many calls at once."""
+    """Something to start on the device, which does several calls at once."""
 
     start: Call
     calls: int
 
 
 class Clock(Protocol):
-    """Starts each turn of each round, and tells the milliseconds between its beginning and its end on the device."""
+    """A function that starts each turn of each round, and returns the milliseconds between its start and end on the
+    device."""
 
     def __call__(self, rounds: Sequence[Sequence[Call]]) -> list[list[float]]: ...
 
 
 def on_device(rounds: Sequence[Sequence[Call]]) -> list[list[float]]:
-    """By CUDA events, which the device notes itself. It is waited for after every round, so that none waits in line."""
+    """Time by CUDA events, which the device records. It is waited for after every round, so that no turn waits in line."""
     import torch
 
     found = []
@@ -48,7 +49,7 @@ def on_device(rounds: Sequence[Sequence[Call]]) -> list[list[float]]:
 
 
 def in_turns(turns: Mapping[str, Turn], rounds: int = ROUNDS, clock: Clock = on_device) -> dict[str, list[float]]:
-    """Milliseconds of one call of each, one sample per round: A B C A B C, so that whatever else happens meets all alike.
+    """Time one call of each in milliseconds, once per round, A B C A B C, so that disturbances affect all alike.
 
     Example:
         >>> def hours(rounds):
@@ -61,7 +62,7 @@ def in_turns(turns: Mapping[str, Turn], rounds: int = ROUNDS, clock: Clock = on_
 
 
 def repeats(one: Turn, clock: Clock = on_device) -> int:
-    """How often a turn is to do its calls so that it takes `TURN`.
+    """Return how often a turn repeats its calls to take `TURN`.
 
     Example:
         >>> repeats(Turn(list, 2), clock=lambda rounds: [[0.25]] * len(rounds))
@@ -72,7 +73,7 @@ def repeats(one: Turn, clock: Clock = on_device) -> int:
 
 
 def recorded(calls: Sequence[Call], times: int) -> Turn:
-    """All `calls` after each other, so many times, as one CUDA graph: the device alone, without what Python costs per call.
+    """Record all `calls` in sequence, a number of times, as one CUDA graph: the device alone, without the cost of Python.
 
     Raises what the framework raises where a call cannot be recorded.
     """
@@ -93,7 +94,7 @@ def recorded(calls: Sequence[Call], times: int) -> Turn:
 
 
 def queued(calls: Sequence[Call], times: int) -> Turn:
-    """The same as a program has it: Python hands one call after the other to the device."""
+    """Return the same calls as a program makes them: Python passes one after the other to the device."""
 
     def start() -> None:
         for _ in range(times):

@@ -1,4 +1,4 @@
-"""List who is measured on a GPU: evennorm, F.batch_norm with and without cuDNN and compiled, modules, and a copy."""
+"""Define the contestants on a GPU: evennorm, F.batch_norm with and without cuDNN and compiled, modules, and a copy."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ EAGER, COMPILED, THEIR_MODULE = "torch eager", "torch.compile", "torch modules"
 THEIR_MODULES = "nn.BatchNorm, nn.ReLU"
 
 Both = tuple[Callable[[], Any], Callable[[], Any] | None]
-"""What gives y, and what gives y and all gradients."""
+"""A function that gives y, and one that gives y and all gradients."""
 
 
 class Contestant(NamedTuple):
-    """One way to normalize, as `evennorm.tools.bench.contestants` has them."""
+    """One way to normalize, like those of `evennorm.tools.bench.contestants`."""
 
     name: str
     family: str
     ours: str | None
     prepare: Callable[[Case, Sequence[Data]], list[Both]]
-    """For several sets of arrays of one case. Raises NotServed, or what the framework raises for a case it does not take."""
+    """Makes the calls for several sets of arrays of one case. It raises NotServed, or an error of the framework."""
 
 
 def place(case: Case, seed: int, device: str = "cuda") -> Data:
-    """Random tensors on the device: channels on axis 1, and in memory where the layout has them."""
+    """Return random tensors on the device: channels on axis 1, and in memory as the layout says."""
     generator = torch.Generator(device).manual_seed(seed)
     dtype, wide = getattr(torch, case.dtype), torch.float64 if case.dtype == "float64" else torch.float32
 
@@ -48,7 +48,7 @@ def place(case: Case, seed: int, device: str = "cuda") -> Data:
 
 
 def contestants() -> list[Contestant]:
-    """In the order of tables."""
+    """Return the contestants, in the order of tables."""
     return [
         Contestant(OURS, OURS, None, _ours),
         Contestant("F.batch_norm, relu", EAGER, OURS, partial(_eager, in_place=False, cudnn=True)),
@@ -88,7 +88,7 @@ def _eager(case: Case, sets: Sequence[Data], in_place: bool, cudnn: bool) -> lis
 
 
 def _compiled(case: Case, sets: Sequence[Data]) -> list[Both]:
-    torch.compiler.reset()  # its limit of recompilations is for one program, not for a list of cases
+    torch.compiler.reset()  # dynamo limits recompilations for one program, not for a list of cases
     compiled = torch.compile(partial(formula, case, False), dynamic=False)
     return [_both(lambda data: compiled(data.x, data.gamma, data.beta, data.residual), data) for data in sets]
 
@@ -103,7 +103,7 @@ def _our_module(case: Case, sets: Sequence[Data]) -> list[Both]:
 
 
 def _kind(case: Case) -> str:
-    """The layer for an array of so many axes."""
+    """Return the name of the layer for an array with this many axes."""
     return {2: "BatchNorm1d", 4: "BatchNorm2d"}[len(case.shape)]
 
 

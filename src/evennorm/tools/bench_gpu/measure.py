@@ -1,4 +1,4 @@
-"""Measure what each contestant takes on the device, array by array."""
+"""Measure the time of each contestant on the device, array by array."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from evennorm.tools.bench_gpu.clock import Clock, Turn
 from evennorm.tools.bench_gpu.contestants import Both, Contestant
 
 MODES = {"recorded": clocks.recorded, "queued": clocks.queued}
-"""As CUDA graphs, which is what the kernels take; or one call after the other, which is what eager programs see."""
+"""Modes: as CUDA graphs, which is the time of the kernels; or one call after the other, as eager programs do."""
 
 
 class Plan(NamedTuple):
-    """How to measure; tests measure nothing, by a clock of theirs."""
+    """How to measure. Tests measure nothing, with a clock of their own."""
 
     mode: str = "recorded"
     passes: tuple[str, ...] = ("forward", "both")
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
     place: Callable[[Case, int], Data] | None = None
 
     def turn(self, calls: Sequence[Callable[[], Any]]) -> Turn:
-        """Prepare all calls after each other, so often that they take as long as a turn has to."""
+        """Prepare all calls in sequence, repeated until they take as long as a turn has to."""
         prepare = MODES[self.mode]
         once = prepare(calls, 1)
         times = clocks.repeats(once, self.clock)
@@ -37,7 +37,7 @@ class Plan(NamedTuple):
 
 
 def measure(cases: Iterable[Case], everyone: Sequence[Contestant], plan: Plan) -> Iterator[list[Row]]:
-    """All rows of one case, then those of the next.
+    """Yield all rows of one case, then those of the next.
 
     Raises:
         EvennormError: one of ours could not take a case; rivals that could not have rows that say why.
@@ -79,13 +79,14 @@ def _rows(case: Case, everyone: Sequence[Contestant], plan: Plan) -> Iterator[Ro
 
 
 def _call(both: Both, passes: str, family: str) -> Any:
-    """A copy is the limit of either pass."""
+    """Return a call for a pass; a copy has one for either pass."""
     forward, backward_too = both
     return forward if passes == "forward" or family == LIMIT else backward_too
 
 
 def _prepared(one: Contestant, case: Case, sets: Sequence[Data], plan: Plan) -> list[Both]:
-    """Its calls, each done once: compilers compile, tuners tune, and a case that it cannot take shows here."""
+    """Return the calls of a contestant, made once: compilers compile, tuners tune, and a case that it cannot take fails
+    here."""
     found = one.prepare(case, sets)
     for forward, both in found:
         forward()

@@ -28,7 +28,7 @@ from evennorm.tools.bench_gpu.clock import Clock
 from evennorm.torch import convert, recompute_outputs, report
 
 TURN = 20.0
-"""Milliseconds that a turn takes at least, by the step of the quickest."""
+"""The least milliseconds of a turn, by the step of the quickest."""
 
 IMAGENET = ("resnet18", "resnet50", "mobilenet")
 
@@ -37,7 +37,7 @@ WARM_UP = 2
 
 
 def leaky(model: nn.Module) -> nn.Module:
-    """With LeakyReLU in place of each ReLU, since ReLU has no inverse."""
+    """Replace each ReLU by LeakyReLU, since ReLU has no inverse."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU):
@@ -46,7 +46,7 @@ def leaky(model: nn.Module) -> nn.Module:
 
 
 def in_place(model: nn.Module) -> nn.Module:
-    """Converted, and the output written over the input where an activation follows that has an inverse, and no sum."""
+    """Convert a model, and write outputs over inputs where an activation with an inverse follows, and no sum."""
     model = convert(leaky(model))
     for layer in report(model).layers:
         if layer.steps == ("leaky_relu",):
@@ -81,11 +81,11 @@ LEAKY: Mapping[str, Change] = {
 }
 
 SAVED = ((EAGER, OURS, 0.2), (EAGER, RECOMPUTED, 0.2), (LEAKY_EAGER, LEAKY_IN_PLACE, 0.3))
-"""A contestant, one that needs less memory, and what part of it less that has to be."""
+"""A contestant, one that needs less memory, and by what fraction it has to need less."""
 
 
 def contestants(case: NetworkCase, compiled: bool = True, with_leaky: bool = False) -> dict[str, Change]:
-    """Who takes part: how each changes a model with torch's layers, in the order of tables.
+    """Return the contestants: how each changes a model with torch's layers, in the order of tables.
 
     Args:
         case: the network.
@@ -103,7 +103,7 @@ def contestants(case: NetworkCase, compiled: bool = True, with_leaky: bool = Fal
 
 
 def batch_of(case: NetworkCase, device: Any) -> tuple[Tensor, Tensor]:
-    """Random input, images channels last in memory, and labels."""
+    """Return random input, with images channels last in memory, and labels."""
     generator = torch.Generator(device).manual_seed(1)
     x = torch.randn(case.shape, device=device, generator=generator)
     labels = torch.randint(case.network.classes, (case.batch,), device=device, generator=generator)
@@ -111,7 +111,7 @@ def batch_of(case: NetworkCase, device: Any) -> tuple[Tensor, Tensor]:
 
 
 def training(case: NetworkCase, change: Change, device: str = "cuda") -> Training:
-    """A contestant's model on the device, whose weights are those of all the others, and its batch."""
+    """Return the training of a contestant's model on the device, whose weights are those of all the others."""
     torch.manual_seed(0)
     x, labels = batch_of(case, device)
     model = build(case)[0].train().to(device)
@@ -121,7 +121,7 @@ def training(case: NetworkCase, change: Change, device: str = "cuda") -> Trainin
 
 
 def title(case: NetworkCase) -> str:
-    """What was trained, whose network it is, and how."""
+    """Describe what was trained, whose network it is, and how."""
     with torch.device("meta"):
         source = build(case)[1]
     how = "channels last, bfloat16 by autocast" if case.name in IMAGENET else "float32"
@@ -136,7 +136,7 @@ def steps(
     clock: Clock = clocks.on_device,
     late: Callable[[], bool] = lambda: False,
 ) -> list[Step]:
-    """The steps of one network by every contestant, in turns; what one cannot do is told in its row.
+    """Measure the steps of one network by every contestant, in turns; a row says what its contestant cannot do.
 
     Args:
         case: the network.
@@ -149,7 +149,7 @@ def steps(
     found: dict[str, Step] = {}
     ready: dict[str, Training] = {}
     _start(device)
-    torch.compiler.reset()  # its limit of recompilations is for one program, not for a list of networks
+    torch.compiler.reset()  # dynamo limits recompilations for one program, not for a list of networks
     for name, change in changes.items():
         found[name] = Step(case, name)
         if late():
@@ -180,14 +180,14 @@ def steps(
 
 
 def _turns(ready: Mapping[str, Training], clock: Clock) -> dict[str, clocks.Turn]:
-    """Everyone does as many steps in a turn."""
+    """Return turns in which everyone takes the same number of steps."""
     quickest = min(median(sample[0] for sample in clock([[train]] * 3)) for train in ready.values())
     repeats = max(1, round(TURN / quickest)) if quickest > 0 else 1
     return {name: clocks.queued([train], repeats) for name, train in ready.items()}
 
 
 def host_times(calls: Sequence[Callable[[], Any]], rounds: int, device: str) -> list[tuple[float, ...]]:
-    """Milliseconds until the host has handed over what a call starts; the device has nothing else to do then."""
+    """Time in milliseconds until the host has queued what a call starts, while the device has nothing else to do."""
     found: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for samples, call in zip(found, calls, strict=True):
@@ -201,7 +201,7 @@ def host_times(calls: Sequence[Callable[[], Any]], rounds: int, device: str) -> 
 
 
 def _seconds(call: Callable[[], Any], device: str) -> float:
-    """Of one call, until the device is done."""
+    """Time one call in seconds, until the device is done."""
     _wait(device)
     begin = perf_counter()
     call()
@@ -210,7 +210,7 @@ def _seconds(call: Callable[[], Any], device: str) -> float:
 
 
 def _start(device: str) -> None:
-    """Load what every network needs: the first contestant would wait for it."""
+    """Load what every network needs; otherwise the first contestant would wait for it."""
     x = torch.randn(2, 8, 8, 8, device=device, requires_grad=True)
     layer = nn.Conv2d(8, 8, 3).to(device)
     layer(x).flatten(1).matmul(torch.randn(288, 8, device=device)).sum().backward()
@@ -218,7 +218,7 @@ def _start(device: str) -> None:
 
 
 def peak_of(train: Training, device: str) -> int | None:
-    """Bytes that a step takes beyond parameters, optimizer and inputs; None where the device does not count."""
+    """Return the bytes that a step takes beyond parameters, optimizer and inputs; None where the device does not count."""
     if device != "cuda":
         return None
     train.optimizer.zero_grad(set_to_none=True)

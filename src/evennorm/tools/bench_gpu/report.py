@@ -22,16 +22,16 @@ from evennorm.tools.bench_gpu.cases import VARIANTS, kept_on_chip, traffic
 from evennorm.tools.spread import Median, percent, ratio_apart, together, told
 
 FORMAT = "evennorm bench gpu 2"
-"""Of the JSON file."""
+"""Format of the JSON file."""
 
 RIVALS = ("torch eager", "torch.compile")
 
 WORTH = 8_000_000
-"""Bytes of x from which no rival is to be faster."""
+"""Bytes of x from which no rival may be faster."""
 
 
 class Target(NamedTuple):
-    """A figure to reach: `value` at least `wanted`."""
+    """A goal: `value` of at least `wanted`."""
 
     what: str
     value: float
@@ -81,16 +81,16 @@ class GpuBenchmark:
         return self.arrays.environment["gpu"]
 
     def rows(self, case: Case, passes: str) -> dict[str, Row]:
-        """Those that have samples, by contestant."""
+        """Return the rows that have samples, by contestant."""
         return {row.contestant: row for row in self.arrays.measured(IN_TURNS, case, passes)}
 
     def best(self, case: Case, passes: str, family: str) -> Row | None:
-        """The fastest of a family."""
+        """Return the fastest of a family."""
         found = [row for row in self.rows(case, passes).values() if row.family == family]
         return min(found, key=lambda row: row.median, default=None)
 
     def share(self, row: Row) -> Median | None:
-        """The bytes that have to move by time, as a part of what a copy of x moves in its time.
+        """Return the bandwidth of the bytes that have to move, relative to that of a copy of x.
 
         Of ours: a rival may have to move more.
         """
@@ -103,12 +103,12 @@ class GpuBenchmark:
         return ratio_apart([times * each for each in copy.milliseconds], row.milliseconds)
 
     def ratio(self, case: Case, passes: str, family: str) -> Median | None:
-        """How many times as long as ours the best of a family takes."""
+        """Return how many times as long as ours the best of a family takes."""
         ours, rival = self.rows(case, passes).get(OURS), self.best(case, passes, family)
         return ratio_apart(rival.milliseconds, ours.milliseconds) if ours and rival else None
 
     def targets(self) -> list[Target]:
-        """What GPU kernels of batch normalization are to reach with channels last, forward + backward."""
+        """Return the goals of the GPU kernels with channels last, forward + backward."""
         found = []
         for variant, dtype in ((v, d) for v in ("bn+relu", "bn+add+relu") for d in ("bfloat16", "float32")):
             cases = [
@@ -143,11 +143,11 @@ class GpuBenchmark:
         peaks = {step.contestant: step.memory for step in self.steps if step.memory and step.network.name == "resnet50"}
         for before, after, wanted in SAVED:
             if before in peaks and after in peaks:
-                saved = 1 - peaks[after] / peaks[before]  # counted, not timed: the same in every step
+                saved = 1 - peaks[after] / peaks[before]  # counted, not timed, and so the same in every step
                 yield Target(f"{after}: part of the step's peak memory saved", saved, wanted, saved, saved)
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON takes it; the arrays are a file of `evennorm bench` in it."""
+        """Return the benchmark as JSON data; its arrays are a file of `evennorm bench`."""
         return {
             "format": FORMAT,
             "mode": self.mode,
@@ -159,7 +159,7 @@ class GpuBenchmark:
         }
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """A row on one line.
+        """Write the benchmark, each row on one line.
 
         Raises:
             InputError: the file cannot be written.
@@ -173,13 +173,13 @@ class GpuBenchmark:
 
 
 def _lines(records: list[dict[str, Any]]) -> str:
-    """A list in JSON, each record on a line of its own."""
+    """Return a list in JSON, each record on a line of its own."""
     lines = ",\n".join(f"   {json.dumps(record)}" for record in records)
     return f"[\n{lines}\n  ]" if lines else "[]"
 
 
 def read(path: str | os.PathLike[str]) -> GpuBenchmark:
-    """What `GpuBenchmark.write` wrote.
+    """Read what `GpuBenchmark.write` wrote.
 
     Raises:
         InputError: there is no such file, or it holds something else.
@@ -208,7 +208,7 @@ def variant_of(case: Case) -> str:
 
 
 def table(found: GpuBenchmark) -> str:
-    """Everything in Markdown: device, networks, calls, what was to be reached, and a row for each array and pass."""
+    """Return everything in Markdown: device, networks, calls, goals, and a row for each array and pass."""
     gpu, versions = found.gpu, found.arrays.environment["versions"]
     listed = ", ".join(f"{name} {number}" for name, number in versions.items())
     how = {"recorded": "as CUDA graphs: the device alone", "queued": "call by call, as an eager program has it"}[found.mode]
@@ -241,7 +241,7 @@ def _arrays(found: GpuBenchmark) -> Iterator[str]:
 
 
 def _networks(found: GpuBenchmark) -> Iterator[str]:
-    """A table for each network."""
+    """Yield a table for each network."""
     steps = Steps(found.steps)
     for case in steps.networks:
         yield f"{found.networks.get(str(case), case.title)}: a training step, in turns."
@@ -268,7 +268,7 @@ def _step_cells(steps: Steps, step: Step) -> list[str]:
 
 
 def _calls(found: GpuBenchmark) -> Iterator[str]:
-    """What a call costs host and device, a row for each array and pass."""
+    """Yield the costs of a call on host and device, a row for each array and pass."""
     if not found.calls:
         return
     names = list(dict.fromkeys(call.contestant for call in found.calls))

@@ -61,7 +61,7 @@ def compare(
     progress: Report | None = None,
     notice: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
-    """Trains each placement of batch normalization x learning rate x repeat, and tells which differences that shows.
+    """Train each placement of batch normalization x learning rate x repeat, and tell which differences that shows.
 
     Repeats are added only to pairs of placements that are not told apart yet, by intervals that hold however often one
     looks. What is trained already, by an interrupted call or with fewer repeats, is not trained again. The same call gives
@@ -170,7 +170,7 @@ def compare(
         search.check(settings)
     trainer = trainer_for(settings, samples, architecture)
     for placement in settings.placements:
-        architecture.place(placement)  # an impossible one is told before anything is trained
+        architecture.place(placement)  # report an impossible one before anything is trained
     _check_writable(Path(settings.out))
     runs = join_study(settings, samples, fingerprint, notice)
     told = Progress(settings, len(runs.records()), progress or (lambda done, total: None), notice)
@@ -180,7 +180,7 @@ def compare(
         work_in_processes(settings, jobs, told)
     records = runs.records()
     known = search.resolved(settings, records)
-    assert known is not None  # its runs have all been trained
+    assert known is not None  # all of its runs have been trained
     comparison = Comparison.of(
         known,
         str(samples),
@@ -201,7 +201,8 @@ def compare(
 
 
 def with_model(comparison: Comparison, trainer: Any) -> Comparison:
-    """The comparison with the model that it hands over, trained where it is not there yet; none where no run has learned."""
+    """Return the comparison with the model that it hands over, trained if it is not there yet; none where no run has
+    learned."""
     from evennorm.tools.compare import best
 
     choice = best.choose(comparison.settings, comparison.records, comparison.race)
@@ -231,7 +232,7 @@ def settings_for(
     device: str | None = None,
     norms: Iterable[str] = ("batch",),
 ) -> Settings:
-    """The arguments of `compare` with what was left open filled in, as far as it can be without looking at the data."""
+    """Return the settings of `compare`, with open arguments filled in as far as possible without looking at the data."""
     from evennorm.tools.compare import search, variants
     from evennorm.tools.compare.models import DEFAULTS, Defaults
 
@@ -271,7 +272,7 @@ def settings_for(
 
 
 def judged_by(settings: Settings, task: str, metric: str | None, equivalent: float | None) -> Settings:
-    """The settings with a task, its metric, and the difference that counts as none."""
+    """Return the settings with a task, its metric, and the difference that counts as none."""
     name = metric or DEFAULT_METRICS[task]
     found = metric_named(name)
     demo = (settings.data, settings.model) == ("digits", "article-cnn")
@@ -283,12 +284,12 @@ def judged_by(settings: Settings, task: str, metric: str | None, equivalent: flo
 
 
 def _engine(model: str, engine: str | None, device: str | None) -> tuple[str, str, str | None]:
-    """Framework, engine and device."""
+    """Return framework, engine and device."""
     from evennorm.tools.compare.engine import choose_engine, preset_engine
     from evennorm.tools.compare.framework import FUNCTION, framework_of
 
     if FUNCTION.fullmatch(model) and importlib.util.find_spec("keras") is not None:
-        preset_engine(engine)  # before a module of the user's may import Keras
+        preset_engine(engine)  # before the user's module can import Keras
     if framework_of(model) == "torch":
         if engine not in (None, "torch"):
             raise ArgumentError(

@@ -1,6 +1,6 @@
 """Train the best placement once more, on training and validation samples together, and hand that model over as a file.
 
-Which placement and rate, is decided by the mean of the metric on validation samples over the repeats; how long, by their
+The mean of the metric on validation samples over the repeats decides placement and rate; the length is decided by their
 epochs. So test samples have no part in the choice, and what they show of the model is what to expect of new samples. A copy
 of the best repeat would be picked for its luck, and have learned from fewer samples.
 """
@@ -62,10 +62,10 @@ class Best:
     files: tuple[str, ...]
     choice: Choice
     seed_of_repeat: int
-    """It starts from the seed of this repeat."""
+    """The repeat from whose seed it starts."""
 
     samples: int
-    """That it was trained on: training and validation samples."""
+    """The number of samples that it was trained on: training and validation samples."""
 
     test_accuracy: float
     low: float
@@ -74,13 +74,13 @@ class Best:
 
     test_samples: int
     findings: list[dict[str, Any]] = field(default_factory=list)
-    """What `evennorm check` has found about it."""
+    """The findings of `evennorm check`."""
 
     unchecked: str | None = None
     """Why it could not be checked; None where it was."""
 
     metric: str = "accuracy"
-    """What `test_accuracy` is a value of."""
+    """The name of the metric in `test_accuracy`."""
 
     interval: str = CLOPPER_PEARSON
 
@@ -99,12 +99,12 @@ class Best:
         return f"{metric.title} {value}{' %' * metric.is_share} ({low} to {high}) on {self.test_samples} test samples"
 
     def as_dict(self) -> dict[str, Any]:
-        """For summary.json."""
+        """Return the record for summary.json."""
         found = asdict(self)
         return {**found.pop("choice"), **found, "files": list(self.files)}
 
     def lines(self, out: str | Path) -> list[str]:
-        """What the check says of the model, why it is this one, and where it is."""
+        """Return lines that say what the check found, why it is this model, and where it is."""
         if self.unchecked is not None:
             checked = [f"could not look at the model: {self.unchecked}"]
         else:
@@ -121,7 +121,7 @@ class Best:
 
 
 def choose(settings: Settings, records: Mapping[Run, Record], race: Race) -> Choice | None:
-    """The placement with the best mean validation metric, at its rate; None where no run has learned.
+    """Return the placement with the best mean validation metric, at its rate; None where no run has learned.
 
     Args:
         settings, records, race: of a study that is over.
@@ -153,7 +153,7 @@ def _why(best: str, settings: Settings, race: Race) -> str:
 
 
 def hand_over(trainer: Trainer | TorchTrainer, fingerprint: Mapping[str, Any], choice: Choice) -> Best:
-    """Writes the model of `choice` into the folder of the results, unless the one there was made by the same choice.
+    """Write the model of `choice` into the folder of the results, unless the one there was made by the same choice.
 
     Several processes that end at the same moment write one model: who comes second waits, and finds it.
 
@@ -170,13 +170,13 @@ def hand_over(trainer: Trainer | TorchTrainer, fingerprint: Mapping[str, Any], c
 
 
 def _key(settings: Settings, fingerprint: Mapping[str, Any], choice: Choice) -> str:
-    """The same for the same model: of all that decides its numbers and of what is told with it."""
+    """Return a key for the model: it depends on all that decides its numbers and on what is told with it."""
     text = json.dumps([dict(fingerprint), asdict(choice), settings.seed, settings.batch_size], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def told(values: Mapping[str, Any]) -> Best:
-    """What a model file says of itself."""
+    """Return the record from what a model file says about itself."""
     made = Choice(**values["choice"])
     return Best(**{**values, "choice": made, "files": tuple(values["files"])})
 
@@ -212,7 +212,7 @@ def _trained(trainer: Any, choice: Choice, key: str) -> Best:
 
 
 def _on_test(model: Any, record: Record, trainer: Any) -> tuple[float, tuple[float, float], str]:
-    """The metric on the test samples, its interval, and whose that is."""
+    """Return the metric on the test samples, its interval, and how the interval was computed."""
     settings, y = trainer.settings, trainer.data.y_test
     value, count = record.test_accuracy[-1], len(y)
     if settings.task == "classification" and settings.metric == "accuracy":
@@ -220,20 +220,21 @@ def _on_test(model: Any, record: Record, trainer: Any) -> tuple[float, tuple[flo
         return right / count, share_interval(right, count), CLOPPER_PEARSON
     predicted = trainer.predicted(model, trainer.data.x_test, y)
     low, high = bootstrap_interval(lambda chosen: trainer.measured(y[chosen], predicted[chosen]), count, settings.seed)
-    if settings.measure.is_share and low == high:  # as where all are right, which no resampling makes wrong
+    if settings.measure.is_share and low == high:  # as where all are right: no resampling makes one wrong
         return value, share_interval(round(value * count), count), CLOPPER_PEARSON
     return value, (low, high), BOOTSTRAP
 
 
 def together(data: Data) -> Data:
-    """The data with the validation samples among the training samples; the validation samples mean nothing then."""
+    """Return the data with the validation samples moved to the training samples; the validation samples are then
+    meaningless."""
     x = np.concatenate([data.x_train, data.x_validation])
     y = np.concatenate([data.y_train, data.y_validation])
     return replace(data, x_train=x, y_train=y)
 
 
 def _checked(model: Any, trainer: Any, settings: Settings) -> tuple[list[dict[str, Any]], str | None]:
-    """What `evennorm check` says of the model on training batches."""
+    """Run `evennorm check` on the model and training batches."""
     from evennorm.tools.check import check
 
     data, size = trainer.data, settings.batch_size
@@ -249,7 +250,7 @@ def _checked(model: Any, trainer: Any, settings: Settings) -> tuple[list[dict[st
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """One process at a time, on this machine, by a lock on the folder itself."""
+    """Let one process at a time run this, on this machine, by a lock on the folder itself."""
     try:
         import fcntl
     except ImportError:  # Windows, where each of several processes writes the same model

@@ -17,12 +17,12 @@ CONFIDENCE = 0.95
 LOOKS = (3, 5, 8, 12, 20, 32, 50, 80, 120, 200, 320, 500, 800)
 """Numbers of repeats after which a sequential study looks at its results."""
 
-_SHARES = (0.12, 0.08, 0.12, 0.18, 0.30)  # of the first looks; the rest halves from look to look
+_SHARES = (0.12, 0.08, 0.12, 0.18, 0.30)  # for the first looks; the rest halves from look to look
 DEFAULT_MAX_REPEATS = LOOKS[len(_SHARES) - 1]
 
 
 def share(repeats: int) -> float:
-    """Share of the error that the look after so many repeats takes.
+    """Return the share of the error that the look after this many repeats takes.
 
     Example:
         >>> [share(repeats) for repeats in (3, 20, 32, 50)]
@@ -35,7 +35,7 @@ def share(repeats: int) -> float:
 
 
 def looks_until(repeats: int) -> tuple[int, ...]:
-    """The looks of a study of so many repeats at most.
+    """Return the looks of a study with at most this many repeats.
 
     Example:
         >>> looks_until(10)
@@ -46,7 +46,7 @@ def looks_until(repeats: int) -> tuple[int, ...]:
 
 @cache
 def quantile(confidence: float, degrees: int) -> float:
-    """How many standard errors Student's two-sided interval reaches to each side.
+    """Return how many standard errors Student's two-sided interval reaches to each side.
 
     Example:
         >>> round(quantile(0.95, 4), 3)

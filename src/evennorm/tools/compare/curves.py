@@ -28,14 +28,14 @@ STYLES = {
     "as-is": ("#CC79A7", "v", ":"),
 }
 NORM_STYLES = {"batch": None, "layer": ("v", ":"), "group": ("P", "--"), "rms": ("X", "-.")}
-"""Other normalizations have the colour of their place, and a marker and dash of their own."""
+"""Other normalizations have the colour of their place, with a marker and dash of their own."""
 
 MIXED = ("#E69F00", "*", "-")
 PANELS_PER_ROW = 3
 
 
 def style_of(placement: str) -> tuple[str, str, str]:
-    """Colour, marker and dash.
+    """Return colour, marker and dash.
 
     Example:
         >>> style_of("before"), style_of("before:layer"), style_of("mix:b2n")
@@ -50,7 +50,7 @@ def style_of(placement: str) -> tuple[str, str, str]:
 
 
 def draw_curves(settings: Settings, records: Mapping[Run, Record], title: str, path: Path) -> None:
-    """Writes a PNG: for each placement the mean over repeats and its 95 % interval as a band."""
+    """Write a PNG: for each placement the mean over repeats as a line, and its 95 % interval as a band."""
     rates = settings.learning_rates
     columns = min(PANELS_PER_ROW, len(rates))
     lines = -(-len(rates) // columns)
@@ -75,7 +75,7 @@ def draw_curves(settings: Settings, records: Mapping[Run, Record], title: str, p
     counts = sorted({len(cell(records, name, rate)) for name in settings.placements for rate in rates})
     over = f"{counts[0]} repeats" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]} repeats"
     shown = "one repeat" if counts == [1] else f"mean and 95 % interval over {over}"
-    plain = printable(title).replace("$", r"\$")  # which begins a formula otherwise
+    plain = printable(title).replace("$", r"\$")  # a dollar sign would begin a formula
     figure.suptitle(f"{plain}\n{shown}", fontsize=11)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, title="batch normalization")

@@ -1,4 +1,4 @@
-"""Load a data set and cut it into three fixed parts, checked."""
+"""Load a data set, check it and split it into three fixed parts."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class Data:
     x_test: np.ndarray
     y_test: np.ndarray
     classes: int
-    """How many numbers a model gives for a sample: one per class, label or target."""
+    """The number of outputs of a model: one per class, label or target."""
 
     task: str = "classification"
     chosen: bool = True
     """Whether the task was chosen from the labels."""
 
     as_given: bool = False
-    """Whether images lie as the user's own function gave them, rather than with the channels last."""
+    """Whether images have the layout that the user's own function gave them, rather than channels last."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -54,23 +54,23 @@ class Data:
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one sample as torch models take it: of images the channels first."""
+        """Shape of one sample as torch models take it: images have the channels first."""
         return self.for_torch(self.x_train[:1]).shape[1:]
 
     def for_torch(self, x: np.ndarray) -> np.ndarray:
-        """Samples with the channels of images in front, contiguous."""
+        """Return samples with the channels of images first, contiguous."""
         return np.ascontiguousarray(x if self.as_given or x.ndim != 4 else np.moveaxis(x, -1, 1))
 
     @property
     def outputs_in_words(self) -> str:
-        """ "10 classes", "3 labels" or "1 target"."""
+        """The outputs in words: "10 classes", "3 labels" or "1 target"."""
         word = {"classification": "class", "multilabel": "label"}.get(self.task, "target")
         plural = "es" if word == "class" else "s"
         return f"{self.classes} {word}{plural if self.classes != 1 else ''}"
 
     @property
     def training_sample(self) -> tuple[np.ndarray, np.ndarray]:
-        """Training samples, as many as there are test samples at most, to measure training accuracy on."""
+        """Training samples to measure training accuracy on, at most as many as there are test samples."""
         return self.x_train[: len(self.x_test)], self.y_train[: len(self.y_test)]
 
     @property
@@ -83,7 +83,7 @@ class Data:
         return digest.hexdigest()
 
     def binarized(self) -> Data:
-        """The same with every value 0 or 1, cut in the middle of the training samples' range."""
+        """Return the same with every value 0 or 1, cut in the middle of the training samples' range."""
         middle = (float(self.x_train.min()) + float(self.x_train.max())) / 2
         cut = {name: (getattr(self, name) > middle).astype("float32") for name in ("x_train", "x_validation", "x_test")}
         return replace(self, **cut)
@@ -97,7 +97,7 @@ class Data:
 
 
 def load_data(source: str, task: str | None = None) -> Data:
-    """The data set of that name, or at that path.
+    """Load the data set of that name, or at that path.
 
     Args:
         source: `digits`, `fashion-mnist`, a `.npz` file with x and y, or with x_train, y_train, x_test, y_test, a folder of
@@ -161,7 +161,7 @@ def _fashion_mnist() -> Labelled:
 def _cut(
     name: str, labelled: Labelled, asked: str | None = None, validation: tuple[np.ndarray, np.ndarray] | None = None
 ) -> Data:
-    """Checks, scales and shuffles the samples and holds some out; always the same ones for the same samples."""
+    """Check, scale and shuffle the samples and hold some out; always the same ones for the same samples."""
     task = asked or task_of(labelled.y)
     held = None if validation is None else Labelled(labelled.source, labelled.x, labelled.y, *validation).checked(task)
     labelled = labelled.checked(task)
@@ -192,14 +192,14 @@ def _cut(
 
 
 def _split(random: np.random.Generator, y: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Shuffled indices of two parts, the second with `share` of all."""
+    """Shuffle indices into two parts, the second with `share` of all."""
     order = random.permutation(len(y))
     size = min(max(1, round(share * len(y))), len(y) - 1) if share else 0
     return order[size:], order[:size]
 
 
 def _stratified(random: np.random.Generator, y: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Shuffled indices of two parts, the second with `share` of the samples of every class, never the last of one."""
+    """Shuffle indices into two parts, the second with `share` of the samples of every class, never the last of one."""
     first, second = [], []
     for label in np.unique(y):
         members = random.permutation(np.flatnonzero(y == label))

@@ -16,7 +16,8 @@ ENGINES = ("jax", "torch", "tensorflow")
 
 
 def choose_engine(asked: str | None = None) -> str:
-    """The engine that was asked for, else that Keras runs on already or by KERAS_BACKEND, else the lightest installed.
+    """Return the engine that was asked for, else that of Keras in this process or KERAS_BACKEND, else the lightest installed
+    one.
 
     Raises:
         InputError: an engine that Keras does not train on.
@@ -41,7 +42,7 @@ def choose_engine(asked: str | None = None) -> str:
 
 
 def preset_engine(asked: str | None) -> None:
-    """Lets a module of the user's that imports Keras load the engine that will be chosen; wrong ones are told later."""
+    """Let a module of the user's that imports Keras load the engine that will be chosen; wrong names are reported later."""
     if "keras" in sys.modules:
         return
     wanted = asked or os.environ.get("KERAS_BACKEND") or next(filter(importlib.util.find_spec, ENGINES), None)
@@ -50,7 +51,7 @@ def preset_engine(asked: str | None) -> None:
 
 
 def select_engine(engine: str) -> None:
-    """Makes `import keras` load this engine, without chatter and with the same bits every time.
+    """Make `import keras` load this engine, without chatter and with the same bits every time.
 
     Raises:
         InputError: Keras is loaded already, with another engine.
@@ -75,25 +76,25 @@ def select_engine(engine: str) -> None:
     elif engine == "torch":
         import torch
 
-        if torch.cuda.is_available():  # on the processor they are all there is
+        if torch.cuda.is_available():  # the processor is the only one then
             torch.use_deterministic_algorithms(True, warn_only=True)
     elif "xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
 
 
 def cores() -> int:
-    """How many processor cores this process may use."""
+    """Return how many processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def share_of_cores(jobs: int) -> dict[str, str]:
-    """Environment of one of `jobs` workers, so that together they start no more threads than there are cores."""
+    """Return the environment of one of `jobs` workers, so that together they start no more threads than there are cores."""
     threads = str(max(1, cores() // jobs))
     return dict.fromkeys(("OMP_NUM_THREADS", "PJRT_NPROC", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), threads)
 
 
 def versions(engine: str, framework: str = "keras") -> dict[str, str]:
-    """Versions that the numbers depend on."""
+    """Return the versions that the numbers depend on."""
     found = {"evennorm": __version__} | ({"keras": version("keras")} if framework == "keras" else {})
     for distribution in (engine, f"{engine}-cpu"):
         try:
@@ -104,7 +105,7 @@ def versions(engine: str, framework: str = "keras") -> dict[str, str]:
 
 
 def device(engine: str, chosen: str | None = None) -> str:
-    """Where the engine trains, in words, with the machine's processor; on a torch device that was chosen."""
+    """Return the device that the engine trains on, in words, with the machine's processor."""
     if chosen is not None and not chosen.startswith("cuda"):
         place = chosen
     elif engine == "jax":
@@ -124,7 +125,7 @@ def device(engine: str, chosen: str | None = None) -> str:
 
 
 INSTRUCTION_SETS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "sse4_2": "SSE4.2", "sve": "SVE", "asimd": "NEON"}
-"""By their flags, the widest first. Engines take the widest, and another one adds in another order: other last bits."""
+"""Instruction sets by their flags, the widest first. Engines use the widest; another one adds in another order."""
 
 
 def _instructions() -> str:
@@ -137,7 +138,7 @@ def _processor() -> str:
 
 
 def _cpuinfo(name: str) -> str:
-    """What Linux says of the first processor under that name; nothing elsewhere."""
+    """Return the value of a field of /proc/cpuinfo for the first processor; "" on other systems."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.split(":", 1)[0].strip() == name)

@@ -26,7 +26,8 @@ class Labelled:
     y_test: np.ndarray | None = None
 
     def checked(self, task: str = "classification") -> Labelled:
-        """The same as float32 samples, images with a channel axis, and labels 0, 1, ... in the order of the given ones.
+        """Return the same as float32 samples, images with a channel axis, and labels 0, 1, ... in the order of the given
+        ones.
 
         Bytes are divided by 255; everything else is taken as it is. Of other tasks, targets are float32 (N, outputs).
 
@@ -124,7 +125,7 @@ class Labelled:
 
 
 def read_npz(path: Path) -> Labelled:
-    """The arrays x_train, y_train, x_test, y_test of an `.npz` file, or x and y alone; nothing in it is executed.
+    """Read the arrays x_train, y_train, x_test, y_test of an `.npz` file, or x and y alone; nothing in it is executed.
 
     Raises:
         InputError: a damaged file, a missing array, or one of Python objects.
@@ -137,12 +138,12 @@ def read_npz(path: Path) -> Labelled:
 
 
 def is_idx_folder(folder: Path) -> bool:
-    """Whether a folder holds one of MNIST's four IDX files, gzipped or not."""
+    """Return whether a folder holds one of MNIST's four IDX files, gzipped or not."""
     return any((folder / f"{name}{suffix}").is_file() for name in IDX_FILES for suffix in ("", ".gz"))
 
 
 def read_idx_folder(folder: Path) -> Labelled:
-    """The four IDX files of MNIST and Fashion-MNIST, gzipped or not (https://yann.lecun.com/exdb/mnist).
+    """Read the four IDX files of MNIST and Fashion-MNIST, gzipped or not (https://yann.lecun.com/exdb/mnist).
 
     Raises:
         InputError: one of the four is missing or damaged.
@@ -157,7 +158,7 @@ def read_idx_folder(folder: Path) -> Labelled:
 
 
 def read_class_folders(folder: Path) -> Labelled:
-    """Images in one folder per class, or in `train` and `test` folders with one folder per class each.
+    """Read images in one folder per class, or in `train` and `test` folders with one folder per class each.
 
     Grey where every image is, else RGB.
 
@@ -180,7 +181,7 @@ def read_class_folders(folder: Path) -> Labelled:
 
 
 def _image_paths(folder: Path) -> list[tuple[Path, int]]:
-    """Every image with the number of its class folder, in the order of names."""
+    """Return every image with the number of its class folder, in the order of names."""
     classes = class_folders(folder)
     if not classes:
         raise InputError(

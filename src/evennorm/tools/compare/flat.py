@@ -1,4 +1,4 @@
-"""Tell when training has gone on for long enough: the loss on the validation samples does not fall any more."""
+"""Tell when a training can end: the loss on the validation samples has stopped falling."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import math
 from collections.abc import Sequence
 
 BUDGET = 100
-"""Epochs that a run may take until its curve is flat."""
+"""Most epochs of a run until its curve is flat."""
 
 PATIENCE = 5
-"""Epochs without progress, at least, that make a curve flat."""
+"""Least epochs without progress that make a curve flat."""
 
 PROGRESS = 0.01
-"""Share that the loss must fall by, below its lowest before, to count as progress."""
+"""Share by which the loss must fall below its lowest value so far to count as progress."""
 
 RULE = f"less than {PROGRESS:.0%} lower for {PATIENCE} epochs, or for a quarter of all so far where that is more"
 
 
 def is_flat(losses: Sequence[float | None], learned: bool, budget: int = BUDGET) -> bool:
-    """Whether a run can end: its validation loss fell by less than 1 % in the last 5 epochs, or the last quarter of all.
+    """Return whether a run can end: its validation loss fell by less than 1 % in the last 5 epochs, or the last quarter of
+    all.
 
     A network may stand at chance for a while before it learns, so a run that has not learned is given a fifth of its budget
     before its curve counts as flat.
@@ -43,7 +44,7 @@ def is_flat(losses: Sequence[float | None], learned: bool, budget: int = BUDGET)
 
 
 def parsed(epochs: int | str) -> tuple[int, bool]:
-    """Epochs of each run at most, and whether it ends earlier, from a number, `auto` or `auto:BUDGET`.
+    """Parse a number, `auto` or `auto:BUDGET`; return the most epochs of each run, and whether it may end earlier.
 
     Raises:
         ValueError: it is none of these.

@@ -1,4 +1,4 @@
-"""Tell whether a model is one of PyTorch or of Keras, before it is built: Keras's engine is chosen first."""
+"""Tell whether a model belongs to PyTorch or to Keras before it is built, since Keras's engine is chosen first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ FUNCTION = re.compile(r"[\w.]+:\w+")
 
 
 def framework_of(model: str) -> str:
-    """ "torch" for a .pt2 file, a model of timm or torchvision, and a function that returns a torch.nn.Module; else "keras".
+    """Return "torch" for a .pt2 file, a model of timm or torchvision, and a function that returns a torch.nn.Module; else
+    "keras".
 
     A function tells by its return annotation, a class by what it is derived from; else the module it is in, by what that
     imports.
@@ -40,7 +41,7 @@ def framework_of(model: str) -> str:
     if "nn.Module" in told:
         return "torch"
     names = {_home(value) for value in vars(sys.modules.get(getattr(function, "__module__", ""), sys)).values()}
-    names |= set(getattr(getattr(function, "__code__", None), "co_names", ()))  # what it imports itself
+    names |= set(getattr(getattr(function, "__code__", None), "co_names", ()))  # the module's own imports
     return "torch" if "torch" in names and "keras" not in names else "keras"
 
 

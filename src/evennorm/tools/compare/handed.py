@@ -1,4 +1,4 @@
-"""Write the model that a comparison hands over, with what is known of it inside the file, and read that back."""
+"""Write the model that a comparison hands over, with a note about it inside the file, and read the note back."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ KERAS = "best.keras"
 PROGRAM = "best.pt2"
 WEIGHTS = "best.pt"
 NOTE = "evennorm.json"
-"""The member of the file that says which comparison made it; Keras reads past it."""
+"""The member of the file that says which comparison made it; Keras ignores it."""
 
 LONGEST_NOTE = 10**6
-"""Bytes; a longer one is none of ours."""
+"""The most bytes of a note that evennorm wrote."""
 
 
 def names(settings: Settings) -> tuple[str, ...]:
-    """The files that a model is handed over in."""
+    """Return the names of the files that a model is handed over in."""
     return (KERAS,) if settings.framework == "keras" else (PROGRAM, WEIGHTS)
 
 
 def write(settings: Settings, model: Any, key: str, values: Mapping[str, Any], trainer: Any) -> None:
-    """Writes the model, each file whole or not at all; the one with the note comes last.
+    """Write the model, each file whole or not at all; the one with the note comes last.
 
     Args:
         key: what the model was made from.
@@ -59,7 +59,7 @@ def _write_torch(out: Path, model: Any, note: str, example: Any) -> None:
 
 
 def read(settings: Settings, key: str) -> dict[str, Any] | None:
-    """What the file in the folder of the results says of its model; None where there is none or it has another key."""
+    """Return the note in the file of the results' folder; None where there is none or it has another key."""
     first, *others = (Path(settings.out, name) for name in names(settings))
     try:
         with zipfile.ZipFile(first) as archive:

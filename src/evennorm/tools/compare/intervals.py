@@ -1,4 +1,4 @@
-"""Intervals for what one model shows on new samples: for a share of right answers, and for any other metric."""
+"""Compute intervals for what one model shows on new samples: for a share of right answers, and for any other metric."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ RESAMPLES = 1000
 
 
 def share_interval(right: int, count: int) -> tuple[float, float]:
-    """95 % interval for a share of which `right` of `count` independent samples were seen.
+    """Return the 95 % interval for a share of which `right` of `count` independent samples were seen.
 
     Source: Clopper and Pearson, Biometrika 26 (1934), which never covers less than it says.
 
@@ -25,7 +25,8 @@ def share_interval(right: int, count: int) -> tuple[float, float]:
 
 
 def bootstrap_interval(statistic: Callable[[np.ndarray], float], count: int, seed: int) -> tuple[float, float]:
-    """95 % interval for a statistic of `count` independent samples: percentiles over 1,000 samplings with replacement.
+    """Return the 95 % interval for a statistic of `count` independent samples: percentiles over 1,000 samplings with
+    replacement.
 
     Samplings for which the statistic is no number are left out, such as those without a positive for an area under a curve.
 

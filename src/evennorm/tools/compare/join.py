@@ -29,7 +29,8 @@ def join(
     progress: Report | None = None,
     notice: Callable[[str], None] = lambda text: None,
 ) -> tuple[str, int]:
-    """Trains runs of a study that another machine has begun, until none is missing; its name, and how many runs it has.
+    """Train runs of a study that another machine has begun, until none is missing; return its name and the number of its
+    runs.
 
     Args:
         url: of the storage, as `--storage` takes it.
@@ -58,7 +59,7 @@ def join(
 
 
 def described(url: str, study: str | None, notice: Callable[[str], None] = lambda text: None) -> Settings:
-    """The settings of a study, which is waited for where there is none yet.
+    """Return the settings of a study; wait for the study where there is none yet.
 
     Raises:
         InputError: there is none, there are several, or another version of evennorm described it.
@@ -89,7 +90,7 @@ def described(url: str, study: str | None, notice: Callable[[str], None] = lambd
 
 
 def _description(storage: BaseStorage, shown: str, study: str | None) -> tuple[str, dict[str, Any]] | None:
-    """Name and description of the study, None where there is none yet."""
+    """Return name and description of the study; None where there is none yet."""
     from evennorm.tools.compare.named import COMPARISON, SETTINGS, listed
 
     ours = {
@@ -111,15 +112,15 @@ def _description(storage: BaseStorage, shown: str, study: str | None) -> tuple[s
 
 
 def at_hand(settings: Settings, data: str | None, model: str | None) -> Settings:
-    """The settings with data and model where they lie on this machine.
+    """Return the settings with the places of data and model on this machine.
 
     Raises:
-        InputError: they lie nowhere here.
+        InputError: they are not on this machine.
     """
     for what, asked, named in (("data", data, settings.data), ("model", model, settings.model)):
         if asked is None and Path(named).is_absolute() and not Path(named).exists():
             raise InputError(
-                f"the {what} of the study {settings.study!r} lie at {named}, which is not on this machine; bring them here, "
+                f"the {what} of the study {settings.study!r} are at {named}, which is not on this machine; bring them here, "
                 f"and name the place by --{what}"
             )
     return replace(settings, data=data or settings.data, model=model or settings.model)

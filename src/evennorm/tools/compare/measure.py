@@ -31,7 +31,7 @@ HIGHER_IS_BETTER = (
 
 @dataclass(frozen=True)
 class Metric:
-    """What a run is judged by."""
+    """The metric that runs are judged by."""
 
     name: str
     higher: bool = True
@@ -39,34 +39,35 @@ class Metric:
 
     @property
     def is_share(self) -> bool:
-        """Whether it is a share of right answers, told in percent and its differences in percentage points."""
+        """Whether it is a share of right answers, shown in percent and its differences in percentage points."""
         return self.name.endswith("accuracy")
 
     @property
     def title(self) -> str:
-        """In words: "mean absolute error"."""
+        """The name in words: "mean absolute error"."""
         return self.name.replace("_", " ")
 
     @property
     def short(self) -> str:
-        """For the head of a column: "MAE"."""
+        """The name for the head of a column: "MAE"."""
         return {name: alias.upper() for alias, name in ALIASES.items() if alias != "acc"}.get(self.name, self.title)
 
     @property
     def better(self) -> str:
-        """What the better one of two is."""
+        """The adjective for the better one of two."""
         return "above" if self.higher else "below"
 
     def score(self, value: float) -> float:
-        """A value of which more is better."""
+        """Return a score that is better where it is higher."""
         return value if self.higher else -value
 
     def step(self, samples: int) -> float:
-        """What one test sample is worth, which no spread between repeats is taken for less than; 0 where it is not known."""
+        """Return what one test sample is worth, the least spread that is assumed between repeats; 0 where it is not
+        known."""
         return 1 / samples if self.is_share else 0.0
 
     def text(self, value: float | None) -> str:
-        """A value, or a difference, without its unit.
+        """Format a value, or a difference, without its unit.
 
         Example:
             >>> Metric("accuracy").text(0.9667), Metric("mean_absolute_error", higher=False).text(0.03217)
@@ -78,16 +79,16 @@ class Metric:
 
     @property
     def unit(self) -> str:
-        """Of a difference, with a space in front: " points" of accuracies, else nothing."""
+        """The unit of a difference, with a leading space: " points" for accuracies, else nothing."""
         return " points" if self.is_share else ""
 
     def inside(self, ends: tuple[float, float] | None) -> tuple[float, float] | None:
-        """An interval within what the metric can be."""
+        """Return an interval cut to the values that the metric can take."""
         return ends if ends is None or not self.is_share else (max(ends[0], 0.0), min(ends[1], 1.0))
 
 
 def metric_named(name: str) -> Metric:
-    """The metric of a name, with its direction: known, or said by `:min` or `:max` behind the name.
+    """Return the metric of a name, with its direction: a known one, or said by `:min` or `:max` after the name.
 
     Raises:
         ArgumentError: which direction is better is not known.

@@ -16,7 +16,7 @@ _IN_TORCHMETRICS = {"auc": "auroc", "top_k_categorical_accuracy": "accuracy"}
 
 
 def measured_by(metric: Metric, task: str, framework: str, y: np.ndarray, outputs: int) -> Measured:
-    """What computes a metric, tried on labels `y` and on what guessing gives for them.
+    """Return the function that computes a metric, tried on labels `y` and on what guessing gives for them.
 
     Args:
         metric: by Keras's name, or for torch models by that of torchmetrics.
@@ -39,7 +39,7 @@ def measured_by(metric: Metric, task: str, framework: str, y: np.ndarray, output
     found = _in_keras(metric, task, outputs) if framework == "keras" else _in_torchmetrics(metric, task, outputs)
     try:
         value = found(y, guess)
-    except Exception as error:  # whatever a metric makes of what it is not for
+    except Exception as error:  # a metric may raise anything for a task that it does not fit
         raise InputError(f"--metric {metric.name} cannot be computed for {task}: {first_line(error)}") from error
     if not math.isfinite(value):
         raise InputError(f"--metric {metric.name} is {value} where a model guesses; choose one that is a number there")
@@ -113,7 +113,7 @@ def _scalar(value: Any) -> float:
 
 
 def simple(name: str, y: np.ndarray, outputs: np.ndarray) -> float | None:
-    """The common metrics, computed alike for every engine, in float64; None for a name that is none of them.
+    """Compute a common metric, alike for every engine, in float64; return None for any other name.
 
     Args:
         name: of the metric.

@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What is taken where the user names nothing."""
+    """Values that are used where the user names none."""
 
     learning_rates: tuple[float, ...] = (0.02, 0.1)
     batch_size: int = 32
 
 
 DEFAULTS = {"paper-mlp": Defaults(learning_rates=(0.1, 0.5), batch_size=60)}
-"""For the networks that differ from `Defaults()`; the batch of 60 is the paper's."""
+"""Defaults of the networks that differ from `Defaults()`; the batch of 60 is the paper's."""
 
 
 MOMENTUM = 0.9
-"""Of the layers that are placed: PyTorch's default. Keras's 0.99 remembers the initial moving averages for hundreds of
-steps, so after a short training the test would show those instead of the placement."""
+"""Momentum of the layers that are placed: PyTorch's default. Keras's 0.99 remembers the initial moving averages for hundreds
+of steps, so after a short training the test would show those instead of the placement."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Architecture:
     """SHA-256 of the configuration."""
 
     def place(self, where: str) -> keras.Model:
-        """A fresh model with batch normalization at one of the placements, whatever of it the model had.
+        """Return a fresh model with batch normalization at one of the placements, whatever it had before.
 
         Raises:
             InputError: the model cannot be rewritten.
@@ -76,7 +76,7 @@ class Architecture:
             raise InputError(f"{self.name} has no placement {where!r}: {error}") from error
 
     def sites(self) -> list[str]:
-        """Layers at which a mixture of placements may differ.
+        """Return the layers at which a mixture of placements may differ.
 
         Raises:
             InputError: the model cannot be rewritten.
@@ -87,7 +87,7 @@ class Architecture:
 
 
 def load_model(model: str, data: Data) -> Architecture:
-    """The architecture of that name, at that path, or of that function.
+    """Load the architecture of that name, at that path, or of that function.
 
     Args:
         model: `article-cnn`, `paper-mlp`, a `.keras` file, of which only the architecture is taken, or `module:function`,
@@ -119,7 +119,7 @@ def load_model(model: str, data: Data) -> Architecture:
 
 
 def ends_in_logits(model: keras.Model) -> bool:
-    """Whether the outputs of a model are scores of any size rather than probabilities: its last activation is linear."""
+    """Return whether a model's outputs are scores of any size rather than probabilities: its last activation is linear."""
     import keras
 
     last = model.layers[-1]
@@ -197,7 +197,7 @@ def _check(name: str, model: keras.Model, data: Data) -> None:
     wanted_in, wanted_out = (None, *data.input_shape), (None, data.classes)
     try:
         shape_in, shape_out = model.input_shape, model.output_shape
-    except AttributeError:  # a subclassed model tells its shapes only by being called
+    except AttributeError:  # a subclassed model has shapes only once it is called
         shape_in, shape_out = wanted_in, tuple(model.compute_output_shape(wanted_in))
     if (
         not isinstance(shape_in, tuple)
@@ -212,7 +212,7 @@ def _check(name: str, model: keras.Model, data: Data) -> None:
 
 
 def _optimizer(model: keras.Model) -> dict[str, Any]:
-    """That of a compiled model, else stochastic gradient descent with momentum."""
+    """Return the optimizer of a compiled model, else stochastic gradient descent with momentum."""
     import keras
 
     optimizer = getattr(model, "optimizer", None) or keras.optimizers.SGD(momentum=0.9)

@@ -1,4 +1,4 @@
-"""Find the study of a comparison by its name, whatever folder it lies in, and what it says of itself."""
+"""Find the study of a comparison by its name, whatever folder it is in, and what it says about itself."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ COMPARISON = "evennorm comparison"
 
 
 def name_of(storage: BaseStorage, settings: Settings, fingerprint: dict[str, Any]) -> str:
-    """The name that is asked for, else that of the only study in a file, else the default one.
+    """Return the name that is asked for, else that of the only study in a file, else the default one.
 
-    Studies used to be named after the folder of the results; one of these goes on where its settings are the same.
+    Studies used to be named after the folder of the results; such a study continues where its settings are the same.
 
     Raises:
         InputError: a file holds several, and none is named.
@@ -41,18 +41,18 @@ def name_of(storage: BaseStorage, settings: Settings, fingerprint: dict[str, Any
 
 
 def studies(storage: BaseStorage) -> dict[str, Any]:
-    """The studies of comparisons in a storage, with what must be the same in each."""
+    """Return the studies of comparisons in a storage, with what must be the same in each."""
     return {each.study_name: each.user_attrs[SETTINGS] for each in storage.get_all_studies() if SETTINGS in each.user_attrs}
 
 
 def listed(names: dict[str, Any]) -> str:
-    """At most ten of them."""
+    """List at most ten names."""
     shown = [repr(name) for name in sorted(names)]
     return ", ".join(shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")
 
 
 def description(settings: Settings) -> dict[str, Any]:
-    """What another machine needs to know to take part: all but where the results and the database are.
+    """Return what another machine needs to know to take part: everything but where the results and the database are.
 
     Example:
         >>> settings = Settings("digits", "paper-mlp", ("none",), 2, (0.1,), 1, 60, "jax", 0, "here")
@@ -67,7 +67,7 @@ def description(settings: Settings) -> dict[str, Any]:
 
 
 def told(description: dict[str, Any], storage: str, study: str) -> Settings:
-    """The settings that a study was described by.
+    """Return the settings from a study's description.
 
     Raises:
         TypeError: another version of evennorm described it.

@@ -18,7 +18,7 @@ FULL_PADDING_BELOW = 24
 
 
 def article_cnn(input_shape: tuple[int, ...], classes: int, activation: str = "softmax") -> keras.Model:
-    """The articles' convolutional network, with batch normalization where they put it.
+    """Build the articles' convolutional network, with batch normalization where they put it.
 
     At 48 x 48 x 1 and 7 classes it is exactly theirs. For other images its widths follow the side: half from 33 pixels
     down, a quarter from 16 down, no less. Images smaller than 24 pixels are padded, and pooled only while there are two
@@ -72,7 +72,7 @@ def article_cnn(input_shape: tuple[int, ...], classes: int, activation: str = "s
 
 
 def width_share(side: int) -> float:
-    """Which share of the articles' widths images of that side get: 1, 1/2 or 1/4, about in proportion to the side.
+    """Return the share of the articles' widths for images of that side: 1, 1/2 or 1/4, about in proportion to the side.
 
     Example:
         >>> [width_share(side) for side in (8, 28, 48, 224)]
@@ -82,7 +82,7 @@ def width_share(side: int) -> float:
 
 
 def paper_mlp(input_shape: tuple[int, ...], classes: int, activation: str = "softmax") -> keras.Model:
-    """The network of the paper's figure 1: three layers of 100 sigmoid units and small Gaussian weights.
+    """Build the network of the paper's figure 1: three layers of 100 sigmoid units and small Gaussian weights.
 
     It has no batch normalization of its own; placed `before`, it is the paper's second network. The paper has no number
     for "small"; a standard deviation of 0.1, one over the square root of the width, is taken.

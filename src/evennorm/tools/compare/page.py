@@ -30,11 +30,11 @@ COLOURS = {
     "#D5DCE3": "#35404B",
     "#7A8794": "#8593A0",
 }
-"""Of the figures on light pages, and in their place on dark ones: Okabe and Ito's, then ink, grid and margin."""
+"""Colours of the figures on light pages, and their replacements on dark ones: Okabe and Ito's, then ink, grid and margin."""
 
 
 def page(comparison: Comparison) -> str:
-    """The page's text. Nothing is asked for from outside, and names from data and model are escaped."""
+    """Return the text of the page. It loads nothing from outside, and names from data and model are escaped."""
     from jinja2 import Environment, StrictUndefined
     from plotly.offline import get_plotlyjs
 
@@ -73,7 +73,7 @@ def page(comparison: Comparison) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """Text without control characters; what the template made itself stays as it is."""
+    """Return text without control characters; markup from the template itself stays as it is."""
     return printable(value) if type(value) is str else value
 
 
@@ -103,7 +103,7 @@ def _cells(comparison: Comparison) -> Callable[[Row], dict[str, Any]]:
 
 
 def _origin(comparison: Comparison) -> Iterator[tuple[str, str]]:
-    """What was run where."""
+    """Yield what was run where."""
     settings = comparison.settings
     yield "device", comparison.device
     for name, value in comparison.fingerprint.items():
@@ -117,7 +117,7 @@ def _origin(comparison: Comparison) -> Iterator[tuple[str, str]]:
 
 
 def command(settings: Settings) -> str:
-    """The command that comes to the same runs again, for a shell; without the password of a database.
+    """Return the shell command that leads to the same runs, without the password of a database.
 
     Example:
         >>> command(Settings("digits", "paper-mlp", ("none", "before"), 3, (0.1,), 5, 60, "jax", 0, "out"))

@@ -1,4 +1,4 @@
-"""Take what a comparison shows, and describe its figures, whichever library draws them."""
+"""Describe the figures of a comparison, independent of the library that draws them."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ SHOWN, EQUIVALENT, OPEN = ("#0072B2", "s", "-"), ("#009E73", "D", "-"), ("#00000
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one name, with an interval of each where it is known."""
+    """Points with one name, each with an interval where it is known."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float | None]
-    """Of `y`; of `x` where the chart lies on its side."""
+    """The ends of the intervals of `y`, or of `x` where the chart is horizontal."""
 
     high: Sequence[float | None]
     hover: Sequence[str]
-    """What is told of each point."""
+    """The text of each point."""
 
     style: tuple[str, str, str]
     """Colour, marker and dash, in matplotlib's words."""
@@ -45,7 +45,7 @@ class Chart:
     """One pair of axes."""
 
     name: str
-    """In lower case and hyphens: it is part of the page's identifiers."""
+    """Lower case and hyphens: it is part of the page's identifiers."""
 
     title: str
     x: str
@@ -54,17 +54,17 @@ class Chart:
 
     series: Sequence[Series]
     kind: str
-    """`band`: lines, intervals as bands; `bars`: lines, intervals as bars; `forest`: points, bars to the sides."""
+    """`band`: lines, intervals as bands; `bars`: lines, intervals as bars; `forest`: points, horizontal bars."""
 
     y_range: tuple[float, float] | None = None
     x_ticks: Sequence[float] = ()
-    """Places of the only ticks, where the axis is logarithmic."""
+    """Positions of the only ticks, where the axis is logarithmic."""
 
     y_names: Sequence[str] = ()
-    """Of a forest plot: its rows from below."""
+    """The rows of a forest plot, from below."""
 
     margin: float | None = None
-    """Of a forest plot: a difference below counts as none."""
+    """The margin of a forest plot: a smaller difference counts as none."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Group:
 
 
 def groups(comparison: Comparison) -> list[Group]:
-    """The figures of a comparison: those for which there is something to draw."""
+    """Return the figures of a comparison for which there is something to draw."""
     found = (_curves(comparison), _forest(comparison), _tolerance(comparison), _drift(comparison))
     return [group for group in found if group is not None and group.charts]
 
@@ -111,7 +111,7 @@ def _learning(comparison: Comparison, placement: str, rate: float) -> Series:
     settings, runs = comparison.settings, cell(comparison.records, placement, rate)
     most = longest(comparison.records.values())
     columns = np.array([curve(run, most) for run in runs]).T if runs else np.empty((0, 0))
-    with np.errstate(invalid="ignore", over="ignore"):  # an error may grow beyond all numbers; it is left out below
+    with np.errstate(invalid="ignore", over="ignore"):  # an error may overflow; it is left out below
         ends = [settings.measure.inside(interval(column)) or (None, None) for column in columns]
         means = [float(column.mean()) for column in columns]
     hover = [
@@ -191,7 +191,8 @@ def _forest(comparison: Comparison) -> Group | None:
 
 
 def _drift(comparison: Comparison) -> Group | None:
-    """Of the first repeat alone, as in the paper: the mean over units of other weights would hide how each one moved."""
+    """Return the charts of drift, for the first repeat only, as in the paper: a mean over repeats would hide how each unit
+    moved."""
     charts: list[Chart] = []
     for placement in comparison.settings.placements:
         rate = comparison.race.chosen.get(placement)
@@ -245,6 +246,6 @@ def _measured(comparison: Comparison) -> str:
 
 
 def _scaled(comparison: Comparison, values: Iterator[float | None] | Sequence[float | None]) -> list[float | None]:
-    """Shares in percent, all else as it is; None where a number is not known or not finite."""
+    """Return shares in percent, everything else as it is; None where a number is not known or not finite."""
     factor = 100.0 if comparison.settings.measure.is_share else 1.0
     return [None if value is None or not math.isfinite(value) else factor * value for value in values]

@@ -16,14 +16,14 @@ MARKERS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v"
 MARKERS |= {"X": "x", "*": "star"}
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 INK, LINE, MARGIN = "#1F2933", "#D5DCE3", "#7A8794"
-"""Of text and axes, of the grid, and of the margin within which a difference counts as none."""
+"""Colours of text and axes, of the grid, and of the margin within which a difference counts as none."""
 
 BAND, SHADE = "26", "2E"
-"""How opaque they are, in hexadecimal."""
+"""Opacity of bands, in hexadecimal."""
 
 
 def drawn(chart: Chart) -> dict[str, Any]:
-    """The figure as JSON takes it, in colours for light pages; the page exchanges them where it is dark.
+    """Return the figure as JSON data, in colours for light pages; the page exchanges them where it is dark.
 
     Example:
         >>> series = Series("before", [1, 2], [50, 60], [None, 55], [None, 65], ["a", "b"], ("#0072B2", "s", "-"))
@@ -79,7 +79,7 @@ def _layout(chart: Chart) -> dict[str, Any]:
 
 
 def _whole_numbers(chart: Chart) -> dict[str, Any]:
-    """Ticks at whole epochs, few enough for a phone."""
+    """Return ticks at whole epochs, few enough for a phone."""
     last = max((int(max(series.x)) for series in chart.series if len(series.x)), default=1)
     return {"dtick": max(1, math.ceil(last / 8)), "tick0": 0 if last > 8 else 1}
 
@@ -132,5 +132,5 @@ def _add_band(figure: go.Figure, series: Series) -> None:
 
 
 def _known(values: Sequence[float]) -> list[float | None]:
-    """JSON has no NaN."""
+    """Return values with None for NaN, which JSON lacks."""
     return [value if math.isfinite(value) else None for value in values]

@@ -19,7 +19,7 @@ from evennorm.tools.compare.page_plotly import INK, LINE, MARGIN
 
 
 def still(chart: Chart, colours: Mapping[str, str]) -> str:
-    """The `<svg>` element; of `colours`, those for light pages, each becomes a CSS variable, `--` and its digits.
+    """Return the `<svg>` element; each of `colours`, those for light pages, becomes a CSS variable, `--` and its digits.
 
     Example:
         >>> series = Series("before", [1, 2], [50, 60], [None, 55], [None, 65], ["a", "b"], ("#0072B2", "s", "-"))
@@ -86,12 +86,12 @@ def _draw_series(axes: Axes, chart: Chart, series: Series) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text in which nothing begins a formula."""
+    """Escape text so that nothing in it begins a formula."""
     return text.replace("$", r"\$")
 
 
 def _embedded(text: str, chart: Chart, colours: Mapping[str, str]) -> str:
-    """The element alone, scaled to the page, its identifiers apart from those of other figures."""
+    """Return only the element, scaled to the page, with identifiers that differ from those of other figures."""
     text = text[text.index("<svg") :]
     label = html.escape(f"{chart.title}: {chart.y or 'pairs'} against {chart.x}").replace("\\", "/")
     text = re.sub(r'<svg ([^>]*?)width="[^"]*pt" ?', r"<svg \1", text, count=1)

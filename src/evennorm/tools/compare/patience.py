@@ -1,4 +1,4 @@
-"""Tell what went wrong in a database, and try again with patience where that may help."""
+"""Tell what went wrong in a database, and retry where waiting may help."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import sqlalchemy
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 
 PATIENCE_SECONDS = 180
-"""How long a database that does not answer any more is waited for."""
+"""How long to wait for a database that has stopped answering."""
 RACE_SECONDS = 60
-"""How long two processes that make one study at the same moment try to."""
+"""How long two processes that make one study at the same moment retry."""
 FIRST_WAIT, LONGEST_WAIT = 0.25, 15.0
 """Seconds between two tries: each is twice the one before."""
 
@@ -29,7 +29,7 @@ def patiently(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> T:
-    """What a call gives, made again and again for so many seconds where it fails by something that waiting `helps`.
+    """Return the result of a call, retried for that many seconds where it fails by an error that waiting `helps`.
 
     Example:
         >>> tries = iter([OSError(), OSError(), "there"])
@@ -53,17 +53,17 @@ def patiently(
 
 
 def is_of_storage(error: BaseException) -> bool:
-    """Whether a database failed: also where Optuna, in handling that, raises something else (AssertionError)."""
+    """Return whether a database failed, even where Optuna raises something else while it handles that (AssertionError)."""
     return any(isinstance(each, STORAGE_ERRORS) or _code(each) for each in chain(error)) or _is_raised_by_optuna(error)
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether the connection to a server of databases was lost, or cannot be made."""
+    """Return whether the connection to a database server was lost, or cannot be made."""
     return any(_is_lost_connection(each) or _is_lost_proxy(each) for each in chain(error))
 
 
 def is_race(error: BaseException) -> bool:
-    """Whether another process was making the same tables or the same study."""
+    """Return whether another process was making the same tables or the same study."""
     return any(
         isinstance(each, sqlalchemy.exc.IntegrityError | DuplicatedStudyError)
         or (
@@ -75,7 +75,7 @@ def is_race(error: BaseException) -> bool:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, what it was raised from, and so on to the first cause.
+    """Yield an error, what it was raised from, and so on to the first cause.
 
     Example:
         >>> try:
@@ -107,12 +107,12 @@ def _is_of_sqlite(error: sqlalchemy.exc.DBAPIError) -> bool:
 
 
 def _code(error: BaseException) -> str:
-    """The status of a call to a gRPC proxy that failed, such as UNAVAILABLE; empty for any other error."""
+    """Return the status of a call to a gRPC proxy that failed, such as UNAVAILABLE; empty for any other error."""
     return str(error.code().name) if type(error).__module__.startswith("grpc") and hasattr(error, "code") else ""
 
 
 def _is_lost_proxy(error: BaseException) -> bool:
-    """Whether a proxy is away, or the database behind it, of which it tells in words alone."""
+    """Return whether a proxy is away, or the database that it passes to, which only its text tells."""
     code = _code(error)
     if code == "UNKNOWN":
         return any(words in str(error) for words in ("OperationalError", "InterfaceError", "raised during the commit"))

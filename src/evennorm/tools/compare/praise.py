@@ -1,4 +1,4 @@
-"""Say in lines what was measured of the advantages that articles praise."""
+"""Report what was measured of the advantages that articles praise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from evennorm.tools.compare.verdict import listed
 def told(
     settings: Settings, found: Sequence[Advantages], at_rates: Mapping[float, Sequence[Difference]] | None = None
 ) -> list[str]:
-    """The measures in lines, a paragraph for each advantage; nothing where nothing learned."""
+    """Return the measures in lines, a paragraph for each advantage; nothing where nothing was learned."""
     if not found:
         return []
     lines = ["time: epochs until the test accuracy that none ends at, at the rates marked *"]
@@ -59,7 +59,7 @@ def _rates(settings: Settings, each: Advantages) -> str:
 
 
 def _ranking(pairs: Sequence[Difference]) -> str:
-    """What is shown at one rate, in the order of placements."""
+    """Return what is shown at one rate, in the order of placements."""
     above: dict[str, list[str]] = {}
     for pair in sorted((pair for pair in pairs if pair.shown), key=lambda pair: -pair.difference):
         above.setdefault(pair.better, []).append(pair.worse)

@@ -1,4 +1,4 @@
-"""Tell this process from all others by a random token, and say of another one's token whether its process is gone.
+"""Identify this process by a random token, and tell by another one's token whether its process is gone.
 
 Host names and process numbers do not tell: containers share both. A token names a file in the folder for temporary files,
 which its process keeps locked; the system unlocks it when the process ends, however that happens.
@@ -15,15 +15,15 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows, where heartbeats alone tell
+except ImportError:  # on Windows only heartbeats tell
     fcntl = None  # type: ignore[assignment]
 
 _held: dict[int, tuple[str, int]] = {}
-"""Token and open file, by the number of this process: a forked child is another one."""
+"""Token and open file, by the number of this process: a forked child has another one."""
 
 
 def token() -> str:
-    """That of this process.
+    """Return the token of this process.
 
     Example:
         >>> token() == token(), is_gone(token())
@@ -38,13 +38,14 @@ def token() -> str:
 
 
 def is_gone(token: str) -> bool:
-    """Whether the process of a token has ended on this machine; False where that cannot be known, as on another machine."""
+    """Return whether the process of a token has ended on this machine; False where that cannot be known, as on another
+    machine."""
     if fcntl is None or not token.isalnum():
         return False
     path = _file(token)
     try:
         file = os.open(path, os.O_RDWR)
-    except OSError:  # not here, or not ours
+    except OSError:  # not on this machine, or not our file
         return False
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,7 +62,7 @@ def _file(token: str) -> Path:
 
 
 def _hold(path: Path) -> int:
-    """Locks a new file; nobody knows its name before. -1 where that is not possible."""
+    """Lock a new file whose name nobody else knows; return -1 where that is not possible."""
     with suppress(OSError):
         file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         if fcntl is not None:

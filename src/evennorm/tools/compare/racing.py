@@ -28,22 +28,22 @@ from evennorm.tools.compare.train import Record
 
 @dataclass
 class Race:
-    """Where a study stands."""
+    """The state of a study."""
 
     runs: list[Run]
-    """All that were worth training so far, in the order they are trained in."""
+    """All runs that were worth training so far, in the order they are trained in."""
 
     rates: dict[str, tuple[float, ...]]
-    """Of each placement: the learning rates that are not dropped."""
+    """The learning rates of each placement that are not dropped."""
 
     chosen: dict[str, float] = field(default_factory=dict)
-    """Of each placement: the rate that it is judged at."""
+    """The rate at which each placement is judged."""
 
     pairs: dict[tuple[str, str], Difference] = field(default_factory=dict)
     """What is known of each pair, from the look that closed it or the last one."""
 
     over: bool = False
-    """Nothing is left to train."""
+    """Whether nothing is left to train."""
 
     @property
     def differences(self) -> list[Difference]:
@@ -52,7 +52,7 @@ class Race:
 
 
 def race(settings: Settings, records: Mapping[Run, Record], step: float) -> Race:
-    """Where the study with these finished runs stands.
+    """Return the state of the study with these finished runs.
 
     Args:
         settings: a fixed design trains every run and looks once.
@@ -87,7 +87,7 @@ def _learns(state: Race, records: Mapping[Run, Record], placement: str) -> bool:
 
 
 def rate_differences(settings: Settings, records: Mapping[Run, Record], step: float) -> dict[float, list[Difference]]:
-    """The pairs at each learning rate by itself; intervals of all pairs and rates hold together with 95 %.
+    """Return the pairs at each learning rate by itself; intervals of all pairs and rates hold together with 95 %.
 
     Both placements of a pair have been trained at a rate until a look, or one of them was dropped at an earlier look.
     """
@@ -110,24 +110,24 @@ def rate_differences(settings: Settings, records: Mapping[Run, Record], step: fl
 
 
 def planned(settings: Settings, records: Mapping[Run, Record], step: float) -> list[Run]:
-    """The runs that are worth training: those of the race and, once it is over, those from other initial weights."""
+    """Return the runs that are worth training: those of the race and, once it is over, those from other initial weights."""
     state = race(settings, records, step)
     return state.runs + scaled(settings, state) if state.over else state.runs
 
 
 def scaled(settings: Settings, state: Race) -> list[Run]:
-    """The runs from other initial weights, each placement at the rate that it is judged at."""
+    """Return the runs from other initial weights, each placement at the rate that it is judged at."""
     return [run for run in settings.scaled_runs if state.chosen[run.placement] == run.learning_rate]
 
 
 def unlearned(settings: Settings, records: Mapping[Run, Record]) -> frozenset[str]:
-    """The placements of which no run, at any rate, ended better than guessing."""
+    """Return the placements for which no run, at any rate, ended better than guessing."""
     learned = {run.placement for run, record in records.items() if record.learned}
     return frozenset(settings.placements) - learned
 
 
 def cell(records: Mapping[Run, Record], placement: str, rate: float) -> list[Record]:
-    """The records of a placement at a rate, repeat by repeat; a sequential study has fewer of some than of others.
+    """Return the records of a placement at a rate, repeat by repeat; in a sequential study their numbers differ.
 
     Example:
         >>> cell({}, "none", 0.1)
@@ -142,7 +142,7 @@ def cell(records: Mapping[Run, Record], placement: str, rate: float) -> list[Rec
 def _looks(settings: Settings) -> Sequence[int]:
     if not settings.sequential:
         return (settings.repeats,)
-    if len(settings.placements) == 1:  # there is nothing to decide
+    if len(settings.placements) == 1:  # nothing to decide
         return (min(settings.repeats, DEFAULT_REPEATS),)
     return looks_until(settings.repeats)
 
@@ -150,7 +150,7 @@ def _looks(settings: Settings) -> Sequence[int]:
 def _between(
     settings: Settings, rates: dict[str, tuple[float, ...]], active: Sequence[str], first: int, last: int
 ) -> Iterator[Run]:
-    """Runs from one look to the next; placements take turns, so that their timings share the weather."""
+    """Yield the runs from one look to the next; placements take turns, so that disturbances affect all timings alike."""
     for repeat in range(first, last):
         for rate in settings.learning_rates:
             yield from (Run(name, rate, repeat) for name in active if rate in rates[name])
@@ -159,7 +159,7 @@ def _between(
 def _validation(
     settings: Settings, records: Mapping[Run, Record], placement: str, rates: Sequence[float], look: int
 ) -> np.ndarray:
-    """Accuracies (rates, repeats), or of another metric what is better where it is higher."""
+    """Return validation scores (rates, repeats): accuracies, or another metric's values turned so that higher is better."""
     score = settings.measure.score
     return np.array(
         [[score(records[Run(placement, rate, repeat)].validation_accuracy) for repeat in range(look)] for rate in rates]
@@ -167,7 +167,7 @@ def _validation(
 
 
 def _judge(settings: Settings, state: Race, records: Mapping[Run, Record], placement: str, look: int) -> np.ndarray:
-    """The test accuracy (repeats,) at the rate that validation chose."""
+    """Judge a placement: return the test accuracy (repeats,) at the rate that validation chose."""
     rates = state.rates[placement]
     rate = rates[choose_rate(_validation(settings, records, placement, rates, look))]
     state.chosen[placement] = rate
@@ -178,7 +178,7 @@ def _judge(settings: Settings, state: Race, records: Mapping[Run, Record], place
 def _compare(
     settings: Settings, scores: dict[str, np.ndarray], left: list[tuple[str, str]], pairs: int, step: float
 ) -> dict[tuple[str, str], Difference]:
-    """The pairs that are left, with an interval each that allows for all pairs, closed ones included."""
+    """Compare the pairs that are left; their intervals allow for all pairs, closed ones included."""
     look = len(next(iter(scores.values()))) if settings.sequential else None
     confidence = pair_confidence(pairs, look)
     looking = pairs if settings.sequential else None
@@ -187,7 +187,7 @@ def _compare(
 
 
 def _most(settings: Settings) -> float:
-    """What a difference can be at most."""
+    """Return the largest possible difference."""
     return 1.0 if settings.measure.is_share else math.inf
 
 

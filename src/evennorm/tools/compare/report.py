@@ -33,7 +33,7 @@ class Comparison:
 
     settings: Settings
     data: str
-    """The data set in words."""
+    """The data set, in words."""
 
     fingerprint: dict[str, Any]
     """What the runs have in common."""
@@ -51,7 +51,7 @@ class Comparison:
     at_rates: dict[float, list[Difference]]
     """Every pair at each learning rate by itself."""
     search: Found | None = None
-    """What a search for a mixture of placements has come to."""
+    """The result of a search for a mixture of placements."""
 
     best: Best | None = None
     """The model that was handed over."""
@@ -66,7 +66,7 @@ class Comparison:
         records: Mapping[Run, Record],
         step: float,
     ) -> Comparison:
-        """What a finished study shows; `step` is the accuracy that one test sample is worth."""
+        """Make the comparison that a finished study shows; `step` is the accuracy that one test sample is worth."""
         found = race(settings, records, step)
         extra = {run: records[run] for run in scaled(settings, found)}
         records = {run: records[run] for run in found.runs}
@@ -87,7 +87,7 @@ class Comparison:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The summary as JSON takes it; numbers that are not known are None."""
+        """Return the summary as JSON data; unknown numbers are None."""
         settings = asdict(self.settings) | {"storage": self.settings.place}
         return {
             "settings": {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()},
@@ -106,11 +106,11 @@ class Comparison:
 
     @property
     def file_names(self) -> list[str]:
-        """The files in the folder of the results."""
+        """The names of the files in the folder of the results."""
         return ["runs.csv", "summary.json", "curves.png", PAGE, *(self.best.files if self.best is not None else ())]
 
     def write(self) -> None:
-        """Writes the files into the folder of the results.
+        """Write the files into the folder of the results.
 
         Raises:
             InputError: one cannot be written; the older one of that name is as it was.
@@ -164,7 +164,7 @@ class Comparison:
         return text.getvalue()
 
     def _called(self, column: str) -> str:
-        """The name of a column of accuracies, by what was measured in their place."""
+        """Return the name of a column of accuracies, or of what was measured in their place."""
         return column.replace("_accuracy", f"_{self.settings.measure.name}")
 
     def _order(self, run: Run) -> tuple[int, int, float, int]:

@@ -31,22 +31,22 @@ PER_ROUND = 4
 """Mixtures that are proposed at once, so that several processes have something to train."""
 
 ATTEMPTS = 50
-"""Proposals for one that was not tried, before the next untried one is taken in order."""
+"""Proposals for an untried mixture, before the next untried one in order is taken."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """Where a search stands."""
+    """The state of a search."""
 
     runs: list[Run]
-    """All that it asks for so far."""
+    """All runs that it asks for so far."""
 
     mixture: str | None = None
-    """The best one, once all have been trained."""
+    """The best mixture, once all runs have been trained."""
 
 
 def budget_of(placements: list[str]) -> tuple[list[str], int]:
-    """The placements without `search`, and how many runs it may train; 0 where it is not among them.
+    """Return the placements without `search`, and how many runs it may train; 0 where it is not among them.
 
     Raises:
         ArgumentError: the budget is no number.
@@ -68,7 +68,7 @@ def budget_of(placements: list[str]) -> tuple[list[str], int]:
 
 
 def check(settings: Settings) -> None:
-    """Refuses a search that cannot find anything.
+    """Refuse a search that cannot find anything.
 
     Raises:
         ArgumentError: too few sites for a mixture, or a budget that the placements of the whole model use up.
@@ -87,7 +87,7 @@ def check(settings: Settings) -> None:
 
 
 def search(settings: Settings, records: Mapping[Run, Record]) -> Search:
-    """Where the search stands, by the finished runs."""
+    """Return the state of the search, by the finished runs."""
     runs = [Run(name, rate, SEARCH_REPEAT) for rate in settings.learning_rates for name in LETTERS.values()]
     combinations = 3**settings.sites * len(settings.learning_rates)
     most = min(settings.search, combinations)
@@ -99,7 +99,7 @@ def search(settings: Settings, records: Mapping[Run, Record]) -> Search:
 
 
 def resolved(settings: Settings, records: Mapping[Run, Record]) -> Settings | None:
-    """The settings with what the search has found among the placements; None where it is not over."""
+    """Return the settings with the search's result among the placements; None where the search is not over."""
     if not settings.search:
         return settings
     found = search(settings, records).mixture
@@ -110,11 +110,11 @@ def resolved(settings: Settings, records: Mapping[Run, Record]) -> Settings | No
 
 @dataclass(frozen=True)
 class Found:
-    """What a search has come to."""
+    """The result of a search."""
 
     mixture: str
     layers: dict[str, str]
-    """Of each site: none, before or after."""
+    """The place at each site: none, before or after."""
 
     tried: int
     """Runs that were trained to find it."""
@@ -123,7 +123,7 @@ class Found:
 
 
 def outcome(settings: Settings, records: Mapping[Run, Record], sites: list[str], pairs: Pairs) -> Found:
-    """What the search of a finished study has come to.
+    """Return the result of a finished study's search.
 
     Args:
         settings: with the search.
@@ -138,9 +138,9 @@ def outcome(settings: Settings, records: Mapping[Run, Record], sites: list[str],
 
 
 def said(differences: Pairs, mixture: str, layers: Mapping[str, str]) -> list[str]:
-    """Which layers the mixture normalizes, and whether it is shown to be better than all simple placements.
+    """Say which layers the mixture normalizes, and whether it is shown to be better than all simple placements.
 
-    Only who beats each of them beats the best of them, whichever that is.
+    Only a mixture that beats each of them beats the best of them, whichever that is.
     """
     pairs = [pair for names, pair in differences.items() if mixture in names]
     places = {place: [name for name, found in layers.items() if found == place] for place in LETTERS.values()}
@@ -158,18 +158,18 @@ def said(differences: Pairs, mixture: str, layers: Mapping[str, str]) -> list[st
 
 
 def layers_of(mixture: str, sites: list[str]) -> dict[str, str]:
-    """What the mixture says of each layer."""
+    """Return the place of each layer in the mixture."""
     return dict(zip(sites, variant(mixture).mixture, strict=True))
 
 
 def _best(settings: Settings, runs: list[Run], records: Mapping[Run, Record]) -> str:
-    """The mixture that is best on validation samples; ties go to the first."""
+    """Return the mixture that is best on validation samples; the first, where several are."""
     mixtures = [run for run in runs if variant(run.placement).mixture]
     return max(mixtures, key=lambda run: settings.measure.score(records[run].validation_accuracy)).placement
 
 
 def _proposed(settings: Settings, runs: list[Run], records: Mapping[Run, Record], count: int) -> list[Run]:
-    """The next runs, by those before."""
+    """Return the next runs, as a function of those before."""
     import optuna
     from optuna.distributions import CategoricalDistribution
     from optuna.trial import create_trial
@@ -204,6 +204,6 @@ def _proposed(settings: Settings, runs: list[Run], records: Mapping[Run, Record]
 
 
 def _run(places: Any, rate: float) -> Run:
-    """One run of the search; places that are the same everywhere have the name of the whole model's placement."""
+    """Return one run of the search; places that are the same everywhere get the name of the whole model's placement."""
     name = places[0] if len(set(places)) == 1 else mixture_name(places)
     return Run(name, rate, SEARCH_REPEAT)

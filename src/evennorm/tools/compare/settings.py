@@ -20,20 +20,20 @@ DEFAULT_PLACEMENTS = ("none", "before", "after", "input")
 DEFAULT_REPEATS = 5
 DEFAULT_EPOCHS = 10
 SCALES = (0.25, 4.0)
-"""What initial weights are multiplied by, to see how much that matters."""
+"""Factors of the initial weights, to see how much these matter."""
 
 SCALED_REPEATS = 3
 DEFAULT_EQUIVALENT = 0.02
-"""Of accuracy: two percentage points."""
+"""Two percentage points of accuracy."""
 
 DEMO_EPOCHS = 5
 DEMO_EQUIVALENT = 0.03
 DEMO_LEARNING_RATES = (0.005, 0.2)
-"""Of the articles' network on the digits: of these rates one is too low for it without normalization, one too high."""
+"""Rates of the articles' network on the digits: without normalization, one is too low and one too high."""
 
 
 SEARCH_REPEAT = 10**6
-"""The repeat whose seed all runs of a search have, and none of a comparison."""
+"""The repeat whose seed all runs of a search have, and no run of a comparison."""
 
 
 class Run(NamedTuple):
@@ -43,7 +43,7 @@ class Run(NamedTuple):
     learning_rate: float
     repeat: int
     scale: float = 1.0
-    """What the initial kernels are multiplied by."""
+    """The factor of the initial kernels."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ class Settings:
 
     @property
     def runs(self) -> list[Run]:
-        """All runs that may be trained, in this order: placements take turns, so that their timings share the weather."""
+        """All runs that may be trained, in this order: placements take turns, so that disturbances affect all timings
+        alike."""
         return [
             Run(placement, rate, repeat)
             for repeat in range(self.repeats)
@@ -150,7 +151,7 @@ class Settings:
         ]
 
     def possible(self) -> Callable[[Run], bool]:
-        """What tells of a run whether it may be one of this comparison."""
+        """Return a function that tells whether a run may belong to this comparison."""
         every = {*self.runs, *self.scaled_runs}
         repeats = {*range(self.repeats), SEARCH_REPEAT}
 
@@ -164,7 +165,7 @@ class Settings:
 
     @property
     def default_study(self) -> str:
-        """The name of a study that was given none: wherever its files lie."""
+        """The name of a study that was given none, wherever its files are."""
         return f"{word(self.data)}-{word(self.model)}-{self.engine}"
 
     @property
@@ -174,22 +175,22 @@ class Settings:
 
     @property
     def place(self) -> str:
-        """Where the study is kept, without the password of a database."""
+        """The place of the study, without the password of a database."""
         return str(Path(self.out, "study.sqlite3")) if self.storage is None else without_password(self.storage)
 
     def to_json(self) -> str:
-        """One line that `from_json` reads back."""
+        """Return one line that `from_json` reads back."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
-        """The settings that `to_json` wrote."""
+        """Return the settings that `to_json` wrote."""
         values = json.loads(text)
         return cls(**values | {name: tuple(values[name]) for name in ("placements", "learning_rates")})
 
 
 def word(source: str) -> str:
-    """A data set or model as part of a name.
+    """Return a data set or model as part of a name.
 
     Example:
         >>> word("digits"), word("networks:small")
@@ -199,7 +200,7 @@ def word(source: str) -> str:
 
 
 def without_password(url: str) -> str:
-    """A URL that may be shown.
+    """Return a URL that may be shown, without its password.
 
     Example:
         >>> without_password("postgresql://me:secret@host/x")

@@ -17,13 +17,13 @@ from evennorm.tools.compare.files import Labelled
 from evennorm.tools.imported import imported
 
 BOUND = 4 * 2**30
-"""Bytes of samples that are read into memory at most."""
+"""The most bytes of samples that are read into memory."""
 
 PARTS = ("train", "validation", "test")
 
 
 def from_function(name: str) -> tuple[Labelled, tuple[np.ndarray, np.ndarray] | None]:
-    """Training and test samples of `module:function`, and validation samples where it gives some.
+    """Read training and test samples from `module:function`, and validation samples where it gives some.
 
     The function is called without arguments and returns (train, test), (train, validation, test), a mapping with these
     names, or one part alone, of which a fifth is tested on. A part is a pair of arrays or gives pairs of samples and
@@ -59,7 +59,7 @@ def _parts(given: Any, source: str) -> dict[str, Any]:
 
 
 def _is_pair(part: Any) -> bool:
-    """Whether these are the samples and the labels of one part."""
+    """Return whether these are the samples and the labels of one part."""
     return len(part) == 2 and all(hasattr(each, "shape") and hasattr(each, "dtype") for each in part)
 
 
@@ -85,7 +85,7 @@ def _read(source: str, part: Any) -> tuple[np.ndarray, np.ndarray]:
         return np.concatenate(xs), np.concatenate(ys)
     except EvennormError:
         raise
-    except Exception as error:  # whatever the user's code raises; parts of several shapes; none at all
+    except Exception as error:  # the user's code may raise anything; parts may differ in shape or be empty
         raise InputError(
             f"{source}: it cannot be read as arrays, a tf.data.Dataset or a torch DataLoader or Dataset of (sample, label): "
             f"{first_line(error)}"
@@ -93,7 +93,8 @@ def _read(source: str, part: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _items(part: Any) -> Iterator[Any]:
-    """Of a data set, in its own order; what draws at random by torch draws the same at every call."""
+    """Yield the items of a data set in its own order; a data set that draws at random by torch draws the same at every
+    call."""
     torch = sys.modules.get("torch")
     if torch is None:
         yield from _plain_items(part)
@@ -114,7 +115,7 @@ def _plain_items(part: Any) -> Iterator[Any]:
 
 
 def _is_batch(x: np.ndarray, y: np.ndarray) -> bool:
-    """Whether these are several samples: as many labels as samples, and not one label."""
+    """Return whether these are several samples: as many labels as samples, and not one label."""
     return y.ndim > 0 and x.ndim > 1 and len(x) == len(y)
 
 

@@ -1,4 +1,4 @@
-"""Take accuracies of paired repeats, and tell means, intervals, and the differences that they do or do not show."""
+"""Compute means, intervals and differences from accuracies of paired repeats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from evennorm.tools.compare.confidence import CONFIDENCE, LOOKS, quantile, share
 
 POWER = 0.8
-"""Chance of showing a difference, if it is what it seems to be, that a number of repeats is proposed for."""
+"""The chance of showing a difference as large as it seems, for which a number of repeats is proposed."""
 
 MOST_REPEATS = 1000
 
@@ -39,7 +39,7 @@ class Difference:
 
 
 def interval(values: np.ndarray, confidence: float = CONFIDENCE, floor: float = 0.0) -> tuple[float, float] | None:
-    """Student's interval for the mean of independent values; None for fewer than two.
+    """Return Student's interval for the mean of independent values; None for fewer than two.
 
     Args:
         values: one per repeat.
@@ -58,7 +58,7 @@ def interval(values: np.ndarray, confidence: float = CONFIDENCE, floor: float = 
 
 
 def share_interval(values: np.ndarray, step: float, confidence: float = CONFIDENCE) -> tuple[float, float] | None:
-    """The interval of a mean accuracy: within 0 and 1, and never of no width.
+    """Return the interval of a mean accuracy: within 0 and 1, and never of no width.
 
     Args:
         values: accuracies, one per repeat.
@@ -74,7 +74,8 @@ def share_interval(values: np.ndarray, step: float, confidence: float = CONFIDEN
 
 
 def choose_rate(validation: np.ndarray) -> int:
-    """Index of the learning rate that a placement is judged at: best in the mean of validation accuracies (rates, repeats).
+    """Return the index of the learning rate at which a placement is judged: the best mean of validation accuracies (rates,
+    repeats).
 
     Samples that are neither trained nor tested on choose one rate for all repeats. To choose for each repeat by the others
     alone looks fairer and is not: a repeat that did well makes its rate the choice of all others but not its own, so that
@@ -88,7 +89,8 @@ def choose_rate(validation: np.ndarray) -> int:
 
 
 def pair_confidence(pairs: int, look: int | None = None) -> float:
-    """Confidence that each of so many intervals needs for all to hold with 95 % (Bonferroni), at one look of a study.
+    """Return the confidence that each of so many intervals needs for all to hold with 95 % (Bonferroni), at one look of a
+    study.
 
     Example:
         >>> round(pair_confidence(6), 4), round(pair_confidence(6, look=20), 4)
@@ -98,7 +100,7 @@ def pair_confidence(pairs: int, look: int | None = None) -> float:
 
 
 def differences(scores: dict[str, np.ndarray], step: float, margin: float = 0.0) -> list[Difference]:
-    """Every pair of placements, each with the difference of its mean scores and its interval; the largest first.
+    """Compare every pair of placements: the difference of their mean scores and its interval, the largest difference first.
 
     Bonferroni's correction: with m pairs each interval has confidence 1 - 0.05 / m, so that all hold together with 95 %.
 
@@ -128,7 +130,7 @@ def compared(
     pairs: int | None = None,
     most: float = 1.0,
 ) -> Difference:
-    """One pair of placements, with an interval of the given confidence.
+    """Compare one pair of placements, with an interval of the given confidence.
 
     Args:
         first, second: names in `scores`.
@@ -163,7 +165,7 @@ def _forecast(mean: float, spread: float, count: int, confidence: float, pairs: 
 
 
 def repeats_needed(difference: float, spread: float, confidence: float = CONFIDENCE, at_least: int = 2) -> int | None:
-    """Paired repeats whose interval would exclude 0 with a chance of 80 %; None for more than 1000.
+    """Return the paired repeats whose interval would exclude 0 with a chance of 80 %; None for more than 1000.
 
     Args:
         difference, spread: mean and standard deviation of the paired differences.
@@ -194,7 +196,7 @@ def _quantiles(repeats: tuple[int, ...], confidences: tuple[float, ...]) -> np.n
 
 
 def half_width(spread: float, count: int, confidence: float) -> float:
-    """How far Student's interval of a mean reaches to each side.
+    """Return how far Student's interval of a mean reaches to each side.
 
     Example:
         >>> round(half_width(0.1, 3, 0.95), 4)

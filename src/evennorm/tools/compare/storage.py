@@ -23,20 +23,20 @@ from evennorm.tools.compare.settings import Settings, without_password
 
 HEARTBEAT_SECONDS = 2
 STALE_SECONDS = 20
-"""A run whose process gave no sign of life for so long is given to another one."""
+"""How long a run's process may give no sign of life before the run is given to another one."""
 
 LOCK_SECONDS = 60
 """How long a process waits for another one to finish writing to a SQLite file."""
 
 PROXY_SECONDS = 10
-"""How long a gRPC proxy that was never reached is waited for."""
+"""How long to wait for a gRPC proxy that was never reached."""
 
 _DRIVERS = {"psycopg": "psycopg", "psycopg2": "psycopg2"}
-"""Of PostgreSQL, the preferred one first: package, and its name in a URL."""
+"""Drivers of PostgreSQL, the preferred one first: package, and its name in a URL."""
 
 
 def url_of(settings: Settings) -> str:
-    """Of the storage that settings name: the file in their folder, where they name none."""
+    """Return the URL of the settings' storage: the file in their folder, where they name none."""
     if settings.storage is not None:
         return settings.storage
     url = sqlalchemy.URL.create("sqlite", database=str(Path(settings.out, "study.sqlite3").resolve()))
@@ -44,7 +44,7 @@ def url_of(settings: Settings) -> str:
 
 
 def connected(url: str) -> BaseStorage:
-    """The storage of that URL, its tables made where it is new.
+    """Return the storage of that URL, with new tables where it is new.
 
     Raises:
         InputError: it cannot be used.
@@ -72,7 +72,7 @@ def connected(url: str) -> BaseStorage:
 
 
 def with_driver(url: str) -> str:
-    """A URL of PostgreSQL with the driver that is installed; any other one as it is.
+    """Return a URL of PostgreSQL with the driver that is installed; any other one as it is.
 
     SQLAlchemy takes psycopg2 where none is named, whose successor is psycopg.
 
@@ -94,7 +94,7 @@ def with_driver(url: str) -> str:
 
 
 def host_and_port(url: str) -> tuple[str, int]:
-    """Where a gRPC proxy listens.
+    """Return the host and port at which a gRPC proxy listens.
 
     Raises:
         InputError: the URL is not grpc://HOST:PORT.
@@ -137,7 +137,7 @@ def _proxy(url: str) -> BaseStorage:
 
 
 def serve(address: str, url: str, threads: int = 20, ready: Callable[[], None] = lambda: None) -> None:
-    """Passes on to a storage what gRPC clients ask of it, until the process is ended.
+    """Pass what gRPC clients ask on to a storage, until the process is ended.
 
     Args:
         address: grpc://HOST:PORT to listen at.
@@ -166,7 +166,7 @@ _UTC = {"postgresql": "SET TIME ZONE 'UTC'", "mysql": "SET time_zone = '+00:00'"
 
 
 def _in_utc(engine: sqlalchemy.Engine) -> None:
-    """Lets all processes read the clock of the database in one time zone: Optuna compares heartbeats without theirs."""
+    """Make all processes read the clock of the database in one time zone: Optuna compares heartbeats without time zones."""
     statement = _UTC.get(engine.dialect.name)
     if statement is None:
         return
@@ -182,7 +182,7 @@ def _in_utc(engine: sqlalchemy.Engine) -> None:
 
 
 def _lock_before_reading(engine: sqlalchemy.Engine) -> None:
-    """Makes "read the state of a trial, then change it" one step on SQLite too.
+    """Make "read the state of a trial, then change it" one step on SQLite too.
 
     Optuna asks for that by SELECT ... FOR UPDATE, which SQLite does not know: two processes were handed the same trial
     (optuna#4621). The way is that of SQLAlchemy's page on SQLite, "Serializable isolation / Savepoints / Transactional DDL".
@@ -201,7 +201,7 @@ def _lock_before_reading(engine: sqlalchemy.Engine) -> None:
 
 @contextmanager
 def storage_errors(place: str, was_there: Callable[[], bool]) -> Iterator[None]:
-    """One line instead of the traces of a database, and of what Optuna makes of it.
+    """Replace the traces of a database, and what Optuna makes of them, by one line.
 
     Args:
         place: the storage, as it may be shown.
@@ -218,10 +218,10 @@ def storage_errors(place: str, was_there: Callable[[], bool]) -> Iterator[None]:
 
 
 def reason(error: Exception, was_there: bool = False) -> str:
-    """The cause in one line, and what to do."""
+    """Return the cause in one line, and what to do."""
     *_, cause = chain(error)
     cause = getattr(cause, "orig", None) or cause  # what the driver said
-    if callable(details := getattr(cause, "details", None)):  # of gRPC
+    if callable(details := getattr(cause, "details", None)):  # an error of gRPC
         cause = details()
     text = " ".join(str(cause).split()) or type(cause).__name__
     if is_lost(error) and was_there:

@@ -30,12 +30,12 @@ from evennorm.tools.compare.variants import choices, parameters
 OURS = "evennorm run"
 RECORD = "record"
 PROCESS = "process"
-"""Of a trial that is being trained: the token of the process."""
+"""Attribute of a trial that is being trained: the token of the process."""
 TURN = "evennorm enqueues"
 """Attribute of a study: the token of the process that enqueues runs."""
 TURN_SECONDS = 0.3
 BEAT = "beat"
-"""Of a trial that is trained through a proxy, which passes no heartbeats of Optuna's on: a number that grows."""
+"""Attribute of a trial that is trained through a proxy, which passes on no heartbeats of Optuna: a number that grows."""
 
 Plan = Callable[[Mapping[Run, Record]], list[Run]]
 
@@ -85,7 +85,8 @@ class Study:
             self._call(lambda: self._check_settings(fingerprint))
 
     def records(self) -> dict[Run, Record]:
-        """The records of all finished runs that the settings ask for; of one that was trained twice, the first."""
+        """Return the records of all finished runs that the settings ask for; the first record of a run that was trained
+        twice."""
         with self._storage_errors():
             return self._records(self._call(lambda: self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))))
 
@@ -99,7 +100,8 @@ class Study:
         return found
 
     def enqueue_missing(self) -> int:
-        """Fails the runs of dead processes, enqueues every planned run that nobody trains; how many are left to finish."""
+        """Fail the runs of dead processes, and enqueue every planned run that nobody trains; return how many are left to
+        finish."""
         with self._storage_errors():
             return self._call(self._enqueue_missing)
 
@@ -110,14 +112,15 @@ class Study:
             if some_wait or not self._has_turn():
                 return len(left)
             left, missing, some_wait = self._missing()
-            if some_wait:  # another one had the turn before
+            if some_wait:  # another process had the turn before
                 return len(left)
         for run in missing:
             self._study.enqueue_trial(_parameters(run), user_attrs={OURS: list(run)})
         return len(left)
 
     def _missing(self) -> tuple[list[Run], list[Run], bool]:
-        """Planned runs that are not finished, those of them that nobody has, and whether any run waits for a process."""
+        """Return planned runs that are not finished, those among them that nobody has, and whether any run waits for a
+        process."""
         states: dict[Run | None, set[TrialState]] = {}
         trials = self._study.get_trials(deepcopy=False)
         for trial in trials:
@@ -129,13 +132,13 @@ class Study:
         return left, missing, any(TrialState.WAITING in found for run, found in states.items() if run is not None)
 
     def _has_turn(self) -> bool:
-        """Whether it is for this process to enqueue: of several that ask at the same moment, for the last one.
+        """Return whether this process may enqueue: of several that ask at the same moment, the last one may.
 
         Twenty that begin together would enqueue every run twenty times. None is trained twice for that, but a hundred runs
         took minutes to sort out.
         """
         turn = self._study.user_attrs.get(TURN)
-        if turn not in (None, token()):  # leave the one that asked last its time, or all ask for ever
+        if turn not in (None, token()):  # give the process that asked last some time, or all ask for ever
             if self._turn[0] != turn:
                 self._turn = turn, time.monotonic()
             if time.monotonic() - self._turn[1] < 3 * TURN_SECONDS:
@@ -145,7 +148,7 @@ class Study:
         return bool(self._study.user_attrs.get(TURN) == token())
 
     def work_once(self, train: Callable[[Run], Record]) -> bool:
-        """Trains the next waiting run and keeps its record; False where none was waiting.
+        """Train the next waiting run and keep its record; return False where none was waiting.
 
         Raises:
             InputError: the storage failed.
@@ -168,7 +171,7 @@ class Study:
         return True
 
     def _next(self) -> optuna.Trial | None:
-        """The next waiting trial, now running; None where there is none."""
+        """Return the next waiting trial, now running; None where there is none."""
         if not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             return None
         with warnings.catch_warnings():
@@ -176,7 +179,7 @@ class Study:
             return self._study.ask()
 
     def _claimed(self, trial: optuna.Trial) -> Run | None:
-        """The run of a trial that this process was handed; None where it is not to be trained."""
+        """Return the run of a trial that this process was given; None where it is not to be trained."""
         trial.set_user_attr(PROCESS, {"token": token()})
         if OURS not in trial.user_attrs:  # another process was faster, and Optuna made up a trial of its own
             return None
@@ -191,7 +194,7 @@ class Study:
         return None if not self.settings.possible()(run) or self._taken(trial, run) else run
 
     def _end(self, trial: optuna.Trial, record: Record | None) -> None:
-        """Keeps the record; nothing of a trial that was taken for dead, as after a long sleep: its run is trained again."""
+        """Store the record, except for a trial that was taken for dead, as after a long sleep: its run is trained again."""
         with suppress(ValueError, UpdateFinishedTrialError):
             if record is None:
                 self._study.tell(trial, state=TrialState.PRUNED)
@@ -201,7 +204,7 @@ class Study:
 
     @contextmanager
     def _beating(self, trial: optuna.Trial) -> Iterator[None]:
-        """Shows others that the process of a trial lives; a beat that fails is left out."""
+        """Show others that the process of a trial lives; a beat that fails is left out."""
         done = threading.Event()
 
         def beat() -> None:
@@ -223,7 +226,7 @@ class Study:
             thread.join(HEARTBEAT_SECONDS)  # a database that hangs is not waited for here
 
     def _taken(self, mine: optuna.Trial, run: Run) -> bool:
-        """Whether an earlier trial has the same run: two processes may have enqueued it at the same moment."""
+        """Return whether an earlier trial has the same run: two processes may have enqueued it at the same moment."""
         return any(
             _run_of(trial) == run
             and (trial.state is TrialState.COMPLETE or (trial.state is TrialState.RUNNING and trial.number < mine.number))
@@ -231,7 +234,7 @@ class Study:
         )
 
     def _fail_dead(self) -> None:
-        """Fails running trials whose process is gone.
+        """Fail running trials whose process is gone.
 
         Optuna's heartbeat knows most, unless the database was away, when nobody's heart could beat. On this machine there is
         no need to wait for silence, since a process that ended left its lock. One that died before it said who it was, or
@@ -252,7 +255,7 @@ class Study:
                     self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _is_silent(self, trial: FrozenTrial) -> bool:
-        """Whether a running trial has shown no new beat here for long, while the database was there to show it."""
+        """Return whether a running trial has shown no new beat for long, although the database was there to show it."""
         beat, now = trial.user_attrs.get(BEAT), time.monotonic()
         if trial.number not in self._seen or self._seen[trial.number][0] != beat:
             self._seen[trial.number] = beat, now
@@ -260,7 +263,7 @@ class Study:
         return now - (since if self._lost_at is None else max(since, self._lost_at)) > STALE_SECONDS
 
     def _call(self, call: Callable[[], T]) -> T:
-        """A call to the database, repeated for some minutes where the connection was lost."""
+        """Call the database, and repeat the call for some minutes where the connection was lost."""
         told = False
 
         def notice(error: BaseException) -> None:
@@ -295,7 +298,7 @@ class Study:
 
 
 def _content(value: Any) -> Any:
-    """A part of a fingerprint without the name of a file, which may be another one on another machine."""
+    """Return a part of a fingerprint without file names, which may differ between machines."""
     digest = re.search(r"\([0-9a-f]{16}\)$", value) if isinstance(value, str) else None
     return value if digest is None else digest.group()
 
@@ -313,12 +316,12 @@ def _opened(settings: Settings, fingerprint: dict[str, Any]) -> tuple[BaseStorag
 
 
 def _parameters(run: Run) -> dict[str, Any]:
-    """The run as parameters of a trial."""
+    """Return the run as parameters of a trial."""
     named = {name: value for name, value in run._asdict().items() if name != "placement"}
     return parameters(run.placement) | named
 
 
 def _run_of(trial: FrozenTrial) -> Run | None:
-    """The run of a trial that was enqueued here; None for any other."""
+    """Return the run of a trial that was enqueued here; None for any other."""
     run = trial.user_attrs.get(OURS)
     return None if run is None else Run(*run)

@@ -1,4 +1,4 @@
-"""Take the records of all runs, and make a row per placement and learning rate of them."""
+"""Turn the records of all runs into a table with a row per placement and learning rate."""
 
 from __future__ import annotations
 
@@ -36,37 +36,37 @@ class Row:
     """Median over all epochs but the first of each run, which may include compilation; None where there is no other."""
 
     gap: float
-    """How much better it is on training than on test samples, both in inference mode: training minus test accuracy."""
+    """Training minus test accuracy, both in inference mode."""
 
     diverged: int
-    """Runs whose loss stopped being finite."""
+    """Number of runs whose loss stopped being finite."""
 
     chosen: int
-    """The repeats that the placement is judged by, where this is the rate that validation chose; else 0."""
+    """Number of repeats that the placement is judged by, where this is the rate that validation chose; else 0."""
 
     curve: list[float]
     """Mean test accuracy after each epoch."""
 
     repeats: int = 0
     at_chance: int = 0
-    """Runs that stayed finite and ended no better than guessing."""
+    """Number of runs that stayed finite and ended no better than guessing."""
 
     epochs: float = 0.0
     """Mean number of epochs of a run."""
 
 
 def curve(record: Record, epochs: int) -> list[float]:
-    """Test accuracy after each epoch; a run that stopped early keeps its last."""
+    """Return test accuracy after each epoch; a run that stopped early keeps its last value."""
     return record.test_accuracy + record.test_accuracy[-1:] * (epochs - len(record.test_accuracy))
 
 
 def longest(records: Iterable[Record]) -> int:
-    """Epochs of the longest run."""
+    """Return the number of epochs of the longest run."""
     return max(len(record.test_accuracy) for record in records)
 
 
 def rows(settings: Settings, records: Mapping[Run, Record], race: Race, step: float) -> list[Row]:
-    """The table, in the order of placements and rates.
+    """Return the table, in the order of placements and rates.
 
     Args:
         settings, records, race: of a study that is over.
@@ -107,7 +107,7 @@ def _row(
 
 
 def reference(records: Mapping[Run, Record], rate: float) -> float | None:
-    """The mean accuracy that `none` ends at, at a rate; None where it is not trained or no run of it learned."""
+    """Return the mean accuracy at which `none` ends, at a rate; None where it is not trained or no run of it learned."""
     runs = cell(records, "none", rate)
     if not any(record.learned for record in runs):
         return None
@@ -120,7 +120,7 @@ def _epochs_to_reference(metric: Metric, mean_curve: np.ndarray, reference: floa
 
 
 def epochs_to_reach(mean_curve: np.ndarray, reference: float | None) -> int | None:
-    """The first epoch, from 1, whose accuracy is the reference or more; None where there is none.
+    """Return the first epoch, from 1, whose accuracy is the reference or more; None where there is none.
 
     Example:
         >>> epochs_to_reach(np.array([0.1, 0.5, 0.4, 0.6]), 0.5)

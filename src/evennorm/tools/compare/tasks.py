@@ -1,4 +1,4 @@
-"""Say what is learned: classes, several labels at once, or numbers; its loss, its metric, and what guessing comes to."""
+"""Define the tasks: classes, several labels at once, or numbers; their losses, and what guessing reaches."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ Measured = Callable[[np.ndarray, np.ndarray], float]
 
 
 class Judgement(NamedTuple):
-    """What the outputs of a model for some samples are worth."""
+    """The value of a model's outputs for some samples."""
 
     value: float
-    """Of the metric."""
+    """The metric's value."""
     loss: float | None
-    """None where it is not finite."""
+    """The loss; None where it is not finite."""
     learned: bool
-    """Whether they are better than guessing."""
+    """Whether the outputs are better than guessing."""
 
 
 def task_of(y: np.ndarray) -> str:
-    """The task that labels are for: whole numbers and one-hot rows are classes, rows of 0 and 1 labels, all else targets.
+    """Return the task of labels: whole numbers and one-hot rows are classes, rows of 0 and 1 labels, everything else
+    targets.
 
     Whole numbers of which most occur once are targets too.
 
@@ -33,7 +34,7 @@ def task_of(y: np.ndarray) -> str:
         ('classification', 'multilabel', 'regression')
     """
     if y.dtype.kind not in "buif" or y.ndim not in (1, 2) or y.size == 0 or (y == y[0]).all():
-        return "classification"  # and refused later, by what it is
+        return "classification"  # refused later, with its name
     flat = y.reshape(len(y), -1)
     if flat.shape[1] > 1:
         if not np.isin(flat, (0, 1)).all():
@@ -45,12 +46,12 @@ def task_of(y: np.ndarray) -> str:
 
 
 def activation_of(task: str) -> str:
-    """What a model's last layer applies: of the built-in networks."""
+    """Return the last activation of the built-in networks."""
     return {"classification": "softmax", "multilabel": "sigmoid", "regression": "linear"}[task]
 
 
 def judged(task: str, measured: Measured, y: np.ndarray, outputs: np.ndarray, from_logits: bool) -> Judgement:
-    """Value, loss and whether anything was learned, in float64.
+    """Return value, loss and whether anything was learned, in float64.
 
     Outputs that are not finite count as those of guessing: the values stay comparable, and the loss tells.
 
@@ -83,7 +84,7 @@ def judged(task: str, measured: Measured, y: np.ndarray, outputs: np.ndarray, fr
 
 
 def predictions(task: str, y: np.ndarray, outputs: np.ndarray, from_logits: bool) -> np.ndarray:
-    """What a metric takes, in float64: probabilities, or targets; those of guessing where outputs are not finite.
+    """Return what a metric takes, in float64: probabilities, or targets; where outputs are not finite, those of guessing.
 
     Example:
         >>> predictions("multilabel", np.array([[1.0]]), np.array([[0.0]]), from_logits=True)
@@ -98,7 +99,7 @@ def predictions(task: str, y: np.ndarray, outputs: np.ndarray, from_logits: bool
 
 
 def guessed(task: str, y: np.ndarray) -> np.ndarray:
-    """What is best to answer without looking: shares of the classes, of each label, or the mean.
+    """Return the best answer without looking: the shares of the classes, the share of each label, or the mean.
 
     Example:
         >>> guessed("regression", np.array([[1.0], [3.0]]))
@@ -110,13 +111,14 @@ def guessed(task: str, y: np.ndarray) -> np.ndarray:
 
 
 def chance(labels: np.ndarray) -> float:
-    """The accuracy that guessing hardly exceeds: the share of the commonest label and two standard errors of it."""
+    """Return the accuracy that guessing hardly exceeds: the share of the commonest label and two standard errors of it."""
     share = float(np.bincount(labels).max()) / len(labels)
     return share + 2 * math.sqrt(share * (1 - share) / len(labels))
 
 
 def _losses(task: str, y: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """Of each sample: cross-entropy, binary cross-entropy or squared error, as Keras bounds and averages them."""
+    """Return the loss of each sample: cross-entropy, binary cross-entropy or squared error, bounded and averaged as in
+    Keras."""
     if task == "regression":
         return np.asarray(np.square(outputs - y).mean(axis=1))
     p = np.clip(outputs, 1e-7, 1 - 1e-7)

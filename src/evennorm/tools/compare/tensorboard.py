@@ -1,4 +1,4 @@
-"""Write the curves of finished runs for TensorBoard: one folder for each run, with one file that is exchanged as a whole."""
+"""Write the curves of finished runs for TensorBoard: one folder for each run, with one file that is replaced as a whole."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from evennorm.tools.compare.train import Record
 
 OURS = ".evennorm-"
-"""In the names of files that are written here; others stay as they are."""
+"""Part of the names of files that are written here; other files stay as they are."""
 
 Scalar = tuple[str, float, int]
 """Tag, value, and the epoch, counted from 1."""
 
 
 def check(folder: str) -> None:
-    """Refuses, before anything is trained, a place that curves cannot be written to.
+    """Refuse, before anything is trained, a place that curves cannot be written to.
 
     Raises:
         InputError: no folder can be there.
@@ -41,7 +41,7 @@ def check(folder: str) -> None:
 
 
 def write_runs(folder: str, records: Mapping[Run, Record], metric: str) -> None:
-    """Writes the curves of each run into a folder of its own; a file that has the same curves already stays.
+    """Write the curves of each run into a folder of its own; a file that has the same curves already stays.
 
     Args:
         folder: what `tensorboard --logdir` is given.
@@ -59,7 +59,7 @@ def write_runs(folder: str, records: Mapping[Run, Record], metric: str) -> None:
 
 
 def folder_name(run: Run) -> str:
-    """Placement, rate and repeat, and the factor of the initial weights where it is not 1.
+    """Return placement, rate and repeat, and the factor of the initial weights where it is not 1.
 
     Example:
         >>> folder_name(Run("before:layer", 0.1, 2)), folder_name(Run("none", 0.5, 0, 4.0))
@@ -70,8 +70,8 @@ def folder_name(run: Run) -> str:
 
 
 def scalars(record: Record, metric: str) -> Iterator[Scalar]:
-    """What is known of each epoch: loss and metric on training and test samples, the loss on validation samples where it
-    decides when training ends, and their metric after the last epoch. Losses that are not finite are left out."""
+    """Yield what is known of each epoch: loss and metric on training and test samples, the loss on validation samples where
+    it decides when training ends, and their metric after the last epoch. Losses that are not finite are left out."""
     columns: dict[str, Sequence[float | None]] = {
         "loss/train": record.train_loss,
         "loss/validation": record.validation_loss,

@@ -31,7 +31,7 @@ class TorchArchitecture:
     name: str
     build: Callable[[], nn.Module]
     input_shape: tuple[int, ...]
-    """Of one sample; of images with the channels first."""
+    """The shape of one sample; images have the channels first."""
     from_logits: bool
     """Whether its outputs are scores rather than probabilities."""
     digest: str
@@ -40,7 +40,7 @@ class TorchArchitecture:
     optimizer: dict[str, Any] = field(default_factory=lambda: {"config": {"momentum": 0.9, "name": "SGD"}})
 
     def place(self, where: str) -> nn.Module:
-        """A fresh model with batch normalization at one of the placements, whatever of it the model had.
+        """Return a fresh model with batch normalization at one of the placements, whatever it had before.
 
         Raises:
             InputError: the model cannot be rewritten.
@@ -56,7 +56,7 @@ class TorchArchitecture:
             raise InputError(f"{self.name} has no placement {where!r}: {error}") from error
 
     def sites(self) -> list[str]:
-        """Activations at which a mixture of placements may differ.
+        """Return the activations at which a mixture of placements may differ.
 
         Raises:
             InputError: the model cannot be rewritten.
@@ -70,7 +70,7 @@ class TorchArchitecture:
 
 
 def load_torch_model(model: str, data: Data) -> TorchArchitecture:
-    """The architecture of that function, or of that name in a library.
+    """Load the architecture of that function, or of that name in a library.
 
     Args:
         model: `module:function`, called with `input_shape` and `classes` where it has arguments of these names; `timm:NAME`
@@ -157,7 +157,8 @@ def _made(make: Callable[[], Any], name: str) -> nn.Module:
 
 
 def _fresh(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> Callable[[], nn.Module]:
-    """What builds a model with other weights at every seed, also where `make` loads some or gives one model again."""
+    """Return a function that builds a model with other weights at every seed, even where `make` loads some or returns one
+    model."""
 
     def seeded(seed: int) -> list[torch.Tensor]:
         with torch.random.fork_rng([]):
@@ -179,7 +180,8 @@ def _fresh(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> Callable[[]
 
 
 def _redraw(model: nn.Module) -> None:
-    """
+    """Draw new weights for a model.
+
     Raises:
         InputError: a module holds weights and has no reset_parameters.
     """
@@ -209,7 +211,7 @@ def _forward(model: nn.Module, shape: tuple[int, ...]) -> Any:
 def _check(name: str, model: nn.Module, data: Data) -> None:
     try:
         y = _forward(model, data.sample_shape)
-    except Exception as error:  # whatever its code makes of such samples
+    except Exception as error:  # its code may raise anything for such samples
         raise InputError(
             f"{name} is called with samples of shape {data.sample_shape}, as {data.name} has them, and fails: "
             f"{first_line(error)}"
@@ -224,7 +226,7 @@ def _check(name: str, model: nn.Module, data: Data) -> None:
 
 
 def _ends_in_probabilities(model: nn.Module) -> bool:
-    """Whether the last step is a softmax or a sigmoid; a log-softmax is a score as well as any."""
+    """Return whether the last step is a softmax or a sigmoid; a log-softmax counts as a score."""
     graph = model_graph(model).graph
     if graph is None:
         return False

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 from evennorm.errors import ArgumentError
 
 PLACEMENTS = ("none", "before", "after", "input", "as-is")
-"""Without batch normalization, between each layer and its activation, behind each activation, as first layer, as given."""
+"""Without batch normalization, between each layer and its activation, after each activation, as first layer, as given."""
 
 NORMS = ("batch", "layer", "group", "rms", "none")
 NORMALIZED = ("before", "after", "input")
-"""Placements in which other normalizations may stand."""
+"""Placements at which other normalizations may stand."""
 
 LETTERS = {"n": "none", "b": "before", "a": "after"}
 _MIXTURE = re.compile(r"mix:(?:[nba][0-9]*)+")
@@ -33,11 +33,11 @@ class Variant(NamedTuple):
     where: str
     norm: str = "batch"
     mixture: tuple[str, ...] = ()
-    """Of each site; empty where `where` says it for the whole model."""
+    """The place at each site; empty where `where` says it for the whole model."""
 
 
 def variant(name: str) -> Variant:
-    """What a placement's name says.
+    """Return the variant that a placement's name describes.
 
     Raises:
         ArgumentError: it is none.
@@ -63,7 +63,7 @@ def variant(name: str) -> Variant:
 
 
 def mixture_name(places: Sequence[str]) -> str:
-    """The name of a mixture.
+    """Return the name of a mixture.
 
     Example:
         >>> mixture_name(["before", "before", "none", "after"])
@@ -75,7 +75,7 @@ def mixture_name(places: Sequence[str]) -> str:
 
 
 def expanded(placements: Iterable[str], norms: Iterable[str]) -> tuple[str, ...]:
-    """The placements with each of these normalizations.
+    """Return the placements with each of these normalizations.
 
     Raises:
         ArgumentError: a word that is no normalization, or none at all.
@@ -103,7 +103,7 @@ def expanded(placements: Iterable[str], norms: Iterable[str]) -> tuple[str, ...]
 
 
 def parameters(name: str) -> dict[str, str]:
-    """The name as parameters of a trial, as Optuna shows them; a parameter has one range in all studies of all versions.
+    """Return the name as parameters of an Optuna trial; a parameter has one range in all studies of all versions.
 
     Example:
         >>> parameters("before:layer"), parameters("mix:bn")
@@ -116,12 +116,12 @@ def parameters(name: str) -> dict[str, str]:
 
 
 def choices(parameter: str) -> tuple[str, ...]:
-    """The range of one of these parameters."""
+    """Return the range of one of these parameters."""
     return {"placement": PLACEMENTS, "normalization": NORMS[:4]}.get(parameter, tuple(LETTERS.values()))
 
 
 def where_of(found: Variant, sites: Sequence[str]) -> str | Mapping[str, str | None]:
-    """What `place` takes as `where`.
+    """Return the `where` argument of `place`.
 
     Raises:
         ArgumentError: a mixture of another number of sites.
@@ -134,5 +134,5 @@ def where_of(found: Variant, sites: Sequence[str]) -> str | Mapping[str, str | N
 
 
 def options_of(found: Variant, **batch: Any) -> dict[str, Any]:
-    """What `place` takes besides: the arguments of batch normalization are of batch normalization alone."""
+    """Return the other arguments of `place`: those of batch normalization go to batch normalization only."""
     return batch if found.norm == "batch" else {"norm": found.norm}

@@ -11,7 +11,7 @@ from evennorm.tools.compare.statistics import Difference
 from evennorm.tools.compare.train import Record
 
 WORTH_REPEATING = 100
-"""More repeats than that are not proposed."""
+"""The most repeats that are proposed."""
 
 NOTHING_LEARNED = (
     "No run learned: all ended no better than guessing, so that placements cannot be compared.\n"
@@ -20,7 +20,7 @@ NOTHING_LEARNED = (
 
 
 def verdict(settings: Settings, records: Mapping[Run, Record], race: Race) -> str:
-    """A line for each pair of placements, what is best in one sentence, and what to do.
+    """Return a line for each pair of placements, what is best in one sentence, and what to do.
 
     It claims what the intervals show and nothing else; of placements that did not learn, that alone.
     """
@@ -41,7 +41,7 @@ def verdict(settings: Settings, records: Mapping[Run, Record], race: Race) -> st
 
 
 def leaders(settings: Settings, race: Race, mute: frozenset[str] = frozenset()) -> list[str]:
-    """The placements that no other one is shown to be better than, the most accurate by validation first.
+    """Return the placements that no other one is shown to be better than, the most accurate by validation first.
 
     Example:
         >>> from evennorm.tools.compare.racing import Race
@@ -75,7 +75,7 @@ def _headline(settings: Settings, race: Race, mute: frozenset[str]) -> str:
 
 
 def _line(pair: Difference, settings: Settings) -> str:
-    """One pair in a line that is short enough for a terminal."""
+    """Return one pair in a line that is short enough for a terminal."""
     metric = settings.measure
     ends = f"({metric.text(pair.low)} to {metric.text(pair.high)})"
     counted = f"{pair.repeats} repeats"
@@ -119,7 +119,7 @@ def _advice(settings: Settings, race: Race, pairs: Sequence[Difference], mute: f
 
 
 def points(accuracy: float | None) -> str:
-    """A share of 1 in percentage points.
+    """Format a fraction in percentage points.
 
     Example:
         >>> points(0.0123)
@@ -129,7 +129,7 @@ def points(accuracy: float | None) -> str:
 
 
 def listed(parts: Sequence[str], last: str = "and") -> str:
-    """Words in a row.
+    """List words in a sentence.
 
     Example:
         >>> listed(["none", "before", "after"])

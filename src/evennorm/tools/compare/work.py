@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from evennorm.tools.compare.torch_train import TorchTrainer
 
 WAIT_SECONDS = 0.5
-"""Between two looks at runs that other processes train."""
+"""Seconds between two looks at runs that other processes train."""
 
 Report = Callable[[float, int], None]
-"""Called with the number of runs done, parts of runs counted, and the number of all."""
+"""A callback that gets the number of runs done, parts of runs counted, and the number of all."""
 
 
 class Progress:
-    """Adds up what several workers have done."""
+    """The sum of what several workers have done."""
 
     def __init__(self, settings: Settings, finished: int, report: Report, notice: Callable[[str], None] = lambda text: None):
         self._epochs = settings.epochs
@@ -49,20 +49,20 @@ class Progress:
         report(finished, self._total)
 
     def expect(self, total: int) -> None:
-        """So many runs are worth training, as far as is known."""
+        """Set how many runs are worth training, as far as is known."""
         with self._lock:
             if total != self._total:
                 self._total = total
                 self._tell()
 
     def epoch(self, worker: int = 0) -> None:
-        """One epoch more."""
+        """Count one more epoch."""
         with self._lock:
             self._partial[worker] = self._partial.get(worker, 0) + 1 / self._epochs
             self._tell()
 
     def run(self, worker: int = 0) -> None:
-        """One run finished, after however many epochs."""
+        """Count one run as finished, after however many epochs."""
         with self._lock:
             self._partial[worker] = 0
             self._finished += 1
@@ -73,7 +73,7 @@ class Progress:
 
 
 def prepare(settings: Settings, data: Data | None = None) -> tuple[Data, Architecture | TorchArchitecture, dict[str, Any]]:
-    """Loads data and model on the engine of the settings and tells what decides the numbers.
+    """Load data and model on the engine of the settings, and describe what decides the numbers.
 
     Raises:
         EvennormError: data or model cannot be used, or there is no such placement in the model.
@@ -107,7 +107,7 @@ def prepare(settings: Settings, data: Data | None = None) -> tuple[Data, Archite
 
 
 def prepare_data(settings: Settings, task: str | None) -> Data:
-    """The data, once the engine is chosen; their task is chosen from the labels where it is None."""
+    """Load the data, once the engine is chosen; their task is chosen from the labels where it is None."""
     if settings.framework == "keras":
         select_engine(settings.engine)
         leave_tensorflow_out()
@@ -115,7 +115,7 @@ def prepare_data(settings: Settings, task: str | None) -> Data:
 
 
 def trainer_for(settings: Settings, data: Data, architecture: Any) -> Trainer | TorchTrainer:
-    """What trains the runs of a model."""
+    """Return the trainer for the runs of a model."""
     if settings.framework == "keras":
         return Trainer(settings, data, architecture)
     from evennorm.tools.compare.torch_train import TorchTrainer
@@ -126,20 +126,20 @@ def trainer_for(settings: Settings, data: Data, architecture: Any) -> Trainer | 
 def join_study(
     settings: Settings, data: Data, fingerprint: dict[str, Any], notice: Callable[[str], None] = lambda text: None
 ) -> Study:
-    """The study of these settings, which hands out the runs that are worth training."""
+    """Return the study of these settings, which hands out the runs that are worth training."""
     step = settings.measure.step(len(data.x_test))
     return Study(settings, fingerprint, notice, lambda records: _planned(settings, records, step))
 
 
 def _planned(settings: Settings, records: Mapping[Run, Record], step: float) -> list[Run]:
-    """The runs that are worth training: of a search first, and then of the comparison with what it has found."""
+    """Return the runs that are worth training: first those of a search, then those of the comparison with its result."""
     searching = search(settings, records).runs if settings.search else []
     known = resolved(settings, records)
     return searching if known is None else searching + planned(known, records, step)
 
 
 def work(study: Study, trainer: Trainer | TorchTrainer, progress: Progress) -> None:
-    """Trains until no run is missing, and waits for those that other processes train."""
+    """Train until no run is missing, and wait for those that other processes train."""
 
     def train(run: Run) -> Record:
         record = trainer.train(run, progress.epoch)
@@ -153,7 +153,7 @@ def work(study: Study, trainer: Trainer | TorchTrainer, progress: Progress) -> N
 
 
 def work_in_processes(settings: Settings, jobs: int, progress: Progress) -> None:
-    """The same by `jobs` new processes, each on its share of the cores; they end when this one does.
+    """Do the same by `jobs` new processes, each on its share of the cores; they end when this one does.
 
     Raises:
         InputError: a worker could not go on.
@@ -179,7 +179,7 @@ def work_in_processes(settings: Settings, jobs: int, progress: Progress) -> None
         for worker, reader in zip(workers, readers, strict=True):
             reader.start()
             assert worker.stdin is not None
-            with suppress(BrokenPipeError):  # a worker that ended already is told of by its reader
+            with suppress(BrokenPipeError):  # the reader of a worker that ended already reports it
                 worker.stdin.write(settings.to_json() + "\n")
                 worker.stdin.flush()
         for reader in readers:
@@ -196,7 +196,7 @@ def work_in_processes(settings: Settings, jobs: int, progress: Progress) -> None
 
 
 def _read(index: int, worker: subprocess.Popen[str], progress: Progress, problems: list[str]) -> None:
-    """Follows one worker: a line of JSON for each epoch, each run, and an error."""
+    """Follow one worker, which writes a line of JSON for each epoch, each run, and an error."""
     assert worker.stdout is not None
     problem = None
     for line in worker.stdout:

@@ -1,4 +1,4 @@
-"""Train runs for another process: settings come on standard input, news goes to standard output as lines of JSON."""
+"""Train runs for another process: settings come on standard input, and progress goes to standard output as lines of JSON."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from evennorm.tools.compare.settings import Settings
 
 
 def main() -> int:
-    """Works until no run is missing; ends at once when the process that started it is gone."""
-    told, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not be taken for an event
+    """Work until no run is missing; end at once when the process that started it is gone."""
+    told, sys.stdout = sys.stdout, sys.stderr  # output of a library must not be taken for an event
 
     def tell(event: str, detail: Any = None) -> None:
         print(json.dumps([event, detail]), file=told, flush=True)
@@ -35,7 +35,7 @@ def _work(settings: Settings, tell: Any) -> None:
     from evennorm.tools.compare.work import Progress, join_study, prepare, trainer_for, work
 
     class Told(Progress):
-        """Passes each step on instead of adding it up."""
+        """A progress that passes each step on instead of adding it up."""
 
         def epoch(self, worker: int = 0) -> None:
             tell("epoch")
@@ -52,7 +52,8 @@ def _work(settings: Settings, tell: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """Standard input closes when the parent ends, even by kill -9; its run is taken for dead and trained again."""
+    """End with the parent: standard input closes when it ends, even by kill -9. The run is taken for dead and trained
+    again."""
     sys.stdin.read()
     os._exit(1)
 

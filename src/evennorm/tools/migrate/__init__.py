@@ -35,10 +35,10 @@ class Migration:
     """The file that was written."""
     written_by: str
     evidence: tuple[str, ...]
-    """How it is known who wrote the file, where it does not say."""
+    """The evidence for the file's author, where the file does not name it."""
     layers: tuple[LayerReport, ...]
     notes: tuple[str, ...]
-    """What concerns the file as a whole."""
+    """Notes on the file as a whole."""
     left_out: tuple[str, ...]
     """Layers that are not in the new model."""
     parameters: int
@@ -46,15 +46,15 @@ class Migration:
     model: Any
     """The keras.Model."""
     from_architecture: tuple[str, ...] = ()
-    """What was taken from an architecture that was given, and that the file does not confirm."""
+    """What was taken from a given architecture and is not confirmed by the file."""
 
     @property
     def assumed(self) -> int:
-        """How many layers hold an assumption."""
+        """Number of layers that hold an assumption."""
         return sum(1 for layer in self.layers if layer.assumed)
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs; without the model."""
+        """Return the record for programs, without the model."""
         kept = ("old", "new", "written_by", "evidence", "notes", "left_out", "parameters", "from_architecture")
         return {key: getattr(self, key) for key in kept} | {"layers": [asdict(layer) for layer in self.layers]}
 
@@ -68,7 +68,7 @@ def migrate(
     to: str = "keras",
     custom: Sequence[Any] = (),
 ) -> Migration:
-    """Makes a Keras 3 model of a file that Keras 1.0 to 1.2, Keras 2 or tf.keras 2 wrote.
+    """Make a Keras 3 model of a file that Keras 1.0 to 1.2, Keras 2 or tf.keras 2 wrote.
 
     Nothing in the file is executed. Layers become Keras 3's where it has an equal, else small models of its layers; batch
     normalization of mode 1 and 2 becomes `evennorm.keras.BatchNormalization`. Channels-first models keep the shapes of their
@@ -135,7 +135,7 @@ def migrate(
 
 
 def _already(opened: Opened) -> Migration:
-    """A model of Keras 3, with nothing to report."""
+    """Return the record of a model that is Keras 3's already, with nothing to report."""
     version = "Keras 3"
     return Migration(opened.name, None, version, (), (), opened.notes, (), int(opened.model.count_params()), opened.model)
 
@@ -160,7 +160,7 @@ def _read(path: str | os.PathLike[str]) -> OldFile:
 
 
 def _classes(custom: Sequence[Any]) -> dict[str, Any]:
-    """The user's layers by their names."""
+    """Return the user's layers by their names."""
     found = {}
     for entry in custom:
         own = entry
@@ -233,7 +233,7 @@ def _made(
 
 
 def _asking_for_all(first: UnsaidError, origin: Provenance, build: Callable[[Provenance], Any]) -> InputError:
-    """The question that stopped migration, and the one that would stop it next."""
+    """Return an error with the question that stopped migration, and the next one that would stop it."""
     from evennorm.tools.migrate.provenance import UnsaidError
 
     answers: list[Provenance] = [replace(origin, backend=backend) for backend in ("theano", "tensorflow")]
@@ -253,7 +253,7 @@ def _asking_for_all(first: UnsaidError, origin: Provenance, build: Callable[[Pro
 
 
 def _taken_from_architecture(file: OldFile, described: OldModel, given: Any) -> list[str]:
-    """What of an architecture counts that the file says nothing of.
+    """Return what is taken from an architecture because the file does not say it.
 
     Raises:
         InputError: the file describes its layers, and otherwise.
@@ -301,7 +301,7 @@ def _optimizer(training: Any) -> str:
 
 
 def _architecture(given: Any) -> Any:
-    """A parsed JSON configuration, or a Keras 3 model."""
+    """Return an architecture as parsed JSON, or a Keras 3 model."""
     if not isinstance(given, str | os.PathLike):
         return given
     path = Path(given)

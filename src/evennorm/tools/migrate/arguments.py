@@ -31,7 +31,7 @@ _CONSTRAINTS = {"m": "max_value", "low": "min_value", "high": "max_value"}
 
 
 def activation(value: Any, layer: str) -> str:
-    """The name of an activation in Keras 3.
+    """Return the name of an activation in Keras 3.
 
     Raises:
         InputError: one that neither knew; the model cannot predict without it.
@@ -50,7 +50,7 @@ def activation(value: Any, layer: str) -> str:
 
 
 class Translation:
-    """Translates the arguments of one layer that act in training only; notes what has no counterpart."""
+    """A translator of one layer's arguments that act in training only; it notes those without a counterpart."""
 
     def __init__(self, assumed: list[str]):
         self._assumed = assumed
@@ -85,13 +85,13 @@ class Translation:
             return read(default) if default is not None else None
         try:
             return read(value)
-        except Exception:  # anything that Keras cannot make of a name or a dict; predictions do not depend on it
+        except Exception:  # Keras may raise anything for a name or a dict; predictions do not depend on it
             name = value if isinstance(value, str) else value.get("class_name", value.get("name", value))
             self._assumed.append(f"{what} {name!r} has no counterpart in Keras 3 and is left out; only training uses it")
             return read(default) if default is not None else None
 
     def common(self, config: Mapping[str, Any], *kinds: str) -> dict[str, Any]:
-        """Initializer, regularizer and constraint of each of `kinds` of weight, and of the output."""
+        """Return initializer, regularizer and constraint of each of `kinds` of weight, and of the output."""
         defaults = {"kernel": "glorot_uniform", "recurrent": "orthogonal", "bias": "zeros"}
         new: dict[str, Any] = {}
         for kind in kinds:

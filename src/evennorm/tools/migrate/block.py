@@ -1,4 +1,4 @@
-"""What one old layer becomes: Keras 3 layers called one after the other, their weights, and what was done to get there."""
+"""Describe what one old layer becomes: Keras 3 layers called one after the other, their weights, and what was changed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Shape = tuple[int | None, ...]
 
 
 class Layout(Enum):
-    """In which order of axes a block takes and gives its arrays."""
+    """The order of axes in which a block takes and returns its arrays."""
 
     PLAIN = "as the old model had them"
     MOVED = "channels last, where the old model had them first"
@@ -36,12 +36,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Task:
-    """One old layer to be translated, with all that matters for it."""
+    """One old layer to translate, with all that matters for it."""
 
     layer: OldLayer
     arrays: tuple[np.ndarray, ...]
     shapes: tuple[Shape, ...]
-    """Of its inputs, in the order of axes that they arrive in."""
+    """Shapes of its inputs, in the order of axes that they arrive in."""
     moved: bool
     """Whether the channel axis of the inputs has been moved to the end."""
     origin: Provenance
@@ -69,7 +69,7 @@ class Task:
         return {"name": self.name, "trainable": self.layer.trainable}
 
     def axis(self, axis: int) -> int:
-        """Where an axis of the old model lies now."""
+        """Return where an axis of the old model is now."""
         rank = len(self.shape)
         axis %= rank
         if not self.moved or axis == 0:
@@ -77,7 +77,7 @@ class Task:
         return rank - 1 if axis == 1 else axis - 1
 
     def expect(self, *counts: int) -> None:
-        """Raises InputError unless the layer has one of these numbers of arrays."""
+        """Raise InputError unless the layer has one of these numbers of arrays."""
         if len(self.arrays) not in counts:
             raise InputError(
                 f"a {self.layer.written} stores {' or '.join(map(str, counts))} weights as {self.layer.name!r} is set, and "
@@ -85,7 +85,7 @@ class Task:
             )
 
     def need_backend(self, size: Sequence[int], why: str = "stored convolution kernels flipped") -> None:
-        """Raises InputError where nothing tells whether Theano wrote the file, and a window of this size needs to know."""
+        """Raise InputError where nothing tells whether Theano wrote the file, and a window of this size needs to know."""
         if self.origin.backend is None and any(n != 1 for n in size):
             raise UnsaidError(
                 f"Theano {why}, and nothing in the file tells whether {self.layer.name!r} comes from there",
@@ -95,7 +95,7 @@ class Task:
 
 
 def small_model(name: str, shapes: Sequence[Shape], compute: Callable[..., Any], trainable: bool = True) -> keras.Model:
-    """A model of its own in place of one layer: what `compute` makes of inputs of these shapes."""
+    """Return a model that replaces one layer: `compute` applied to inputs of these shapes."""
     inputs = [keras.Input(batch_shape=(None, *shape[1:]), name=f"{name}_in{k or ''}") for k, shape in enumerate(shapes)]
     model = keras.Model(inputs[0] if len(inputs) == 1 else inputs, compute(*inputs), name=name)
     model.trainable = trainable
@@ -103,7 +103,7 @@ def small_model(name: str, shapes: Sequence[Shape], compute: Callable[..., Any],
 
 
 def tuple_of(value: Any, rank: int) -> tuple[int, ...]:
-    """One number per spatial axis."""
+    """Return one number per spatial axis."""
     if isinstance(value, int | float):
         return (int(value),) * rank
     return tuple(int(x) for x in value)

@@ -27,10 +27,10 @@ class LayerReport:
     """What became of one layer."""
 
     old: str
-    """Its path in the old model."""
+    """The layer's path in the old model."""
     old_class: str
     new: str
-    """The classes of what took its place; empty where nothing did."""
+    """The classes that replaced it; empty where nothing did."""
     weights: int
     """How many arrays of the file it took."""
     converted: tuple[str, ...]
@@ -41,19 +41,19 @@ class LayerReport:
 
 @dataclass
 class Builder:
-    """Makes models; collects the reports."""
+    """A builder of models that collects the reports."""
 
     origin: Provenance
     matched: Matched
     data_format: str | None
     partial: bool = False
     custom: Mapping[str, Any] = field(default_factory=dict)
-    """Classes of the user's own, by the names that the file has for them."""
+    """Classes of the user's own, by their names in the file."""
     reports: list[LayerReport] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
     def model(self, old: OldModel) -> keras.Model:
-        """The new model, its weights set.
+        """Build the new model and set its weights.
 
         Raises:
             InputError: layers that cannot be migrated, unless `partial`.
@@ -70,7 +70,7 @@ class _Value:
 
 
 class _Model:
-    """One model, nested or not, while it is made."""
+    """One model, nested or not, while it is built."""
 
     def __init__(self, builder: Builder, old: OldModel):
         self.builder, self.old = builder, old
@@ -105,7 +105,7 @@ class _Model:
         return (ref[0], ref[1], 0) in self.values
 
     def _lost(self, layer: OldLayer, call: OldCall) -> bool:
-        """Whether the layer reads what could not be migrated."""
+        """Return whether the layer reads what could not be migrated."""
         source = next((self.missing[ref[0]] for ref in call.inputs if ref[0] in self.missing), None)
         if source is None:
             return False
@@ -177,7 +177,7 @@ class _Model:
         return (list(outputs) if isinstance(outputs, list | tuple) else [outputs]), moved
 
     def _wanted(self, layer: OldLayer, given: _Value) -> bool:
-        """Whether the layer takes its input with the channel axis moved to the end."""
+        """Return whether the layer takes its input with the channel axis moved to the end."""
         rank = len(given.tensor.shape)
         config = self._with_format(layer).config
         match layout(layer.kind, config, rank, given.moved):
@@ -188,7 +188,7 @@ class _Model:
         return False
 
     def _with_format(self, layer: OldLayer) -> OldLayer:
-        """The layer with the order of axes filled in, which some classes did not store."""
+        """Return the layer with the order of axes filled in, which some classes did not store."""
         unsaid = (
             layer.kind.startswith(("ZeroPadding", "UpSampling", "Cropping", "SpatialDropout")) or "Pooling" in layer.kind
         )
@@ -198,7 +198,7 @@ class _Model:
         return replace(layer, config={**layer.config, "data_format": self.builder.data_format})
 
     def _turned(self, value: _Value, moved: bool) -> Any:
-        """The tensor with its channel axis at the end, or back in front."""
+        """Return the tensor with its channel axis moved to the end, or back to the front."""
         if value.moved == moved or len(value.tensor.shape) < 3:
             return value.tensor
         key = (id(value.tensor), moved)
@@ -288,7 +288,7 @@ class _Model:
         return keras.Model(_one(inputs), _one(outputs), name=name)
 
     def _frontier(self, outputs: list[Any]) -> list[Any]:
-        """What the layers that are missing would have read."""
+        """Return what the missing layers would have read."""
         found, seen = [], {id(x) for x in outputs}
         for layer in self.old.layers:
             if layer.name in self.missing:
@@ -302,14 +302,14 @@ class _Model:
 
 
 def _whole(builder: Builder) -> Builder:
-    """The same, but for what is inside a wrapper, which is exported as a whole or not at all."""
+    """Return the same builder for what is inside a wrapper, which is migrated as a whole or not at all."""
     return Builder(
         builder.origin, builder.matched, builder.data_format, False, builder.custom, builder.reports, builder.left_out
     )
 
 
 def _of_the_user(task: Task, own: Any) -> Block:
-    """A layer of the user's own class, by the configuration in the file and with its arrays as they are."""
+    """Make a layer of the user's own class, by the configuration in the file and with its arrays as they are."""
     foreign = ("batch_input_shape", "input_dtype", "input_shape", "build_config")
     config = {key: value for key, value in task.layer.raw.items() if key not in foreign}
     try:
@@ -326,7 +326,7 @@ def _of_the_user(task: Task, own: Any) -> Block:
 
 
 def unknown_layers(model: OldModel, custom: Collection[str] = ()) -> list[str]:
-    """A sentence for each class that has no counterpart, or whose code only the file has."""
+    """Return a sentence for each class that has no counterpart, or whose code only the file has."""
     by_class: dict[str, list[str]] = {}
     for layer in model.leaves():
         if layer.kind not in KNOWN and layer.written not in custom:
@@ -356,7 +356,7 @@ def _assign(layer: OldLayer, block: Block) -> None:
 
 
 def set_weights(name: str, target: Any, arrays: Sequence[Any]) -> None:
-    """Sets the weights of one layer, checking their shapes; axes of size 1 may be missing or too many.
+    """Set the weights of one layer, checking their shapes; axes of size 1 may be missing or too many.
 
     Raises:
         InputError: arrays that do not fit.

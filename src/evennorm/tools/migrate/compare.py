@@ -23,29 +23,29 @@ _DEFAULTS: dict[str, Any] = {
     "scale": True,
     "use_bias": True,
 }
-"""Settings that change outputs, and what they are where a configuration is silent."""
+"""Settings that change outputs, with their values where a configuration is silent."""
 
 _STATED = (
     "concat_axis", "cropping", "data_format", "dims", "dot_axes", "epsilon", "filters", "interpolation", "kernel_size",
     "mask_value", "mask_zero", "max_value", "merge_mode", "n", "negative_slope", "output_padding", "padding", "pool_size",
     "recurrent_activation", "reset_after", "size", "strides", "target_shape", "theta", "threshold", "units",
 )  # fmt: skip
-"""Such settings, compared where both state them."""
+"""Settings that change outputs and are compared only where both state them."""
 
 _IN_TRAINING = ("momentum", "rate")
 
 
 class Differences(NamedTuple):
-    """One sentence for each setting that the two say differently."""
+    """One sentence for each setting on which the two disagree."""
 
     outputs: tuple[str, ...]
-    """Of settings that change outputs."""
+    """Differences of settings that change outputs."""
     others: tuple[str, ...]
-    """Of those that only training uses, and of the order of axes, which a new architecture may turn."""
+    """Differences of settings that only training uses, and of the order of axes, which a new architecture may change."""
 
 
 def differences(old: OldModel, given: OldModel, ranks: dict[str, int] | None = None) -> Differences:
-    """Of the layers that answer to each other: by their names, else by their order, as their weights are matched.
+    """Compare corresponding layers: by their names, else by their order, as their weights are matched.
 
     Args:
         ranks: that of the input of each given layer, where it is known, by the layer's path.
@@ -90,13 +90,13 @@ def _differ(key: str, a: OldLayer, b: OldLayer, rank: int | None) -> str | None:
 
 
 def _plain(key: str, layer: OldLayer, default: Any) -> Any:
-    """A setting in one form, whichever release wrote it; None where nothing tells."""
+    """Return a setting in one form, whichever release wrote it; None where nothing tells."""
     config = layer.config
     if key == "negative_slope" and key not in config and layer.kind == "LeakyReLU":
         key = "alpha"
     value = config.get(key, default)
     if key == "activation" and key in config and value is None and layer.kind != "Activation":
-        return None  # a function of somebody's own
+        return None  # a function of the user's own
     if isinstance(value, list | tuple):
         value = tuple(tuple(x) if isinstance(x, list) else x for x in value)
         return value[0] if value and len(set(map(str, value))) == 1 else value

@@ -18,7 +18,7 @@ Pads = list[tuple[int, int]]
 
 
 def convolution(task: Task, rank: int) -> Block:
-    """Conv1D, 2D, 3D, dilated ones included."""
+    """Translate Conv1D, 2D, 3D, dilated ones included."""
     config = task.config
     bias = bool(config.get("use_bias", True))
     task.expect(1 + bias)
@@ -46,7 +46,7 @@ def convolution(task: Task, rank: int) -> Block:
 
 
 def scaled(task: Task, function: str, arrays: list[np.ndarray], first: int = 0) -> list[np.ndarray]:
-    """Weights from `first` on times 1.2 where their sum goes through hard_sigmoid, whose slope Keras 3 changed."""
+    """Return the arrays with weights from `first` on times 1.2 where hard_sigmoid follows, whose slope Keras 3 changed."""
     if function != "hard_sigmoid":
         return arrays
     task.converted.append("weights times 1.2: hard_sigmoid had the slope 0.2 and has 1/6 in Keras 3")
@@ -54,7 +54,7 @@ def scaled(task: Task, function: str, arrays: list[np.ndarray], first: int = 0) 
 
 
 def _kernel(task: Task, kernel: np.ndarray, size: tuple[int, ...], filters: int, rank: int) -> np.ndarray:
-    """As (spatial..., in, out), from the layouts that Keras had for it."""
+    """Return the kernel as (spatial..., in, out), from the layouts that Keras had for it."""
     channels = task.shape[-1]
     groups = int(task.config.get("groups", 1))
     wanted = (*size, None if channels is None else channels // groups, int(filters))
@@ -86,7 +86,7 @@ def fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
 
 
 def flipped(task: Task, kernel: np.ndarray, rank: int) -> np.ndarray:
-    """Theano convolved where all others correlate: its kernels are reversed along the spatial axes."""
+    """Reverse kernels of Theano along the spatial axes: it convolved where all others correlate."""
     task.need_backend(kernel.shape[:rank])
     if not task.origin.theano or all(size == 1 for size in kernel.shape[:rank]):
         return kernel
@@ -97,7 +97,7 @@ def flipped(task: Task, kernel: np.ndarray, rank: int) -> np.ndarray:
 def paddings(
     task: Task, size: tuple[int, ...], strides: tuple[int, ...], dilation: tuple[int, ...]
 ) -> tuple[Pads | None, str]:
-    """Explicit padding, where Keras 3 has no word for it, and Keras 3's word."""
+    """Return explicit padding where Keras 3 has no name for it, and Keras 3's name."""
     mode = task.config.get("padding", "valid")
     reach = [(k - 1) * d + 1 for k, d in zip(size, dilation, strict=True)]
     if mode == "full":
@@ -111,7 +111,7 @@ def paddings(
 
 
 def separable(task: Task, rank: int) -> Block:
-    """SeparableConv1D and 2D, DepthwiseConv2D."""
+    """Translate SeparableConv1D and 2D, DepthwiseConv2D."""
     config = task.config
     bias = bool(config.get("use_bias", True))
     depthwise_only = task.layer.kind == "DepthwiseConv2D"
@@ -149,7 +149,7 @@ def separable(task: Task, rank: int) -> Block:
 
 
 def transposed(task: Task, rank: int) -> Block:
-    """Deconvolution2D with its explicit output shape, and Keras 2's transposed convolutions."""
+    """Translate Deconvolution2D with its explicit output shape, and Keras 2's transposed convolutions."""
     config = task.config
     bias = bool(config.get("use_bias", True))
     task.expect(1 + bias)
@@ -186,7 +186,7 @@ def transposed(task: Task, rank: int) -> Block:
 
 
 def _crops(task: Task, size: tuple[int, ...], strides: tuple[int, ...], first: bool) -> tuple[Pads | None, Any]:
-    """What to cut from the whole transposed convolution so that the old output shape is left, and what to add to it."""
+    """Return what to cut from the whole transposed convolution, and what to add to it, to get the old output shape."""
     config, mode = task.config, task.config.get("padding", "valid")
     stated = config.get("output_shape")
     if stated is None and not task.origin.theano:
@@ -226,7 +226,7 @@ def _crops(task: Task, size: tuple[int, ...], strides: tuple[int, ...], first: b
 def _stated(
     task: Task, lengths: list[int], size: tuple[int, ...], strides: tuple[int, ...], stated: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """The output shape of a Deconvolution2D, of which releases differ in what they stored."""
+    """Return the output shape of a Deconvolution2D, which releases stored differently."""
     same = task.config.get("padding", "valid") == "same"
     sizes = list(zip(lengths, size, strides, stated, strict=True))
     if same and task.origin.theano and any(k % 2 == 0 for k in size):
@@ -249,7 +249,7 @@ def _stated(
 
 
 def locally_connected(task: Task, rank: int) -> Block:
-    """LocallyConnected1D and 2D, as one kernel per position on the patches of the input."""
+    """Translate LocallyConnected1D and 2D, as one kernel per position on the patches of the input."""
     config = task.config
     bias = bool(config.get("use_bias", True))
     task.expect(1 + bias)
@@ -288,5 +288,5 @@ def locally_connected(task: Task, rank: int) -> Block:
 
 
 def patch_layer(name: str, size: tuple[int, ...], strides: tuple[int, ...], channels: int) -> Any:
-    """A convolution that copies each patch into the channels: rows, then columns, then channels."""
+    """Return a convolution that copies each patch into the channels: rows, then columns, then channels."""
     return _CONV[len(size)](int(np.prod(size)) * channels, size, strides=strides, use_bias=False, trainable=False, name=name)

@@ -12,7 +12,8 @@ _UNSAID = ("ZeroPadding2D", "ZeroPadding3D", "UpSampling2D", "UpSampling3D", "Cr
 
 
 def data_format(model: OldModel, origin: Provenance) -> tuple[str | None, str | None]:
-    """channels_first or channels_last, and a sentence where it was concluded for a layer; None where no layer asks."""
+    """Return channels_first or channels_last, and a sentence where it was concluded for a layer; None where no layer needs
+    it."""
     layers = list(model.leaves())
     asking = [x for x in layers if x.kind in _UNSAID and not x.config.get("data_format")]
     votes = Counter(x.config["data_format"] for x in layers if isinstance(x.config.get("data_format"), str))

@@ -15,7 +15,7 @@ from evennorm.tools.migrate.records import OldFile, OldWeights
 
 
 def read_file(path: str | os.PathLike[str]) -> OldFile:
-    """The contents of a full model or a weights-only file.
+    """Read a full model or a weights-only file.
 
     Raises:
         InputError: no such file, no HDF5, a damaged one, or one that Keras 1 or 2 did not write.
@@ -38,7 +38,7 @@ def read_file(path: str | os.PathLike[str]) -> OldFile:
 
 
 def check_kind(path: str | os.PathLike[str]) -> None:
-    """Refuses what is no HDF5 file, in words that say what it is.
+    """Refuse a file that is not HDF5, and say what it is.
 
     Raises:
         InputError: no such file, or another kind of file.
@@ -108,7 +108,7 @@ def _names_layers(group: Any) -> bool:
 
 
 def _named(root: Any, shown: str) -> list[OldWeights]:
-    """One group per layer, since Keras 0.3.2."""
+    """Read one group per layer, as Keras wrote since 0.3.2."""
     found = []
     layers = _list(root.attrs, "layer_names") or []
     _check_once(shown, "layer", layers)
@@ -128,7 +128,8 @@ def _named(root: Any, shown: str) -> list[OldWeights]:
 
 
 def _check_once(shown: str, what: str, names: list[str]) -> None:
-    """
+    """Check that no name is listed twice.
+
     Raises:
         InputError: a name stands there twice, so that its arrays would be read as often as a list is long.
     """
@@ -138,7 +139,7 @@ def _check_once(shown: str, what: str, names: list[str]) -> None:
 
 
 def _array(shown: str, found: Any) -> np.ndarray:
-    """The numbers of one data set.
+    """Read the numbers of one data set.
 
     Raises:
         InputError: it is something else.
@@ -150,7 +151,7 @@ def _array(shown: str, found: Any) -> np.ndarray:
 
 
 def _numbered(root: Any, shown: str) -> list[OldWeights]:
-    """Groups layer_0, layer_1 and so on with param_0, param_1: how Keras wrote before it named weights."""
+    """Read groups layer_0, layer_1 and so on with param_0, param_1, as Keras wrote before it named weights."""
     found = []
     for k in range(_count(shown, root, "nb_layers")):
         group = root[f"layer_{k}"]
@@ -160,7 +161,8 @@ def _numbered(root: Any, shown: str) -> list[OldWeights]:
 
 
 def _count(shown: str, group: Any, key: str) -> int:
-    """
+    """Return a count that a group states.
+
     Raises:
         InputError: more is counted than the group holds.
     """
@@ -171,7 +173,7 @@ def _count(shown: str, group: Any, key: str) -> int:
 
 
 def _list(attributes: Any, key: str) -> list[str] | None:
-    """A list of names, which Keras cut into key0, key1 and so on where it was long."""
+    """Read a list of names, which Keras split into key0, key1 and so on where it was long."""
     if key in attributes:
         return [_decoded(item) for item in np.ravel(attributes[key])]
     if f"{key}0" not in attributes:

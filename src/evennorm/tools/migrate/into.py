@@ -18,7 +18,7 @@ from evennorm.tools.migrate.translate import KNOWN, translate
 
 
 def as_old(model: keras.Model, path: str = "") -> OldModel:
-    """The layers of a Keras 3 model as an old file would hold them; without their calls, which no weight depends on."""
+    """Return the layers of a Keras 3 model as an old file would hold them, without calls: no weight depends on these."""
     layers = tuple(_layer(layer, path) for layer in model.layers)
     return OldModel(model.name, layers, (), (), isinstance(model, keras.Sequential), bool(model.trainable))
 
@@ -46,7 +46,7 @@ def _layer(layer: Any, path: str) -> OldLayer:
 
 
 def input_ranks(model: keras.Model, path: str = "") -> dict[str, int]:
-    """How many axes the input of each layer has, by its path."""
+    """Return the number of axes of each layer's input, by its path."""
     found: dict[str, int] = {}
     for layer in model.layers:
         own = f"{path}/{layer.name}" if path else layer.name
@@ -59,7 +59,7 @@ def input_ranks(model: keras.Model, path: str = "") -> dict[str, int]:
 
 
 def fill(model: keras.Model, old: OldModel, matched: Matched, origin: Provenance) -> list[LayerReport]:
-    """Sets the weights of every layer, converted as its class needs it.
+    """Set the weights of every layer, converted as its class needs it.
 
     Raises:
         InputError: arrays that do not fit.

@@ -25,14 +25,14 @@ class Matched:
 
 
 def match(model: OldModel, file: OldFile) -> Matched:
-    """Layers by name where the file has all their names, else by their order, as Keras loaded them.
+    """Match layers by name where the file has all their names, else by their order, as Keras loaded them.
 
     Raises:
         InputError: another number of layers with weights, or of weights in a layer.
     """
     holders = [layer for layer in model.layers if layer.kind != "InputLayer" and any(True for _ in slots(layer))]
     groups = [group for group in file.weights if group.arrays]
-    # Classes that are not known here may hold weights too: their groups are not for others.
+    # Unknown classes may hold weights too: their groups are not for other layers.
     known = {layer.name for layer in model.layers}
     notes: list[str] = []
     by_name = {group.layer: group for group in groups}
@@ -62,7 +62,7 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def _split(layer: OldLayer, group: OldWeights) -> dict[str, tuple[np.ndarray, ...]]:
-    """The arrays of one group by the path of the layer that holds them, in the order of that layer's slots."""
+    """Return the arrays of one group by the path of the layer that holds them, in the order of that layer's slots."""
     if layer.model is None and (layer.inner is None or layer.inner.model is None):
         target = layer
         while target.inner is not None and target.kind != "Bidirectional":
@@ -76,21 +76,21 @@ def _split(layer: OldLayer, group: OldWeights) -> dict[str, tuple[np.ndarray, ..
         )
     order = _by_names(wanted, group.names) or range(len(wanted))
     found: dict[str, list[np.ndarray]] = {}
-    # Slots are in stored order, trainable ones first: within a layer that is the layer's own order, too.
+    # Slots are in stored order, trainable ones first, which is the layer's own order within a layer.
     for slot, index in zip(wanted, order, strict=True):
         found.setdefault(_path(slot), []).append(group.arrays[index])
     return {path: tuple(values) for path, values in found.items()}
 
 
 def _path(slot: Slot) -> str:
-    """Both directions of a Bidirectional are kept together, under the wrapper's path."""
+    """Return the path of the layer that holds a slot: a Bidirectional holds those of both directions."""
     if any(owner.startswith(("forward_", "backward_")) and owner.endswith(slot.layer.name) for owner in slot.owners):
         return slot.layer.path.rsplit("/", 1)[0]
     return slot.layer.path
 
 
 def _ordered(layer: OldLayer, group: OldWeights) -> tuple[np.ndarray, ...]:
-    """The arrays of one layer in the order of `names_of`: some releases stored them in another."""
+    """Return the arrays of one layer in the order of `names_of`: some releases stored them in another."""
     if layer.kind == "Bidirectional":
         return group.arrays
     first, rest = names_of(layer, len(group.arrays))
@@ -107,7 +107,7 @@ def _ordered(layer: OldLayer, group: OldWeights) -> tuple[np.ndarray, ...]:
 
 
 def _by_names(wanted: list[Slot], names: Sequence[str]) -> list[int] | None:
-    """Where each slot's array is, by the names they are stored under; None where those do not tell."""
+    """Return where each slot's array is, by the names they are stored under; None where the names do not tell."""
     order = []
     for slot in wanted:
         owners, kinds = ("|".join(map(re.escape, words)) for words in (slot.owners, slot.names))

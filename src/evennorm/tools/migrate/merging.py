@@ -13,7 +13,7 @@ _MODES = {"sum": "Add", "mul": "Multiply", "ave": "Average", "max": "Maximum", "
 
 
 def merge(task: Task) -> Block:
-    """Merge with any of Keras 1's modes, and the merging layers of Keras 2."""
+    """Translate Merge with any of Keras 1's modes, and the merging layers of Keras 2."""
     config = task.config
     kind = task.layer.kind
     if kind == "Merge":
@@ -55,7 +55,8 @@ def _say_what_was_wrong(task: Task) -> None:
 
 
 def _cosine(task: Task) -> Block:
-    """Keras 1's: the dot product over the root of both squares' product, with an axis of size 1 behind the batch."""
+    """Translate Keras 1's cosine: the dot product over the root of both squares' product, with an axis of size 1 after the
+    batch."""
     axes = _axes(task)
     _say_what_was_wrong(task)
     if any(len(shape) != 2 for shape in task.shapes):

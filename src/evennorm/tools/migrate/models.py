@@ -15,7 +15,7 @@ WRAPPERS = ("TimeDistributed", "Bidirectional")
 
 
 def read_model(config: Any, path: str = "") -> OldModel:
-    """The model that a configuration describes: `{"class_name": .., "config": ..}`, or what get_config() returned alone.
+    """Read the model that a configuration describes: `{"class_name": .., "config": ..}`, or only what get_config() returned.
 
     Raises:
         InputError: anything else.
@@ -23,7 +23,7 @@ def read_model(config: Any, path: str = "") -> OldModel:
     try:
         if isinstance(config, list):
             return _sequential(config, {}, path)
-        if "class_name" not in config and "layers" in config:  # model.get_config() alone
+        if "class_name" not in config and "layers" in config:  # only model.get_config()
             return _functional(config, path) if "input_layers" in config else _sequential(config["layers"], config, path)
         kind, inner = config["class_name"], config["config"]
         if kind == "Sequential":
@@ -35,7 +35,7 @@ def read_model(config: Any, path: str = "") -> OldModel:
             return _functional(inner, path)
     except InputError:
         raise
-    except Exception as error:  # whatever a damaged configuration causes; RecursionError, too
+    except Exception as error:  # a damaged configuration may cause anything, RecursionError too
         raise InputError(
             f"the configuration is not one that Keras 1 or 2 wrote for a Sequential or a Model ({type(error).__name__}: "
             f"{error}); the file is damaged or of another program"
@@ -46,7 +46,7 @@ def read_model(config: Any, path: str = "") -> OldModel:
 
 
 def _layer(entry: Mapping[str, Any], path: str, calls: tuple[OldCall, ...] = (), spare: str | None = None) -> OldLayer:
-    """One layer; `spare` is its name where the file has none."""
+    """Read one layer; `spare` is its name where the file has none."""
     entry = _entry(entry)
     written, config = entry["class_name"], entry["config"]
     own = config if isinstance(config, Mapping) else {}
@@ -65,7 +65,7 @@ def _layer(entry: Mapping[str, Any], path: str, calls: tuple[OldCall, ...] = (),
 
 
 def _entry(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Keras 0.3 wrote the class under "name" and the name under "custom_name"."""
+    """Return an entry in the later form: Keras 0.3 wrote the class under "name" and the name under "custom_name"."""
     if "class_name" in entry:
         return entry
     return {"class_name": entry["name"], "config": {**entry, "name": entry.get("custom_name")}}
@@ -76,7 +76,7 @@ def _joined(path: str, name: str) -> str:
 
 
 class _Chain:
-    """Layers called one after the other, as a Sequential does."""
+    """Layers called one after the other, as in a Sequential."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -85,8 +85,8 @@ class _Chain:
         self.inputs: list[Ref] = []
 
     def add(self, layer: OldLayer, inputs: tuple[Ref, ...]) -> Ref:
-        """Calls a layer. One of the same name that is there already is called again, since Keras shared it; where it was
-        called with these inputs, that is the call: a branch may stand under several merges.
+        """Call a layer, unless this call exists: a branch may be part of several merges. A layer whose name is known is
+        called again, since Keras shared it.
         """
         call = OldCall(inputs)
         for position, known in enumerate(self.layers):
@@ -104,13 +104,13 @@ class _Chain:
         return ref
 
     def spare(self, kind: str) -> str:
-        """A name for a layer without one: Keras 1 stored none for a Sequential in a Sequential."""
+        """Return a name for a layer without one: Keras 1 stored none for a Sequential in a Sequential."""
         return next(
             name for name in (kind, *(f"{kind}_{k}" for k in range(2, len(self.calls) + 3))) if name not in self.calls
         )
 
     def start(self, layer: OldLayer, more: Mapping[str, Any]) -> Ref:
-        """The input in front of the first layer of a chain."""
+        """Add an input before the first layer of a chain, and return it."""
         shape = input_shape(layer, more)
         name = f"{layer.name}_input"
         config = {"batch_input_shape": shape, "dtype": _input_dtype(layer), "name": name}
@@ -131,7 +131,7 @@ def _sequential(entries: list[Any], own: Mapping[str, Any], path: str) -> OldMod
 
 
 def _run(chain: _Chain, entries: Iterable[Any], own: Mapping[str, Any]) -> Ref:
-    """Adds the layers of a Sequential to a chain; its last output."""
+    """Add the layers of a Sequential to a chain, and return its last output."""
     last: Ref | None = None
     for raw in entries:
         entry = _entry(raw)
@@ -151,7 +151,8 @@ def _run(chain: _Chain, entries: Iterable[Any], own: Mapping[str, Any]) -> Ref:
 
 
 def _merged(chain: _Chain, entry: Mapping[str, Any]) -> Ref:
-    """The models in front of a Merge that begins a Sequential: Keras stored their layers as if they were its own."""
+    """Add the models before a Merge that begins a Sequential, whose layers Keras stored as if they were its own; return
+    their outputs."""
     config = {key: value for key, value in entry["config"].items() if key != "layers"}
     branches = []
     for branch in entry["config"]["layers"]:
@@ -179,7 +180,7 @@ def _merged(chain: _Chain, entry: Mapping[str, Any]) -> Ref:
 
 
 def input_shape(layer: OldLayer, own: Mapping[str, Any]) -> tuple[int | None, ...]:
-    """The shape with its batch axis that the first layer of a Sequential takes.
+    """Return the shape, batch axis included, that the first layer of a Sequential takes.
 
     Raises:
         InputError: the file does not say.
@@ -206,7 +207,7 @@ def input_shape(layer: OldLayer, own: Mapping[str, Any]) -> tuple[int | None, ..
 
 
 def declared_shape(config: Mapping[str, Any]) -> Any:
-    """The shape that a layer's configuration gives for its input; None where it gives none."""
+    """Return the input shape in a layer's configuration; None where it has none."""
     return config.get("batch_input_shape") or config.get("batch_shape")
 
 
@@ -217,9 +218,9 @@ def _input_dtype(layer: OldLayer) -> str:
 
 
 def dtype_of(config: Mapping[str, Any]) -> str:
-    """The dtype of an input; half and double precision are computed in float32 as the weights are."""
+    """Return the dtype of an input; half and double precision are computed in float32 as the weights are."""
     found = config.get("dtype")
-    if isinstance(found, Mapping):  # a policy
+    if isinstance(found, Mapping):  # a dtype policy
         found = found.get("config", {}).get("name")
     return str(found) if isinstance(found, str) and found.startswith(("int", "uint", "bool")) else "float32"
 
@@ -259,7 +260,7 @@ def _functional(config: Mapping[str, Any], path: str) -> OldModel:
 
 
 def _refs(value: Any) -> tuple[Ref, ...]:
-    """`["name", 0, 0]` or a list of such."""
+    """Parse `["name", 0, 0]`, or a list of such references."""
     if value and isinstance(value[0], str):
         value = [value]
     if isinstance(value, Mapping):

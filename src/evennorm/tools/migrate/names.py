@@ -42,7 +42,7 @@ KINDS = {
     "GRUV2": "GRU",
     "DenseV1": "Dense",
 }
-"""Classes that went by another name."""
+"""Classes that had another name."""
 
 ARGUMENTS = {
     "output_dim": "units",
@@ -95,7 +95,7 @@ DATA_FORMATS = {"th": "channels_first", "tf": "channels_last", "default": None}
 
 
 def in_words_of_keras_2(kind: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Both as Keras 2 would have written them; what it does not know stays as it is.
+    """Return class and configuration as Keras 2 would have written them; unknown ones stay as they are.
 
     Example:
         >>> in_words_of_keras_2("Convolution2D", {"nb_filter": 8, "nb_row": 3, "nb_col": 5, "dim_ordering": "th"})

@@ -16,7 +16,7 @@ from evennorm.tools.migrate.statistics import meaning_of, variance
 
 
 def batch_normalization(task: Task) -> Block:
-    """All modes of Keras 1; the options of Keras 2 and tf.keras."""
+    """Translate all modes of Keras 1, and the options of Keras 2 and tf.keras."""
     mode = int(task.config.get("mode", 0) or 0)
     if mode == 1:
         return _per_sample(task)
@@ -76,11 +76,11 @@ def _options(task: Task, axes: list[int]) -> dict[str, Any]:
 
 
 def _arrays(task: Task, axes: list[int]) -> list[np.ndarray]:
-    """gamma, beta, moving mean, moving variance, and what renormalization adds."""
+    """Return gamma, beta, moving mean, moving variance, and the arrays of renormalization."""
     config = task.config
     parameters = bool(config.get("scale", True)) + bool(config.get("center", True))
     found = list(task.arrays)
-    if config.get("renorm") and len(found) == parameters + 6:  # TensorFlow 1 stored sums beside the weight they have
+    if config.get("renorm") and len(found) == parameters + 6:  # TensorFlow 1 stored sums and the weight they have
         mean, mean_weight, stddev, stddev_weight = found[parameters + 2 :]
         scale = [np.where(weight == 0, 1, weight) for weight in (mean_weight, stddev_weight)]
         moved = np.sqrt(np.maximum(found[parameters + 1], 0))
@@ -130,7 +130,7 @@ def _say_what_it_holds(task: Task) -> None:
 
 
 def _per_sample(task: Task) -> Block:
-    """Keras 1's mode 1, over the last axis whatever `axis` says."""
+    """Translate Keras 1's mode 1, over the last axis whatever `axis` says."""
     task.expect(2, 4)
     epsilon, channels = float(task.config["epsilon"]), task.shape[-1]
     gamma, beta = (np.asarray(x).reshape(-1) for x in task.arrays[:2])
@@ -152,7 +152,7 @@ def _per_sample(task: Task) -> Block:
 
 
 def _per_sample_plain(task: Task, gamma: np.ndarray, beta: np.ndarray, epsilon: float) -> Block:
-    """Mode 1 up to 1.0.4: gamma * (x - mean) / (std + epsilon) + beta."""
+    """Translate mode 1 up to 1.0.4: gamma * (x - mean) / (std + epsilon) + beta."""
     axes = "xyzw"[: len(task.shape) - 2]
     scale = layers.EinsumDense(
         f"b{axes}c,c->b{axes}c", output_shape=task.shape[1:], bias_axes="c", name=f"{task.name}_scale"

@@ -13,7 +13,7 @@ from evennorm.tools.migrate.block import Block, Task, small_model, tuple_of
 
 
 def pooling(task: Task, rank: int) -> Block:
-    """Max and average pooling."""
+    """Translate max and average pooling."""
     config = task.config
     size = tuple_of(config.get("pool_size") or 2, rank)
     strides = size if config.get("strides") is None else tuple_of(config["strides"], rank)
@@ -28,7 +28,7 @@ def pooling(task: Task, rank: int) -> Block:
 
 
 def _as_theano(task: Task, class_: Any, largest: bool, size: tuple[int, ...], strides: tuple[int, ...]) -> Any:
-    """Theano's "same": padded alike in front and behind, cut to the length of TensorFlow's."""
+    """Return a pooling with Theano's "same": padded alike before and after, cut to the length of TensorFlow's."""
     pads = []
     for k, s, n in zip(size, strides, task.shape[1:-1], strict=True):
         front = max(k - 2 if k % 2 else k - 1, 0)
@@ -54,13 +54,13 @@ def _as_theano(task: Task, class_: Any, largest: bool, size: tuple[int, ...], st
 
 
 def global_pooling(task: Task, rank: int) -> Block:
-    """Global max and average pooling."""
+    """Translate global max and average pooling."""
     keep = bool(task.config.get("keepdims", False))
     return Block([getattr(layers, task.layer.kind)(keepdims=keep, **task.base)])
 
 
 def zero_padding(task: Task, rank: int) -> Block:
-    """ZeroPadding1D, 2D, 3D; Keras 1 also wrote dicts, and four numbers for two axes."""
+    """Translate ZeroPadding1D, 2D, 3D; Keras 1 also wrote dicts, and four numbers for two axes."""
     value = task.config.get("padding", 1)
     if isinstance(value, dict):
         keys = ("left_pad", "right_pad") if rank == 1 else ("top_pad", "bottom_pad", "left_pad", "right_pad")
@@ -78,7 +78,7 @@ def zero_padding(task: Task, rank: int) -> Block:
 
 
 def cropping(task: Task, rank: int) -> Block:
-    """Cropping1D, 2D, 3D."""
+    """Translate Cropping1D, 2D, 3D."""
     value = task.config.get("cropping", 1)
     if rank == 1:
         sides: Any = tuple_of(value, 2)
@@ -89,7 +89,7 @@ def cropping(task: Task, rank: int) -> Block:
 
 
 def up_sampling(task: Task, rank: int) -> Block:
-    """UpSampling1D, 2D, 3D."""
+    """Translate UpSampling1D, 2D, 3D."""
     size = tuple_of(task.config.get("size", 2), rank)
     options: dict[str, Any] = {"interpolation": task.config.get("interpolation", "nearest")} if rank == 2 else {}
     if options.get("interpolation") == "bilinear":
@@ -103,7 +103,8 @@ def up_sampling(task: Task, rank: int) -> Block:
 
 
 def _bilinear(task: Task, size: tuple[int, ...]) -> Block:
-    """Keras 2.2.3 to 2.3.1: place i takes from i / size, where Keras 3 takes from (i + 1/2) / size - 1/2."""
+    """Translate bilinear up-sampling of Keras 2.2.3 to 2.3.1: place i reads i / size, where Keras 3 reads (i + 1/2) / size -
+    1/2."""
     rows, columns = task.shape[1:3]
     if task.origin.theano or rows is None or columns is None:
         raise InputError(

@@ -12,13 +12,13 @@ from evennorm.errors import ArgumentError, InputError
 from evennorm.tools.migrate.records import OldFile, OldLayer, OldModel
 
 RELEASES = tuple((1, minor, patch) for minor, last in ((0, 8), (1, 2), (2, 2)) for patch in range(last + 1))
-"""All of Keras 1."""
+"""All releases of Keras 1."""
 
 Version = tuple[int, int, int]
 
 
 class Fourth(Enum):
-    """What the fourth weight of a batch normalization is, and how that Keras used it."""
+    """The meaning of a batch normalization's fourth weight, and how that Keras used it."""
 
     STANDARD_DEVIATION = "a standard deviation s, used as s + epsilon"
     VARIANCE_EPSILON_OUTSIDE = "a variance v, used as sqrt(v) + epsilon"
@@ -26,7 +26,7 @@ class Fourth(Enum):
 
 
 def fourth_weight(version: Version, theano: bool) -> Fourth:
-    """By release and backend.
+    """Return the meaning of the fourth weight, by release and backend.
 
     Example:
         >>> fourth_weight((1, 0, 6), theano=True), fourth_weight((1, 0, 6), theano=False)
@@ -54,7 +54,7 @@ class Provenance:
     """Who wrote a file, as far as it can be known."""
 
     releases: tuple[Version, ...]
-    """Those that may have written it; of Keras 2 and tf.keras just the one, or (2, 0, 0) where it does not say."""
+    """The releases that may have written it; for Keras 2 and tf.keras exactly one, or (2, 0, 0) where it does not say."""
     backend: str | None
     """theano, tensorflow or cntk; None where nothing tells."""
     said: str | None = None
@@ -71,7 +71,7 @@ class Provenance:
         return self.backend == "theano"
 
     def text(self) -> str:
-        """The releases and the backend in words."""
+        """Return the releases and the backend in words."""
         if self.said:
             release = self.said
         elif self.major > 1:
@@ -82,7 +82,7 @@ class Provenance:
         return f"Keras {release} on {self.backend or 'an unknown backend'}"
 
     def fourth(self) -> set[Fourth]:
-        """All meanings that the fourth weight may have."""
+        """Return all meanings that the fourth weight may have."""
         if self.major > 1:
             return {Fourth.VARIANCE}
         backends = [self.theano] if self.backend else [True, False]
@@ -90,7 +90,7 @@ class Provenance:
 
 
 def written_by(text: str) -> tuple[Version | None, str | None]:
-    """The user's word, as in "keras==1.0.4,theano"; either half may be missing.
+    """Parse the user's statement, as in "keras==1.0.4,theano"; either half may be missing.
 
     Raises:
         ArgumentError: a version or a backend that is none.
@@ -120,7 +120,7 @@ def written_by(text: str) -> tuple[Version | None, str | None]:
 def provenance(
     file: OldFile | None, model: OldModel, stated: str | None, word: str | None = None, configured: bool = True
 ) -> Provenance:
-    """What is known of a file's origin.
+    """Return what is known about a file's origin.
 
     Args:
         file: the file that the weights are in.
@@ -160,7 +160,7 @@ def _releases(
 
 
 def _by_batch_normalization(layers: list[OldLayer], evidence: list[str]) -> tuple[Version, ...]:
-    """Releases of Keras 1 whose configurations look like these."""
+    """Return the releases of Keras 1 whose configurations look like these."""
     releases = list(RELEASES)
     dense = [x for x in layers if x.kind == "Dense" and x.written == "Dense"]
     if any("use_bias" not in x.config for x in dense):
@@ -187,7 +187,7 @@ def _by_batch_normalization(layers: list[OldLayer], evidence: list[str]) -> tupl
 
 
 def _defaults(version: Version) -> tuple[float, float]:
-    """Epsilon and momentum of a BatchNormalization that was given none."""
+    """Return epsilon and momentum of a BatchNormalization without arguments."""
     epsilon = 1e-6 if version <= (1, 0, 7) else 1e-5 if version <= (1, 1, 2) else 1e-3
     return epsilon, 0.9 if version <= (1, 0, 6) else 0.99
 

@@ -1,4 +1,4 @@
-"""What an old file says: a model as its layers and calls, its weights by layer, and who wrote it."""
+"""Record what an old file says: a model as its layers and calls, its weights by layer, and who wrote it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 Ref = tuple[str, int, int]
-"""The layer, which of its calls, which of that call's outputs."""
+"""A reference to an output: the layer, the number of its call, the number of that call's output."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class OldCall:
 
 @dataclass(frozen=True)
 class OldLayer:
-    """One layer of an old model, with its configuration in the words of Keras 2."""
+    """One layer of an old model, with its configuration in Keras 2's terms."""
 
     name: str
     path: str
@@ -31,17 +31,17 @@ class OldLayer:
     kind: str
     """The class, by its name in Keras 2; classes that only Keras 1 had keep theirs."""
     written: str
-    """The class as the file has it."""
+    """The class as the file names it."""
     config: Mapping[str, Any]
     calls: tuple[OldCall, ...] = ()
     model: OldModel | None = None
-    """Of a nested model."""
+    """The layers of a nested model."""
     inner: OldLayer | None = None
-    """Of a wrapper, such as TimeDistributed."""
+    """The inner layer of a wrapper, such as TimeDistributed."""
     named: bool = True
     """Whether the file says its name."""
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """The configuration in the file's own words."""
+    """The configuration in the file's own terms."""
 
     @property
     def trainable(self) -> bool:
@@ -60,7 +60,7 @@ class OldModel:
     trainable: bool = True
 
     def leaves(self) -> Iterator[OldLayer]:
-        """All layers but nested models, at any depth; wrapped ones too."""
+        """Yield all layers except nested models, at any depth; wrapped ones too."""
         for layer in self.layers:
             if layer.model is not None:
                 yield from layer.model.leaves()

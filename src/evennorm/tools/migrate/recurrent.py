@@ -24,13 +24,13 @@ _CLASSES = {"CuDNNLSTM": "LSTM", "CuDNNGRU": "GRU"}
 
 
 def recurrent(task: Task) -> Block:
-    """SimpleRNN, GRU, LSTM and their CuDNN forms."""
+    """Translate SimpleRNN, GRU, LSTM and their CuDNN forms."""
     layer = build(task)
     return Block([layer], [(layer, arrays_of(task, task.arrays))])
 
 
 def bidirectional(task: Task, inner: Task, masked: bool) -> Block:
-    """The wrapper's arrays are those of the forward layer, then those of the backward one.
+    """Translate Bidirectional: its arrays are those of the forward layer, then those of the backward one.
 
     Args:
         masked: whether its input comes with a mask.
@@ -53,20 +53,21 @@ def bidirectional(task: Task, inner: Task, masked: bool) -> Block:
 
 
 def _turned(inner: Task) -> Any:
-    """The other direction of a layer that runs backwards: Keras 3 turns only those that run forwards."""
+    """Return the other direction of a layer that runs backwards: Keras 3 reverses only layers that run forwards."""
     name = f"backward_{inner.name}"
     return build(replace(inner, layer=replace(inner.layer, name=name, config={**inner.config, "go_backwards": False})))
 
 
 def _repeats_at_masked_steps(origin: Provenance) -> bool:
-    """Up to Keras 2.3.1 and TensorFlow 1.12; tf.keras since then gave zeros, as Keras 3 does."""
+    """Return whether outputs repeat at masked steps: up to Keras 2.3.1 and TensorFlow 1.12. tf.keras gives zeros since, as
+    Keras 3."""
     if origin.said and origin.said.endswith("-tf"):
         return origin.releases[-1] < (2, 2, 0)
     return origin.releases[-1] < (2, 4, 0)
 
 
 def build(task: Task) -> Any:
-    """The Keras 3 layer, without its weights."""
+    """Build the Keras 3 layer, without its weights."""
     config = task.config
     kind = _CLASSES.get(task.layer.kind, task.layer.kind)
     options: dict[str, Any] = {
@@ -100,7 +101,7 @@ def _own_activation(task: Task, value: Any) -> Any:
 
 
 def arrays_of(task: Task, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Kernel, recurrent kernel and bias, gates side by side in Keras 3's order.
+    """Return kernel, recurrent kernel and bias, gates side by side in Keras 3's order.
 
     Raises:
         InputError: a number or a shape of arrays that the layer never had.
@@ -127,7 +128,7 @@ def arrays_of(task: Task, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _out(array: np.ndarray) -> int:
-    """The axis of the units; ConvLSTM2D of channels-first models has it in front."""
+    """Return the axis of the units; in channels-first models ConvLSTM2D has it first."""
     return -1 if array.ndim < 4 else 3
 
 
@@ -139,7 +140,7 @@ def _scaled(array: np.ndarray, gates: int, which: tuple[int, ...]) -> np.ndarray
 
 
 def _from_cudnn(task: Task, found: list[np.ndarray], gates: int) -> list[np.ndarray]:
-    """CuDNN has its kernels transposed, and a bias on the input and on the state."""
+    """Convert arrays of CuDNN layers, which transpose kernels and have a bias on the input and on the state."""
     task.converted.append("CuDNN's weights put in the order of the layer that runs everywhere")
     kernel = np.concatenate([x.T.reshape(x.shape, order="F") for x in np.split(found[0], gates, axis=1)], axis=1)
     inner = np.concatenate([x.T for x in np.split(found[1], gates, axis=1)], axis=1)
@@ -148,7 +149,7 @@ def _from_cudnn(task: Task, found: list[np.ndarray], gates: int) -> list[np.ndar
 
 
 def conv_lstm(task: Task) -> Block:
-    """ConvLSTM2D."""
+    """Translate ConvLSTM2D."""
     config = task.config
     size, strides = tuple_of(config["kernel_size"], 2), tuple_of(config.get("strides") or 1, 2)
     if task.origin.theano and config.get("padding") == "same" and (any(k % 2 == 0 for k in size) or max(strides) > 1):

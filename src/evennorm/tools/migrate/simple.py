@@ -13,7 +13,7 @@ from evennorm.tools.migrate.convolutions import scaled
 
 
 def dense(task: Task) -> Block:
-    """Dense and TimeDistributedDense."""
+    """Translate Dense and TimeDistributedDense."""
     config = task.config
     bias = bool(config.get("use_bias", True))
     task.expect(1 + bias)
@@ -29,7 +29,7 @@ def dense(task: Task) -> Block:
 
 
 def embedding(task: Task) -> Block:
-    """Embedding; its own dropout, which Keras 2 gave up, is left out."""
+    """Translate Embedding, without its own dropout, which Keras 2 dropped."""
     config = task.config
     task.expect(1)
     if config.get("embedding_dropout"):
@@ -47,7 +47,7 @@ def embedding(task: Task) -> Block:
 
 
 def activation_layer(task: Task) -> Block:
-    """Activation."""
+    """Translate Activation."""
     function = activation(task.config.get("activation"), task.name)
     if function != "hard_sigmoid":
         return Block([layers.Activation(function, **task.base)])
@@ -60,7 +60,7 @@ def masking(task: Task) -> Block:
 
 
 def dropout(task: Task) -> Block:
-    """Dropout, its spatial and its Gaussian forms."""
+    """Translate Dropout, its spatial and its Gaussian forms."""
     options: dict[str, Any] = dict(task.base)
     if task.layer.kind == "Dropout":
         options |= {"noise_shape": task.config.get("noise_shape"), "seed": task.config.get("seed")}
@@ -106,7 +106,7 @@ def elu(task: Task) -> Block:
 
 
 def _number(value: Any) -> float:
-    """tf.keras wrote an array as a dict."""
+    """Return a number, which tf.keras wrote as a dict where it was an array."""
     return float(np.asarray(value["value"] if isinstance(value, dict) else value).reshape(()))
 
 
@@ -115,7 +115,7 @@ def softmax(task: Task) -> Block:
 
 
 def relu(task: Task) -> Block:
-    """The layer of Keras 2.2 and later."""
+    """Translate ReLU, a layer since Keras 2.2."""
     config = task.config
     options = {
         "max_value": None if config.get("max_value") is None else _number(config["max_value"]),
@@ -126,14 +126,14 @@ def relu(task: Task) -> Block:
 
 
 def thresholded_relu(task: Task) -> Block:
-    """x where it is above theta: Keras 3's threshold lets x through at the threshold itself."""
+    """Translate ThresholdedReLU, x where it is above theta: Keras 3's threshold lets x through at the threshold itself."""
     above = float(np.nextafter(np.float32(_number(task.config.get("theta", 1.0))), np.float32(np.inf)))
     task.converted.append("became ReLU with the next number above theta as its threshold")
     return Block([layers.ReLU(threshold=above, **task.base)])
 
 
 def prelu(task: Task) -> Block:
-    """PReLU; the axes that share a slope were not stored, and are those where the file holds one."""
+    """Translate PReLU. The axes that share a slope were not stored; they are those where the file's slopes have size 1."""
     task.expect(1)
     alpha = task.arrays[0]
     if task.moved:
@@ -152,7 +152,7 @@ def prelu(task: Task) -> Block:
 
 
 def maxout_dense(task: Task) -> Block:
-    """MaxoutDense as a Dense of all its features, and their maximum."""
+    """Translate MaxoutDense as a Dense of all its features, and their maximum."""
     config = task.config
     bias = bool(config.get("use_bias", True))
     task.expect(1 + bias)
@@ -166,7 +166,7 @@ def maxout_dense(task: Task) -> Block:
 
 
 def highway(task: Task) -> Block:
-    """Highway: gate * activation(W x + b) + (1 - gate) * x, gate = sigmoid(W_carry x + b_carry)."""
+    """Translate Highway: gate * activation(W x + b) + (1 - gate) * x, gate = sigmoid(W_carry x + b_carry)."""
     config = task.config
     bias = bool(config.get("use_bias", True))
     task.expect(4 if bias else 2)
@@ -190,7 +190,7 @@ def highway(task: Task) -> Block:
 
 
 def parametric_softplus(task: Task) -> Block:
-    """alpha * softplus(beta * x), each value with its own."""
+    """Translate ParametricSoftplus: alpha * softplus(beta * x), with own parameters for each value."""
     task.expect(2)
     inner, outer = (_elementwise(task, name) for name in ("beta", "alpha"))
     task.converted.append("became Activation softplus between two EinsumDense that multiply each value")
@@ -200,7 +200,7 @@ def parametric_softplus(task: Task) -> Block:
 
 
 def srelu(task: Task) -> Block:
-    """SReLU: linear pieces with slopes a_left, 1 and a_right, parted at t_left and t_left + |t_right|.
+    """Translate SReLU: linear pieces with slopes a_left, 1 and a_right, parted at t_left and t_left + |t_right|.
 
     y = t_left + prelu(u, a_left) + (a_right - 1) * relu(u - |t_right|), where u = x - t_left.
     """
@@ -228,7 +228,7 @@ def srelu(task: Task) -> Block:
 
 
 def _elementwise(task: Task, name: str, bias: bool = False) -> Any:
-    """A layer that multiplies each value by its own weight, and adds another."""
+    """Return a layer that multiplies each value by its own weight, and adds another."""
     axes = "cdefg"[: len(task.shape) - 1]
     return layers.EinsumDense(
         f"b{axes},{axes}->b{axes}",
@@ -240,5 +240,5 @@ def _elementwise(task: Task, name: str, bias: bool = False) -> Any:
 
 
 def _whole(task: Task, array: np.ndarray) -> np.ndarray:
-    """One value per element, where axes shared one."""
+    """Return one value per element, repeated along axes that shared one."""
     return np.broadcast_to(np.asarray(array, np.float64), tuple(int(n or 1) for n in task.shape[1:]))

@@ -14,9 +14,9 @@ class Slot:
 
     layer: OldLayer
     owners: tuple[str, ...]
-    """Names of layers that may stand in the weight's name."""
+    """Names of layers that may be part of the weight's name."""
     names: tuple[str, ...]
-    """What Keras 1 and Keras 2 called it."""
+    """The names that Keras 1 and Keras 2 gave it."""
     trainable: bool
 
 
@@ -42,7 +42,7 @@ _PLAIN: dict[str, tuple[tuple[str, ...], ...]] = {
 
 
 def names_of(layer: OldLayer, count: int | None = None) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
-    """Names of the trainable weights of a layer that holds no other, and of the rest, in stored order.
+    """Return the names of the trainable weights of a layer that holds no other, and of the rest, in stored order.
 
     Args:
         count: how many arrays there are, where that is known: recurrent layers of Keras 1 stored one array per gate or one
@@ -73,7 +73,7 @@ def names_of(layer: OldLayer, count: int | None = None) -> tuple[tuple[tuple[str
 
 
 def slots(layer: OldLayer, trainable: bool = True, owners: tuple[str, ...] = ()) -> Iterator[Slot]:
-    """The weights of a layer that is no model, wrapped ones included, trainable ones first as Keras stored them."""
+    """Yield the weights of a layer that is no model, wrapped ones included, trainable ones first as Keras stored them."""
     trainable = trainable and layer.trainable
     if layer.kind == "Bidirectional" and layer.inner is not None:
         for side in ("forward_", "backward_"):
@@ -93,7 +93,7 @@ def slots(layer: OldLayer, trainable: bool = True, owners: tuple[str, ...] = ())
 
 
 def model_slots(model: OldModel, trainable: bool = True) -> Iterator[Slot]:
-    """The weights of a nested model: all trainable ones first, then the others, as Keras stored them."""
+    """Yield the weights of a nested model: all trainable ones first, then the others, as Keras stored them."""
     trainable = trainable and model.trainable
     found = [slot for layer in model.layers for slot in slots(layer, trainable)]
     yield from (slot for slot in found if slot.trainable)

@@ -8,7 +8,7 @@ from evennorm.tools.migrate.provenance import Fourth, Provenance, UnsaidError
 
 
 def variance(fourth: np.ndarray, epsilon: float, meaning: Fourth) -> np.ndarray:
-    """v with sqrt(v + epsilon) = what the old layer divided by, in float64.
+    """Return v with sqrt(v + epsilon) equal to what the old layer divided by, in float64.
 
     Example:
         >>> variance(np.array([2.0]), 0.5, Fourth.STANDARD_DEVIATION)
@@ -22,14 +22,14 @@ def variance(fourth: np.ndarray, epsilon: float, meaning: Fourth) -> np.ndarray:
 
 
 def meaning_of(name: str, fourth: np.ndarray, epsilon: float, origin: Provenance) -> Fourth:
-    """What the fourth weight of the layer `name` is.
+    """Return the meaning of the fourth weight of the layer `name`.
 
     Raises:
         UnsaidError: several meanings are left, and they give different outputs.
     """
     left = origin.fourth()
     if len(left) > 1:
-        # Only in what it divides by does the meaning show; statistics that no batch has touched are 1 in any case.
+        # The meaning shows only in the divisor; statistics that no batch has updated are 1 in any case.
         divisors = [np.sqrt(variance(fourth, epsilon, meaning) + epsilon) for meaning in left]
         if all(np.allclose(divisors[0], other, rtol=1e-6, atol=0) for other in divisors):
             return Fourth.VARIANCE

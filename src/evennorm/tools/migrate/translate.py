@@ -35,7 +35,7 @@ _KEPT: dict[str, Callable[[Task], Block]] = {
     "PReLU": simple.prelu,
     "ActivityRegularization": simple.activity_regularization,
 }
-"""What treats all elements alike, or knows how to follow an axis that was moved."""
+"""Classes that treat all elements alike, or can follow an axis that was moved."""
 _MERGES: dict[str, Callable[[Task], Block]] = dict.fromkeys(
     ("Merge", "Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Concatenate", "Dot"), merging.merge
 )
@@ -61,7 +61,7 @@ _SAME = (
     "AlphaDropout", "Attention", "AdditiveAttention", "CategoryEncoding", "CenterCrop", "GroupNormalization",
     "LayerNormalization", "MultiHeadAttention", "Rescaling", "Resizing", "UnitNormalization",
 )  # fmt: skip
-"""Classes of later releases of tf.keras that Keras 3 took over as they were."""
+"""Classes of later releases of tf.keras that Keras 3 took over unchanged."""
 
 _OWN = (
     "BatchNormalization", "Activation", "Flatten", "InputLayer", "ConvLSTM2D", "SpatialDropout1D", "SpatialDropout2D",
@@ -73,7 +73,7 @@ KNOWN = frozenset((*_SPATIAL, *_KEPT, *_MERGES, *_PLAIN, *_SAME, *_OWN))
 
 
 def layout(kind: str, config: Mapping[str, Any], rank: int, moved: bool) -> Layout:
-    """In which order of axes the layer wants its input."""
+    """Return the order of axes in which the layer wants its input."""
     first = config.get("data_format") == "channels_first"
     if kind in _SPATIAL or kind.startswith("SpatialDropout") or kind in ("ConvLSTM2D", "Flatten"):
         return Layout.MOVED if first and kind != "ConvLSTM2D" else Layout.PLAIN
@@ -91,7 +91,7 @@ def layout(kind: str, config: Mapping[str, Any], rank: int, moved: bool) -> Layo
 
 
 def translate(task: Task) -> Block:
-    """The block for one layer that is no model, wrapper or input.
+    """Translate one layer that is no model, wrapper or input.
 
     Raises:
         InputError: a class that has no counterpart; arrays that do not fit.
@@ -133,7 +133,7 @@ def _conv_lstm(task: Task) -> Block:
 
 
 def _same(task: Task) -> Block:
-    """A class that is the same in Keras 3: its configuration is read by Keras itself, which runs no code in it."""
+    """Copy a class that is the same in Keras 3: Keras itself reads its configuration, and runs no code in it."""
     foreign = ("batch_input_shape", "dtype", "input_dim", "input_length", "build_config")
     config = {key: value for key, value in task.config.items() if key not in foreign}
     try:

@@ -17,7 +17,7 @@ from evennorm.kernels.buffers import set_buffer_limit
 from evennorm.kernels.threads import num_threads, set_num_threads
 from evennorm.models.state import BatchNormState
 
-__version__ = "0.1.0"
+__version__ = "1.0.0rc1"
 
 __all__ = [
     "ArgumentError",

@@ -298,7 +298,7 @@ def shared(*makers: str):
 def test_a_layer_behind_two_others() -> None:
     (finding,) = found(shared("text", "image"))
     assert finding.code == "BN502"
-    assert "2 times, behind text and behind image" in finding.what
+    assert "2 times, after text and after image" in finding.what
     assert codes(shared("twin", "twin")) == []  # the two halves of a siamese network
 
 

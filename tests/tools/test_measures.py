@@ -62,8 +62,8 @@ def test_both_commands_say_what_their_figures_are(tmp_path: Path, monkeypatch: p
     two_layers().save("model.keras")
     np.savez("data.npz", x=X, y=Y)
     checked = CliRunner().invoke(main, ["check", "model.keras", "--data", "data.npz"])
-    assert "(moving ones, root mean square over channels, all layers by the" in checked.output
-    assert "recalibrate measures each layer behind recalibrated ones)" in checked.output
+    assert "(moving ones; root mean square over channels; all layers" in checked.output
+    assert "normalize by the batch; recalibrate measures each after" in checked.output
     words = "recalibrate model.keras --data data.npz -o new.keras --batches 20 --batch-size 40"
     done = CliRunner().invoke(main, words.split())
     assert done.exit_code == 0, done.output

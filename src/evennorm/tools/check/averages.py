@@ -43,8 +43,8 @@ def updates(subject: Subject, step: Step) -> int | None:
     "statistics-never-updated",
     "error",
     "Moving statistics that were never updated",
-    "At inference the layer normalizes by mean 0 and variance 1, which is no normalization at all: the model predicts "
-    "something else than it has learned.",
+    "At inference the layer normalizes by mean 0 and variance 1, which is no normalization at all. So the model predicts "
+    "something other than what it learned.",
     fixable=True,
 )
 def statistics_never_updated(subject: Subject) -> Iterator[Found]:
@@ -77,8 +77,8 @@ def _update(network: Network, step: Step) -> str:
     "statistics-not-converged",
     "warning",
     "Moving statistics that have not converged for the steps taken",
-    "The moving average still holds its initial values, 0 and 1, so that inference normalizes by something between them and "
-    "the data's statistics, and validation looks worse than training.",
+    "The moving averages still contain part of their initial values, 0 and 1. Inference then normalizes by a mixture of "
+    "these and the data's statistics, and validation looks worse than training.",
     fixable=True,
 )
 def statistics_not_converged(subject: Subject) -> Iterator[Found]:
@@ -120,8 +120,8 @@ def _measured_to_fit(subject: Subject, step: Step) -> bool:
     "momentum-convention",
     "warning",
     "A momentum written in the other framework's convention",
-    "Keras's momentum weighs the old average (0.99), torch's the new batch (0.01): in the other one's words the moving "
-    "statistics follow the last few batches only, and inference is as noisy as they are.",
+    "Keras's momentum is the weight of the old average (0.99), torch's that of the new batch (0.01). If you mix them up, "
+    "the moving statistics follow only the last few batches, and inference is as noisy as these.",
 )
 def momentum_convention(subject: Subject) -> Iterator[Found]:
     network = subject.network

@@ -63,15 +63,15 @@ def _trained(subject: Subject, step: Step) -> str:
     "wrong-axis",
     "error",
     "An axis that is not the channel axis",
-    "The values of different channels then share one mean, and positions that mean the same have different ones; nothing "
-    "fails, it only learns worse and is tied to one input size.",
+    "Different channels then share one mean, and equivalent positions have different means. Nothing fails, but the model "
+    "learns less well and is tied to one input size.",
 )
 def wrong_axis(subject: Subject) -> Iterator[Found]:
     for step, axis, right, known in _wrong(subject):
         if not _is_channels_first(step, axis, right):
             rank = len(step.shape or ())
             if subject.network.framework == "torch":
-                remedy = "move the channels to axis 1 in front of the layer (x.transpose(1, -1)) and back behind it"
+                remedy = "move the channels to axis 1 before the layer (x.transpose(1, -1)) and back after it"
             else:
                 remedy = f"use axis={-1 if right == rank - 1 else right}"
             yield Found(step.layer, _what(step, axis, known) + _trained(subject, step), remedy)
@@ -82,7 +82,7 @@ def wrong_axis(subject: Subject) -> Iterator[Found]:
     "channels-first-axis",
     "error",
     "Channels-first data under axis -1",
-    "Axis -1 of channels-first data is a position, the image's columns, so channels are mixed in each mean and the same "
+    "Axis -1 of channels-first data is a position, the columns of an image. So each mean mixes the channels, and the same "
     "pattern is normalized differently in each column.",
 )
 def channels_first_axis(subject: Subject) -> Iterator[Found]:

@@ -61,7 +61,7 @@ def not_finite(subject: Subject) -> Iterator[Found]:
     "dead-gamma",
     "note",
     "Channels whose gamma is near 0",
-    "Such a channel gives beta whatever comes in: it is computed for nothing, and what is in front of it learns nothing.",
+    "Such a channel returns beta for any input. Its computation is wasted, and the layers before it learn nothing from it.",
 )
 def dead_gamma(subject: Subject) -> Iterator[Found]:
     for step in each_layer(subject.network):
@@ -84,7 +84,7 @@ def dead_gamma(subject: Subject) -> Iterator[Found]:
     "constant-channels",
     "note",
     "Channels that are constant",
-    "Their moving variance is next to nothing beside epsilon, so they give beta whatever comes in: what is in front of "
+    "Their moving variance is tiny compared with epsilon, so they return beta for any input. Usually the unit before "
     "them, often a ReLU, is dead.",
 )
 def constant_channels(subject: Subject) -> Iterator[Found]:
@@ -99,7 +99,7 @@ def constant_channels(subject: Subject) -> Iterator[Found]:
             yield Found(
                 step.layer,
                 f"the moving variance is at most {limit:.1g} in {channels(_indices(dead), variance.size)}",
-                "look for dead units in front of the layer: a lower learning rate, normalization before the activation, or "
+                "look for dead units before the layer: a lower learning rate, normalization before the activation, or "
                 "a LeakyReLU keeps them alive",
             )
 
@@ -109,7 +109,7 @@ def constant_channels(subject: Subject) -> Iterator[Found]:
     "exploding-channels",
     "warning",
     "Channels that explode",
-    "Values this large lose their digits and overflow half precision; the layers in front were not kept in range.",
+    "Values this large lose precision and overflow in float16. The layers before did not stay in range.",
 )
 def exploding_channels(subject: Subject) -> Iterator[Found]:
     network = subject.network
@@ -130,5 +130,5 @@ def exploding_channels(subject: Subject) -> Iterator[Found]:
             yield Found(
                 step.layer,
                 f"what comes in {limit} in {channels(_indices(above), deviation.size)}",
-                "scale the inputs, lower the learning rate, or normalize earlier; check the weights in front of the layer",
+                "scale the inputs, lower the learning rate, or normalize earlier; check the weights before the layer",
             )

@@ -24,7 +24,8 @@ ACCURACY = 0.02
     "drift",
     "warning",
     "Moving statistics that do not fit the data",
-    "Inference normalizes by statistics that this data does not have: every layer behind gets values it was not trained on.",
+    "Inference normalizes by statistics that differ from those of this data, so every later layer gets values that it was "
+    "not trained on.",
     fixable=True,
 )
 def drift(subject: Subject) -> Iterator[Found]:
@@ -44,7 +45,8 @@ def drift(subject: Subject) -> Iterator[Found]:
     "modes-disagree",
     "error",
     "Training mode and inference mode disagree",
-    "What the loss saw in training is not what the model predicts: accuracy was learned that inference does not show.",
+    "The model computes something else at inference than in training, so the accuracy reached in training does not show "
+    "at inference.",
     fixable=True,
 )
 def modes_disagree(subject: Subject) -> Iterator[Found]:
@@ -61,9 +63,9 @@ def modes_disagree(subject: Subject) -> Iterator[Found]:
             )
         yield Found(
             measured.parts_at,
-            f"{words}; here they part first, over {measured.samples:,} samples",
-            "check where this data comes from, its scaling and the batch size: the moving statistics serve it better "
-            "than its own, and recalibrating would lose accuracy"
+            f"{words}, over {measured.samples:,} samples; this is the first layer where they differ",
+            "check where this data comes from, its scaling and the batch size: the moving statistics give a higher "
+            "accuracy than its own, so recalibrating would lose accuracy"
             if serves_better_as_it_is(measured)
             else "run `evennorm recalibrate`, or --fix with --data; then look at what changed between training and now",
         )

@@ -24,8 +24,8 @@ def rounding_variance(dtype: str) -> float | None:
     "epsilon-too-small",
     "warning",
     "An epsilon too small for the dtype",
-    "Where a channel is constant over a batch, only epsilon keeps its rounding errors from being scaled up to a signal of "
-    "variance 1, or a division by 0 from making NaN.",
+    "If a channel is constant over a batch, only epsilon prevents a division by 0 (NaN), or rounding errors that are "
+    "scaled up to a signal of variance 1.",
 )
 def epsilon_too_small(subject: Subject) -> Iterator[Found]:
     for step in each_layer(subject.network):

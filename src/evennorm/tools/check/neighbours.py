@@ -35,8 +35,8 @@ def _subtracts(network: Network, linear: Step, norm: Step) -> bool:
     "bias-before-norm",
     "note",
     "A bias straight before batch normalization",
-    "Batch normalization subtracts the mean of each channel, and the bias with it: whatever it is, it changes nothing, and "
-    "beta does its work.",
+    "Batch normalization subtracts the mean of each channel, and the bias with it. So the bias has no effect; beta takes "
+    "its place.",
     fixable=True,
 )
 def bias_before_norm(subject: Subject) -> Iterator[Found]:
@@ -57,8 +57,8 @@ def bias_before_norm(subject: Subject) -> Iterator[Found]:
     "norm-after-norm",
     "warning",
     "Two normalizations in a row",
-    "What is normalized already has nothing left to be normalized: the second one adds time, noise from the batch and "
-    "parameters that do what those of the first do.",
+    "The input of the second one is normalized already. It only adds time, noise from the batch, and parameters that "
+    "repeat those of the first.",
 )
 def norm_after_norm(subject: Subject) -> Iterator[Found]:
     network, kinds = subject.network, (Role.BATCH_NORM, Role.NORM)
@@ -83,8 +83,8 @@ def norm_after_norm(subject: Subject) -> Iterator[Found]:
     "norm-at-output",
     "warning",
     "Normalization of the output, or right before softmax",
-    "The output then has a fixed mean and spread over each batch: a prediction depends on which samples share the batch, "
-    "and the network cannot be as sure, or as far off the average, as the data asks for.",
+    "The output then has a fixed mean and spread over each batch. In training, an output depends on which samples share "
+    "its batch, and the network cannot be as certain, or as far from the average, as the data requires.",
 )
 def norm_at_output(subject: Subject) -> Iterator[Found]:
     network = subject.network
@@ -120,5 +120,5 @@ def dropout_before_norm(subject: Subject) -> Iterator[Found]:
             yield Found(
                 step.layer,
                 f"it normalizes what comes out of {dropout.layer}{rate}",
-                "put the dropout behind the last normalization, in front of the output layer",
+                "put the dropout after the last normalization, before the output layer",
             )

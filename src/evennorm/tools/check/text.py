@@ -46,8 +46,9 @@ def _measured(report: Report) -> Iterator[Line]:
     if measured.layers:
         worst = max(measured.layers, key=lambda layer: layer.drift)
         rows.append(("largest drift", f"{worst.drift:.3g} standard deviations, in {worst.layer}"))
-        rows.append(("", "(moving ones, root mean square over channels, all layers by the"))
-        rows.append(("", "batch; recalibrate measures each layer behind recalibrated ones)"))
+        rows.append(("", "(moving ones; root mean square over channels; all layers"))
+        rows.append(("", "normalize by the batch; recalibrate measures each after"))
+        rows.append(("", "recalibrated ones)"))
     yield from (Line("", f"  {name:18} {value}") for name, value in rows)
 
 
@@ -69,7 +70,7 @@ def _findings(report: Report, width: int) -> Iterator[Line]:
 def _gaps(report: Report, width: int) -> Iterator[Line]:
     if report.network.gaps:
         yield Line("", "")
-        yield Line("", "Not read, so that findings about neighbours may be missing there:")
+        yield Line("", "Not read, so findings about neighbouring layers may be missing:")
         for gap in report.network.gaps:
             yield from _wrapped("soft", gap, width, rest="  ")
 

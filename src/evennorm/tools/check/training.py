@@ -21,8 +21,8 @@ _APART = 1.0
     "weight-decay",
     "note",
     "Weight decay on gamma or beta",
-    "The layer behind undoes the scale, so decay of gamma does not regularize what is computed; it pulls channels to 0 and "
-    "beta away from where the activation needs it.",
+    "The next layer can undo the scale, so decay of gamma does not regularize the network. It only pulls channels to 0, "
+    "and beta away from where the activation needs it.",
 )
 def weight_decay(subject: Subject) -> Iterator[Found]:
     if subject.network.framework == "torch":
@@ -39,8 +39,8 @@ def weight_decay(subject: Subject) -> Iterator[Found]:
     "shared-layer",
     "warning",
     "A layer shared across inputs with different statistics",
-    "Each call normalizes by its own batch in training, but at inference all use one moving average of both, which fits "
-    "none of them.",
+    "In training each call normalizes by its own batch. At inference all calls use one moving average, which fits none of "
+    "them.",
 )
 def shared_layer(subject: Subject) -> Iterator[Found]:
     network = subject.network
@@ -59,7 +59,7 @@ def shared_layer(subject: Subject) -> Iterator[Found]:
                 )
                 yield Found(step.layer, what, remedy)
         elif len(named) > 1:
-            yield Found(step.layer, f"it is called {len(calls)} times, behind {' and behind '.join(named)}", remedy)
+            yield Found(step.layer, f"it is called {len(calls)} times, after {' and after '.join(named)}", remedy)
 
 
 def _measured_apart(subject: Subject, step: Step) -> float | None:
@@ -107,8 +107,8 @@ def frozen_but_training(subject: Subject) -> Iterator[Found]:
     "unfrozen-in-frozen",
     "warning",
     "An unfrozen layer inside a frozen backbone",
-    "The frozen layers behind it were trained for its old output; new statistics, gamma and beta change what they get, and "
-    "they cannot follow.",
+    "The frozen layers after it were trained for its old output. New statistics, gamma and beta change that output, and "
+    "frozen layers cannot adapt.",
 )
 def unfrozen_in_frozen(subject: Subject) -> Iterator[Found]:
     network = subject.network
@@ -123,7 +123,7 @@ def unfrozen_in_frozen(subject: Subject) -> Iterator[Found]:
                 "freeze it too, by requires_grad_(False) and .eval()" if network.framework == "torch" else "freeze it too"
             )
             yield Found(
-                step.layer, f"it is trainable between frozen layers, behind {maker.layer}", f"{remedy}, or unfreeze both"
+                step.layer, f"it is trainable between frozen layers, after {maker.layer}", f"{remedy}, or unfreeze both"
             )
 
 
@@ -144,7 +144,7 @@ def _with_frozen_behind(network: Network) -> set[str]:
     "few-values",
     "warning",
     "Too few values per channel",
-    "Mean and variance of so few values are noise: training sees another network than inference, and learns worse.",
+    "Mean and variance of so few values are noise. Training then sees another network than inference, and learns less well.",
 )
 def few_values(subject: Subject) -> Iterator[Found]:
     for step in each_layer(subject.network):
@@ -153,9 +153,7 @@ def few_values(subject: Subject) -> Iterator[Found]:
             continue
         share = _share(subject, step)
         error = relative_error(values)
-        noise = (
-            "the output is beta whatever comes in" if error is None else f"each variance is off by about {percent(error)}"
-        )
+        noise = "the output is always beta" if error is None else f"each variance is off by about {percent(error)}"
         remedy = "use larger batches, or group or layer normalization, which do not depend on the batch"
         if _is_split(subject, step):
             remedy = f"synchronize the statistics of the replicas, or {remedy}"

@@ -32,12 +32,12 @@ ARRAYS_ONLY = ("shapes", "layouts", "dtypes", "activations", "residuals", "passe
 
 _NOTES = """\
 ms         median of all rounds, with the quartiles
-ours       how many times as long as ours it takes; above 1 evennorm is faster; from six rounds on with the interval that
-           holds the median with 95 % confidence: where that holds 1, no difference can be told
-copy       how many times as long as the fastest copy of x into fresh memory, with the same interval
-GB/s       bytes that have to be read and written once, by time
+ours       its time divided by evennorm's: above 1 evennorm is faster; from six rounds on with the 95 % interval of the
+           median; if that contains 1, no difference is shown
+copy       its time divided by that of the fastest copy of x into fresh memory, with the same interval
+GB/s       bytes that must be read and written once, divided by the time
 saved      memory kept between the passes, in sizes of x
-mean       geometric, over the cases of 1 MB or more; smaller ones have lines of their own
+mean       geometric mean over the cases of 1 MB or more; smaller cases have their own lines
 """
 
 
@@ -50,32 +50,40 @@ mean       geometric, over the cases of 1 MB or more; smaller ones have lines of
     default="usual",
     show_default=True,
     metavar="LIST",
-    help="Sizes as they lie in memory, :first where channels are axis 1: 32x56x56x64,8x64x7x7:first; or usual, or all.",
-)
-@click.option("--layouts", default="", metavar="LIST", help="last, first or both, for every shape. [default: as written]")
-@click.option("--dtypes", default="float32", show_default=True, metavar="LIST", help="float32, float64, bfloat16, float16.")
-@click.option("--activations", default="relu", show_default=True, metavar="LIST", help="relu, none.")
-@click.option(
-    "--residuals", default="no", show_default=True, metavar="LIST", help="no, yes: an array added before the activation."
+    help="Shapes in memory order, with :first if channels are axis 1: 32x56x56x64,8x64x7x7:first; or usual, or all.",
 )
 @click.option(
-    "--passes", default="forward,both", show_default=True, metavar="LIST", help="forward, both (forward + backward)."
+    "--layouts", default="", metavar="LIST", help="Channel axis of every shape: last, first or both. [default: as written]"
 )
-@click.option("--against", metavar="LIST", help="Rivals, as in 'torch eager,torch.compile'. [default: all of the engine]")
-@click.option("--threads", type=int, metavar="N", help="For the engine. [default: as many as there are cores]")
-@click.option("--rounds", type=int, metavar="N", help="Samples of each figure. [default: by time, 9 to 101]")
-@click.option("--each-alone", is_flag=True, help="Measure again, every contestant in a process of its own.")
+@click.option(
+    "--dtypes", default="float32", show_default=True, metavar="LIST", help="Any of float32, float64, bfloat16, float16."
+)
+@click.option("--activations", default="relu", show_default=True, metavar="LIST", help="Any of relu, none.")
+@click.option(
+    "--residuals", default="no", show_default=True, metavar="LIST", help="no, yes: add an array before the activation."
+)
+@click.option(
+    "--passes", default="forward,both", show_default=True, metavar="LIST", help="Any of forward, both (forward + backward)."
+)
+@click.option(
+    "--against",
+    metavar="LIST",
+    help="What to compare with: 'torch eager,torch.compile'. [default: everything on the engine]",
+)
+@click.option("--threads", type=int, metavar="N", help="Number of threads. [default: number of cores]")
+@click.option("--rounds", type=int, metavar="N", help="Samples of each figure. [default: 9 to 101, by time]")
+@click.option("--each-alone", is_flag=True, help="Also measure each one in its own process.")
 @click.option(
     "--network",
     is_flag=False,
     flag_value="all",
     metavar="[LIST]",
-    help="Whole training steps on torch: mlp, article, resnet18, resnet50, mobilenet; with batch, or batch and side of the "
-    "images, as in mlp:16,resnet50:8x224; all of them where none is named.",
+    help="Measure whole training steps on torch: any of mlp, article, resnet18, resnet50, mobilenet. Add the batch size, "
+    "or the batch size and image side: mlp:16,resnet50:8x224. Without a name: all of them.",
 )
-@click.option("--compile", "compiled", is_flag=True, help="With --network: under torch.compile, too.")
-@click.option("--json", "json_file", metavar="FILE", help="Write all samples, with device and versions.")
-@click.option("--plot", metavar="FILE", help="Draw a PNG: bandwidth of everyone beside that of a copy.")
+@click.option("--compile", "compiled", is_flag=True, help="With --network: also measure with torch.compile.")
+@click.option("--json", "json_file", metavar="FILE", help="Write all samples, with device and versions, as JSON.")
+@click.option("--plot", metavar="FILE", help="Draw bandwidths, with that of a copy as the limit, as PNG.")
 @force_option
 @click.pass_context
 def bench(
@@ -87,7 +95,7 @@ def bench(
     force: bool,
     **options: Any,
 ) -> None:
-    """Measure batch normalization on this machine: evennorm, its rivals, and a copy as the limit.
+    """Measure batch normalization on this machine: evennorm, other libraries, and a copy as the limit.
 
     \b
     evennorm bench --network                      whole training steps of networks
@@ -96,9 +104,9 @@ def bench(
     evennorm bench --engine jax --shapes all --json jax.json --plot jax.png
     evennorm bench --shapes 64x28x28x128 --layouts both --dtypes float32,bfloat16 --residuals no,yes
 
-    Everyone is measured in turns within one process, memory that is taken and given back included. Close what else runs.
+    All are measured in turns in one process, including the allocation of memory. Close other programs first.
 
-    Exit code 0: it is measured; 2: it could not be; 130: interrupted.
+    Exit codes: 0 measured; 2 could not be measured; 130 interrupted.
     """
     _check_files(json_file, plot)
     check_outputs([Output("--json", json_file, (".json",)), Output("--plot", plot, (".png",))], {}, force)

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 NOTES = """\
 ms         median of all rounds, with the quartiles: zero_grad, forward, loss, backward, SGD
-ours       how many times as long as ours it takes; above 1 evennorm is faster; the median over the rounds, from six on with
-           its 95 % interval: where that holds 1, no difference can be told
-share      of an eager step that its normalization takes, by the step without
-first      seconds of the first step, in a process of its own
+ours       its time divided by evennorm's: above 1 evennorm is faster; the median over the rounds, from six on with its
+           95 % interval; if that contains 1, no difference is shown
+share      the part of an eager step that normalization takes, compared with a step without it
+first      seconds of the first step, in its own process
 kept       MB that autograd keeps for the backward pass
 """
 
@@ -35,7 +35,7 @@ def print_networks(found: NetworkBenchmark, console: Any) -> None:
     for step in steps.all:
         ratio, spread = steps.ratio(step), steps.spread(step)
         if ratio is not None and spread is not None and spread.holds_one:
-            told = f"No difference between evennorm and {step.contestant} can be told in {step.network}."
+            told = f"No difference between evennorm and {step.contestant} is shown in {step.network}."
             console.print(Text(told, style="yellow"), soft_wrap=True)
         elif ratio is not None and ratio < 1:
             long = times(1 / ratio, spread and spread.inverse)

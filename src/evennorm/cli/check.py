@@ -53,26 +53,41 @@ def _explained(ctx: click.Context, parameter: click.Parameter, code: str | None)
 @click.command()
 @click.argument("model")
 @click.option("--data", metavar="DATA", help="Training data: .npz with x (and y), .npy, a folder, or module:function.")
-@click.option("--weights", metavar="FILE", help="Weights for a model that module:function builds.")
+@click.option("--weights", metavar="FILE", help="Weights to load into a model that module:function builds.")
 @click.option(
-    "--batch-size", type=click.IntRange(1), metavar="N", help="Of training, all replicas together. [with --data: 128]"
+    "--batch-size",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Batch size of training, over all replicas. [default with --data: 128]",
 )
-@click.option("--batches", type=click.IntRange(1), metavar="N", help="Of --data, from all over. [default: 16]")
-@click.option("--shape", metavar="SIZES", help="Of an input batch of a torch model, as in 32,3,224,224.")
-@click.option("--replicas", default=1, show_default=True, type=click.IntRange(1), metavar="N", help="Devices of training.")
-@click.option("--steps", type=click.IntRange(0), metavar="N", help="Of training so far. [default: as counted]")
-@click.option("--select", metavar="CODES", default="", help="Only these findings: BN201, or BN2 for all that begin so.")
-@click.option("--ignore", metavar="CODES", default="", help="All but these findings.")
-@click.option("--format", "form", type=click.Choice(FORMATS), help="Of what is printed. [default: text]")
-@click.option("--json", "as_json", is_flag=True, help="The same as --format json: one object.")
-@click.option("--sarif", "as_sarif", is_flag=True, help="The same as --format sarif: a SARIF 2.1.0 log.")
-@click.option("--exit-zero", is_flag=True, help="Exit with 0 where there are findings, too.")
+@click.option(
+    "--batches",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Number of batches to take, evenly spread over --data. [default: 16]",
+)
+@click.option("--shape", metavar="SIZES", help="Shape of an input batch of a torch model: 32,3,224,224.")
+@click.option(
+    "--replicas", default=1, show_default=True, type=click.IntRange(1), metavar="N", help="Number of devices in training."
+)
+@click.option("--steps", type=click.IntRange(0), metavar="N", help="Training steps so far. [default: the model's own count]")
+@click.option(
+    "--select",
+    metavar="CODES",
+    default="",
+    help="Report only these findings: BN201, or BN2 for all codes that start with it.",
+)
+@click.option("--ignore", metavar="CODES", default="", help="Do not report these findings.")
+@click.option("--format", "form", type=click.Choice(FORMATS), help="Output format. [default: text]")
+@click.option("--json", "as_json", is_flag=True, help="Same as --format json: print one JSON object.")
+@click.option("--sarif", "as_sarif", is_flag=True, help="Same as --format sarif: print a SARIF 2.1.0 log.")
+@click.option("--exit-zero", is_flag=True, help="Exit with 0 even if there are findings.")
 @click.option(
     "--explain", metavar="CODE", is_eager=True, expose_value=False, callback=_explained, help="Show the page of a finding."
 )
-@click.option("--html", metavar="FILE", help="Write a page with a picture of each layer.")
-@click.option("--fix", is_flag=True, help="Write a model without what can safely be fixed, to -o.")
-@click.option("-o", "--output", metavar="OUT", help="Where --fix writes: .keras or .h5; .pt or .safetensors for torch.")
+@click.option("--html", metavar="FILE", help="Write an HTML page with a picture of each layer.")
+@click.option("--fix", is_flag=True, help="Fix what can be fixed safely, and write the model to -o.")
+@click.option("-o", "--output", metavar="OUT", help="Output file of --fix: .keras or .h5; .pt or .safetensors for torch.")
 @force_option
 @click.pass_context
 def check(ctx: click.Context, model: str, **options: Any) -> None:
@@ -85,10 +100,10 @@ def check(ctx: click.Context, model: str, **options: Any) -> None:
     evennorm check package.models:build --select BN2,BN3 --format sarif
     evennorm check --explain BN201
 
-    module:function is your own code; it is imported and called. Nothing of a file is run.
+    module:function is your own code: it is imported and called. Code inside a model file is never run.
 
-    Exit code 0: nothing looks wrong; 1: there are findings; 2: the question could not be answered;
-    130: interrupted. `[tool.evennorm.check]` in pyproject.toml sets options, as in select = ["BN2"].
+    Exit codes: 0 no findings; 1 findings; 2 the model could not be checked; 130 interrupted.
+    `[tool.evennorm.check]` in pyproject.toml sets options: select = ["BN2"].
     """
     form = _form(options["form"], options["as_json"], options["as_sarif"])
     html, fix, output = options["html"], options["fix"], options["output"]

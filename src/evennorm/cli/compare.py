@@ -46,7 +46,7 @@ not finite  runs whose loss stopped being finite
     default="digits",
     show_default=True,
     metavar="DATA",
-    help="digits, fashion-mnist, an .npz file with x and y, or x_train, y_train, x_test, y_test, a folder of IDX files, "
+    help="digits, fashion-mnist, an .npz file (x and y, or x_train, y_train, x_test, y_test), a folder of IDX files, "
     "a folder with one folder of images per class, or module:function.",
 )
 @click.option(
@@ -54,84 +54,84 @@ not finite  runs whose loss stopped being finite
     default="article-cnn",
     show_default=True,
     metavar="MODEL",
-    help="article-cnn, paper-mlp, a .keras file (its architecture, trained anew), module:function that returns a Keras "
+    help="article-cnn, paper-mlp, a .keras file (its architecture, with new weights), module:function that returns a Keras "
     "model or a torch.nn.Module, timm:NAME or torchvision:NAME.",
 )
-@click.option("--task", metavar="TASK", help=f"{', '.join(TASKS)}. [default: chosen from the labels]")
+@click.option("--task", metavar="TASK", help=f"One of {', '.join(TASKS)}. [default: chosen from the labels]")
 @click.option(
     "--metric",
     metavar="NAME",
-    help="What runs are judged by: Keras's name, or torchmetrics' for torch models; NAME:min or NAME:max says which is "
-    "better. [default: accuracy; binary_accuracy; mean_absolute_error]",
+    help="Metric that judges the runs: a name of Keras, or of torchmetrics for torch models. NAME:min or NAME:max says "
+    "which is better. [default: by task: accuracy, binary_accuracy, mean_absolute_error]",
 )
-@click.option("--device", metavar="DEVICE", help="Of torch models: cpu, cuda or mps. [default: the best there is]")
+@click.option("--device", metavar="DEVICE", help="Device for torch models: cpu, cuda or mps. [default: the best available]")
 @click.option(
     "--placements",
     default=",".join(DEFAULT_PLACEMENTS),
     show_default=True,
     metavar="LIST",
-    help=f"Some of {', '.join(PLACEMENTS)}; search, or search:RUNS, looks for a mixture of the first three, layer by layer.",
+    help=f"Any of {', '.join(PLACEMENTS)}. search, or search:RUNS, looks for a mixture of the first three, layer by layer.",
 )
 @click.option(
-    "--norms", default="batch", show_default=True, metavar="LIST", help=f"What stands there: some of {', '.join(NORMS)}."
+    "--norms",
+    default="batch",
+    show_default=True,
+    metavar="LIST",
+    help=f"Normalizations to place: any of {', '.join(NORMS)}.",
 )
 @click.option(
     "--repeats",
     type=int,
     metavar="N",
-    help="Trainings of each, with paired seeds. [default: as many as each pair takes to be told apart]",
+    help="Number of runs of each placement, with paired seeds. [default: as many as each pair needs]",
 )
-@click.option(
-    "--max-repeats", default=DEFAULT_MAX_REPEATS, show_default=True, metavar="N", help="If no --repeats are given."
-)
+@click.option("--max-repeats", default=DEFAULT_MAX_REPEATS, show_default=True, metavar="N", help="Limit without --repeats.")
 @click.option(
     "--equivalent",
     type=float,
     metavar="D",
-    help="A difference below counts as none: in points of accuracy, or in the unit of another metric. "
-    f"[default: {100 * DEFAULT_EQUIVALENT:g} points, for the demo {100 * DEMO_EQUIVALENT:g}; of another metric 0]",
+    help="Differences below D count as equal: in points of accuracy, or in the unit of another metric. "
+    f"[default: {100 * DEFAULT_EQUIVALENT:g} points; for the demo {100 * DEMO_EQUIVALENT:g}; for other metrics 0]",
 )
-@click.option("--learning-rates", metavar="LIST", help="[default: 0.02,0.1; for paper-mlp 0.1,0.5; for the demo 0.005,0.2]")
+@click.option(
+    "--learning-rates",
+    metavar="LIST",
+    help="Learning rates to try. [default: 0.02,0.1; for paper-mlp 0.1,0.5; for the demo 0.005,0.2]",
+)
 @click.option(
     "--epochs",
     metavar="N",
-    help=f"Of each training; auto ends each where its validation loss is flat, auto:N after N at most. "
-    f"[default: {DEMO_EPOCHS} for the demo, {DEFAULT_EPOCHS} for others on digits, else auto:{BUDGET}]",
+    help=f"Epochs of each run. auto ends a run when its validation loss is flat; auto:N does so after at most N epochs. "
+    f"[default: {DEMO_EPOCHS} for the demo, {DEFAULT_EPOCHS} for other models on digits, else auto:{BUDGET}]",
 )
-@click.option("--batch-size", type=int, metavar="N", help="[default: 32; for paper-mlp 60]")
+@click.option("--batch-size", type=int, metavar="N", help="Batch size. [default: 32; for paper-mlp 60]")
 @click.option(
-    "--engine", metavar="ENGINE", help="jax, torch or tensorflow. [default: KERAS_BACKEND, else the first that is installed]"
+    "--engine", metavar="ENGINE", help="jax, torch or tensorflow. [default: KERAS_BACKEND, else the first installed]"
 )
-@click.option("--jobs", default=1, show_default=True, metavar="N", help="Processes that train at the same time.")
-@click.option("--out", metavar="DIR", help="Folder of the results. [default: evennorm-runs/DATA-MODEL-ENGINE]")
+@click.option("--jobs", default=1, show_default=True, metavar="N", help="Number of processes that train in parallel.")
+@click.option("--out", metavar="DIR", help="Folder for the results. [default: evennorm-runs/DATA-MODEL-ENGINE]")
 @click.option(
     "--storage",
     metavar="URL",
-    help="Database that several machines share, postgresql://USER@HOST/NAME or grpc://HOST:PORT of a proxy; waited for, "
-    "where it goes away. [default: SQLite, in --out]",
+    help="Database that several machines share: postgresql://USER@HOST/NAME, or grpc://HOST:PORT of a proxy. "
+    "[default: SQLite, in --out]",
 )
-@click.option("--study", metavar="NAME", help="Name of the study in that database. [default: DATA-MODEL-ENGINE]")
+@click.option("--study", metavar="NAME", help="Name of the study in the database. [default: DATA-MODEL-ENGINE]")
 @click.option(
     "--worker",
     metavar="URL",
-    help="Take part in the study in that database, whose settings are taken; --data and --model say where they lie here.",
+    help="Join the study in this database, with its settings. --data and --model say where to find them on this machine.",
 )
-@click.option(
-    "--serve", metavar="grpc://HOST:PORT", help="Pass on to --storage what workers ask by gRPC, until it is interrupted."
-)
-@click.option(
-    "--seed", default=0, show_default=True, metavar="N", help="Another one gives other weights, orders and dropout."
-)
+@click.option("--serve", metavar="grpc://HOST:PORT", help="Run a gRPC proxy for --storage, until interrupted.")
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Seed of initial weights, sample order and dropout.")
 @click.option(
     "--advantages",
     is_flag=True,
-    help="Train from other initial weights too, and record one hidden unit's input.",
+    help="Also train from other initial weights, and record one hidden unit's input.",
 )
-@click.option("--no-model", is_flag=True, help="Hand over no model. [default: the best one, trained anew, as best.keras]")
-@click.option(
-    "--tensorboard", metavar="DIR", help="Write the curves of every run for TensorBoard, each into a folder in DIR."
-)
-@click.option("--open", "show", is_flag=True, help="Show report.html in the browser.")
+@click.option("--no-model", is_flag=True, help="Write no model. [default: write the best one, trained again, to best.keras]")
+@click.option("--tensorboard", metavar="DIR", help="Write TensorBoard curves, with one folder in DIR for each run.")
+@click.option("--open", "show", is_flag=True, help="Open report.html in the browser.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @force_option
 @click.pass_context
@@ -147,9 +147,9 @@ def compare(
     show: bool,
     **options: Any,
 ) -> None:
-    """Train a network with batch normalization in each placement, and tell which differences that shows.
+    """Train a network with batch normalization in each placement, and say which differences are real.
 
-    Without options it is a demo of 2 minutes, with the articles' network on embedded data.
+    Without options, it runs a demo of 2 minutes: the articles' network on embedded data.
 
     \b
     evennorm compare
@@ -157,9 +157,9 @@ def compare(
     evennorm compare --data fashion-mnist --engine torch --jobs 4 --out results
     evennorm compare --worker postgresql://me@host/database
 
-    Repeating a command trains only what is missing, so it may be interrupted at any time.
+    You can interrupt it at any time: the same command trains only what is missing.
 
-    Exit code 0: all runs are trained; 2: the question could not be answered; 130: interrupted.
+    Exit codes: 0 all runs are trained; 2 the comparison could not be made; 130 interrupted.
     """
     if worker is not None or serve is not None:
         take_part(ctx, worker, options, _bar) if worker is not None else pass_on(ctx, str(serve), options["storage"])

@@ -1,4 +1,4 @@
-"""Show which kernels batch normalization uses here, and what to do where they are not compiled: `evennorm doctor`."""
+"""Show which kernels run here, and what to do where the compiled ones do not: `evennorm doctor`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from evennorm.errors import printable_json
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Show what serves batch normalization here: versions, compiled parts, a trial of each framework.
+    """Show which kernels run here: versions, compiled parts, and a trial of each framework.
 
-    Exit code 0: compiled kernels serve all that is installed; 1: they do not, and each reason stands in a
-    line with its remedy; 130: interrupted.
+    Exit codes: 0 compiled kernels run in every installed framework; 1 they do not, and a line for each reason
+    says what to do; 130 interrupted.
     """
     from evennorm.tools.doctor import diagnose
     from evennorm.tools.doctor.text import lines

@@ -22,10 +22,12 @@ _WIDTHS = (60, 80, 100)
 
 @click.command()
 @click.argument("model", required=False)
-@click.option("--shape", metavar="SIZES", help="Sizes of the array, batch first, ? where unknown: 32,28,28,3")
+@click.option("--shape", metavar="SIZES", help="Shape of the array, batch first, ? for unknown sizes: 32,28,28,3")
 @click.option("--axis", metavar="AXES", help="The channel axis, or several: 1,3  [default: -1]")
-@click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Of MODEL's training, where it leaves that open.")
-@click.option("--svg", metavar="FILE", help="Draw the array, the cells that are normalized together in one colour.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), metavar="N", help="Batch size of MODEL's training, if the model does not fix it."
+)
+@click.option("--svg", metavar="FILE", help="Draw the array; cells normalized together have one colour.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @force_option
 @click.pass_context
@@ -38,11 +40,10 @@ def explain(ctx: click.Context, model: str | None, **options: Any) -> None:
     evennorm explain model.keras --batch-size 32
     evennorm explain package.models:build --shape 32,3,224,224
 
-    MODEL is a .keras or .h5 file, or module:function, your own code. --shape is that of the array, and with a MODEL of
-    torch that of its inputs.
+    MODEL is a .keras or .h5 file, or module:function, your own code. For a torch MODEL, --shape is the shape of its
+    inputs.
 
-    Exit code 0: nothing looks wrong; 1: there are warnings; 2: the question could not be answered;
-    130: interrupted.
+    Exit codes: 0 nothing looks wrong; 1 warnings; 2 the input could not be explained; 130 interrupted.
     """
     shape = None if options["shape"] is None else parsed_shape(options["shape"])
     if model is not None:

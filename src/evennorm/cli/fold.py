@@ -1,4 +1,4 @@
-"""Write a model without batch normalization, and say where each went and what changes: `evennorm fold`."""
+"""Write a model without batch normalization, and say where each one went and what changes: `evennorm fold`."""
 
 from __future__ import annotations
 
@@ -19,25 +19,36 @@ from evennorm.tools.outputs import Output, check_outputs
 @click.command()
 @click.argument("model")
 @click.option(
-    "-o", "--output", required=True, metavar="FILE", help=".keras or .h5; for torch .pt2, .safetensors, .pt or .pth."
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE",
+    help="Output file: .keras or .h5; for torch .pt2, .safetensors, .pt or .pth.",
 )
-@click.option("--data", metavar="DATA", help="Compare the outputs on these too: an .npz with x, a folder, module:function.")
 @click.option(
-    "--batches", default=8, show_default=True, type=click.IntRange(1), metavar="N", help="Batches of --data, of 32 samples."
+    "--data", metavar="DATA", help="Also compare outputs on this data: an .npz with x, a folder, or module:function."
+)
+@click.option(
+    "--batches",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="N",
+    help="Number of batches of --data, of 32 samples each.",
 )
 @click.option(
     "--input-shape",
     "shapes",
     multiple=True,
     metavar="SIZES",
-    help="One sample of a torch model, as in 3,224,224; once for each input. [default: by its first layer]",
+    help="Shape of one sample of a torch model: 3,224,224. Repeat it for each input. [default: from the first layer]",
 )
-@click.option("--weights", metavar="FILE", help="Load these into the model first: .safetensors, .pt, .pth, .weights.h5.")
+@click.option("--weights", metavar="FILE", help="Weights to load first: .safetensors, .pt, .pth, .weights.h5.")
 @click.option(
     "--tolerance",
     type=float,
     metavar="PART",
-    help="The largest difference allowed, as a part of the largest output. [default: 1e-4 in float32]",
+    help="Largest difference allowed, relative to the largest output. [default: 1e-4 in float32]",
 )
 @click.option("--no-speed", is_flag=True, help="Do not measure the speed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -53,7 +64,7 @@ def fold(
     force: bool,
     **options: Any,
 ) -> None:
-    """Fold the batch normalization of MODEL into the layers beside it, for inference.
+    """Fold the batch normalization of MODEL into the neighbouring layers, for inference.
 
     MODEL is a .keras or .h5 file, or module:function, your own code that returns a Keras or torch model.
 
@@ -61,12 +72,12 @@ def fold(
     evennorm fold model.keras -o folded.keras
     evennorm fold net:resnet50 --weights resnet50.pth -o resnet50.pt2 --data images/
 
-    The outputs are compared first; beyond the tolerance nothing is written.
+    fold first compares the outputs. If they differ by more than the tolerance, it writes nothing.
 
-    nn.Linear takes vectors and sequences, whose channels are another axis: a torch model that takes both is folded for the
-    rank of --input-shape or --data, and the report and the file say which.
+    nn.Linear takes vectors and sequences, whose channels are on different axes. A torch model that takes both is folded
+    for the rank of --input-shape or --data, and the report and the file say which.
 
-    Exit code 0: written; 1: written, but nothing was folded; 2: it could not be done; 130: interrupted, nothing was written.
+    Exit codes: 0 written; 1 written, but nothing was folded; 2 failed; 130 interrupted. After 2 and 130 no file is written.
     """
     sizes = [_sizes(text) for text in shapes]
     inputs = {"MODEL": model, "--data": options["data"], "--weights": options["weights"]}

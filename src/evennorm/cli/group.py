@@ -40,7 +40,7 @@ def _debug_option() -> click.Option:
     )
 
 
-force_option = click.option("--force", is_flag=True, help="Overwrite files of other kinds, too; never an input.")
+force_option = click.option("--force", is_flag=True, help="Overwrite files of other kinds too, but never an input.")
 
 
 class Group(click.Group):

@@ -1,4 +1,4 @@
-"""Make a Keras 3 model of one of Keras 1 or 2, and say what was done to get there: `evennorm migrate`."""
+"""Convert a model of Keras 1 or 2 to Keras 3, and say what was done: `evennorm migrate`."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("old", metavar="OLD")
-@click.option("-o", "--output", metavar="FILE", required=True, help="The model to write: NEW.keras.")
+@click.option("-o", "--output", metavar="FILE", required=True, help="Output file: NEW.keras.")
 @click.option(
     "--architecture",
     metavar="ARCHITECTURE",
-    help="For a file of weights: FILE.json that model.to_json() wrote, or module:function (your own code, which is run).",
+    help="For a file of weights: FILE.json from model.to_json(), or module:function (your own code, which is run).",
 )
 @click.option(
     "--written-by",
     metavar="RELEASE,BACKEND",
-    help="Who wrote OLD, where it does not say: keras==1.0.4,theano, or one of the two.",
+    help="Release and backend that wrote OLD, if the file does not say: keras==1.0.4,theano, or one of the two.",
 )
 @click.option(
     "--to",
     type=click.Choice(["keras", "torch"]),
     default="keras",
     show_default=True,
-    help="torch: a state_dict of the matching layers, NEW.safetensors; OLD may be a .keras file then.",
+    help="torch writes a state_dict of the matching layers, NEW.safetensors; OLD may then also be a .keras file.",
 )
 @click.option(
     "--custom",
     metavar="MODULE:CLASS",
     multiple=True,
-    help="A layer class of your own that OLD holds (your own code, which is run); may be given several times.",
+    help="Your own layer class that OLD contains (your own code, which is run). May be repeated.",
 )
-@click.option("--partial", is_flag=True, help="Leave out what cannot be migrated, and what depends on it.")
+@click.option("--partial", is_flag=True, help="Leave out layers that cannot be migrated, and those that depend on them.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @force_option
 @click.pass_context
@@ -57,19 +57,18 @@ def migrate(
     as_json: bool,
     force: bool,
 ) -> None:
-    """Make a Keras 3 model of a file that Keras 1.0 to 1.2, Keras 2 or tf.keras 2 wrote.
+    """Convert a file of Keras 1.0 to 1.2, Keras 2 or tf.keras 2 to a Keras 3 model.
 
     \b
     evennorm migrate old.h5 -o new.keras
     evennorm migrate weights.h5 --architecture model.json --written-by keras==1.0.4,theano -o new.keras
     evennorm migrate old.h5 --to torch -o new.safetensors
 
-    Files of Keras 1 and 2 and tf.keras 2 in HDF5 (.h5, .hdf5) are read; TensorFlow's SavedModel folders and checkpoints are
-    not. Nothing in the file is executed. The report says of each layer what became of it, what was converted, and what had
-    to be assumed.
+    OLD is an HDF5 file (.h5, .hdf5). TensorFlow's SavedModel folders and checkpoints cannot be read. Code in the file is
+    never run. The report says for each layer what it became, what was converted, and what had to be assumed.
 
-    Exit code 0: the model is written; 1: it is written without some of its layers (--partial); 2: nothing was written, also
-    where --partial leaves nothing; 130: interrupted, nothing was written.
+    Exit codes: 0 written; 1 written without some layers (--partial); 2 failed, or --partial leaves no layer;
+    130 interrupted. After 2 and 130 no file is written.
     """
     check_outputs([Output("-o", output, ())], {"OLD": old, "--architecture": architecture}, force)
     from evennorm.tools.migrate import migrate as migrated

@@ -34,21 +34,35 @@ drift          root mean square over the channels, in old standard deviations, a
     "--data",
     required=True,
     metavar="DATA",
-    help="An .npz file with x (and y), an .npy file, a folder of those or of images in class folders, or module:function "
-    "that returns batches. Take what the model was trained on.",
+    help="Training data: an .npz file with x (and y), an .npy file, a folder of these or of images in class folders, or "
+    "module:function that returns batches.",
 )
 @click.option(
-    "-o", "--output", required=True, metavar="OUT", help="A .keras or .h5 file; for torch a .safetensors or .pt state_dict."
+    "-o",
+    "--output",
+    required=True,
+    metavar="OUT",
+    help="Output file: .keras or .h5; for torch a state_dict, .safetensors or .pt.",
 )
-@click.option("--weights", metavar="FILE", help="Loaded first: a state_dict for torch, .weights.h5 for Keras.")
-@click.option("--batches", type=click.IntRange(1), metavar="N", help="Take so many batches. [default: all]")
+@click.option("--weights", metavar="FILE", help="Weights to load first: a state_dict for torch, .weights.h5 for Keras.")
+@click.option("--batches", type=click.IntRange(1), metavar="N", help="Number of batches to use. [default: all]")
 @click.option(
-    "--batch-size", type=click.IntRange(1), default=128, show_default=True, metavar="N", help="Of files and arrays."
+    "--batch-size",
+    type=click.IntRange(1),
+    default=128,
+    show_default=True,
+    metavar="N",
+    help="Batch size for files and arrays.",
 )
-@click.option("--one-pass", is_flag=True, help="All layers at once, normalizing by the batch: faster, not exact.")
-@click.option("--keep-frozen", is_flag=True, help="Leave layers alone that are not trainable.")
 @click.option(
-    "--cache", type=click.FloatRange(0), metavar="GB", help="Memory for values between layers. [default: half of it]"
+    "--one-pass", is_flag=True, help="Recalibrate all layers at once, normalizing by the batch: faster, but not exact."
+)
+@click.option("--keep-frozen", is_flag=True, help="Do not change layers that are not trainable.")
+@click.option(
+    "--cache",
+    type=click.FloatRange(0),
+    metavar="GB",
+    help="Memory for values between layers. [default: half of what is free]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @force_option
@@ -62,7 +76,7 @@ def recalibrate(
     force: bool,
     **options: Any,
 ) -> None:
-    """Set moving means and variances to the exact ones of data; no weight is trained.
+    """Set the moving means and variances to the exact ones of the data, without training.
 
     MODEL is a .keras or .h5 file, or module:function, which is imported from the current folder and called.
 
@@ -70,7 +84,7 @@ def recalibrate(
     evennorm recalibrate model.keras --data train.npz -o better.keras
     evennorm recalibrate nets:resnet --weights resnet.pt --data nets:loader --batches 200 -o better.safetensors
 
-    Exit code 0: done; 2: it could not be done, and OUT is as it was; 130: interrupted, the same holds.
+    Exit codes: 0 done; 2 failed; 130 interrupted. In the last two cases OUT is unchanged.
     """
     from evennorm.tools.models import check_output, open_model, save_model
     from evennorm.tools.recalibrate import recalibrate as recalibrated

@@ -58,14 +58,14 @@ def _page(found: dict[str, Any]) -> Iterator[str]:
     links = {"loopback (fitted)": link, **ASSUMED}
     yield from f"""# What synchronized statistics cost
 
-`evennorm.torch.SyncBatchNorm` exchanges numbers twice per layer and training step. This page tells how many, measures that
-with 2 to 5 processes on one machine, fits a model, and says what the model gives for up to {DEVICES[-1]:,} devices. Beyond
-{found["runs"][-1]["processes"]} processes nothing here was measured.
+`evennorm.torch.SyncBatchNorm` exchanges numbers twice per layer and training step. This page says how many, measures the
+exchange with 2 to 5 processes on one machine, fits a model, and shows the model's prediction for up to
+{DEVICES[-1]:,} devices. Nothing was measured with more than {found["runs"][-1]["processes"]} processes.
 
-This page is written by `python benchmarks/collectives.py`, from `benchmarks/results/collectives-torch.json`.
+`python benchmarks/collectives.py` writes this page from `benchmarks/results/collectives-torch.json`.
 
 {where["device"]}, one thread per process, load average before {where["load before"]}, commit {where["commit"]}. With more
-than {where["cores"]} processes, times contain waiting for a core.
+than {where["cores"]} processes, times include waiting for a core.
 """.splitlines()
     yield from ("", *_exchanged(found["network"]), "", *_model())
     yield from ("", *_collectives(found), "", *_fit(found, link), "", *_steps(found, link))
@@ -77,9 +77,10 @@ def _exchanged(network: Sequence[int]) -> Iterator[str]:
     total = sum(network)
     yield from f"""## What is exchanged
 
-Forward, each device sends mean, the mean's low part and variance of C channels and a count: 3 C + 1 numbers of 4 bytes, and
-receives those of all others (all_gather). Backward, two sums per channel are added over devices (all_reduce): 2 C numbers.
-ResNet-50 has {len(network)} layers with {total:,} channels; bytes per device and step:
+In the forward pass, each device sends the mean, the mean's low part and the variance of C channels, and a count: 3 C + 1
+numbers of 4 bytes. It receives those of all others (all_gather). In the backward pass, two sums per channel are added over
+the devices (all_reduce): 2 C numbers. ResNet-50 has {len(network)} layers with {total:,} channels.
+Bytes per device and step:
 
 | channels | layers | sent forward, per layer | added backward, per layer | received forward from n devices, per layer |
 | ---: | ---: | ---: | ---: | ---: |""".splitlines()
@@ -93,9 +94,9 @@ ResNet-50 has {len(network)} layers with {total:,} channels; bytes per device an
 def _model() -> Iterator[str]:
     yield from """## The model
 
-A message takes alpha seconds, and each of its bytes beta more. For m bytes per device and n devices, after Thakur,
-Rabenseifner & Gropp 2005 (*Optimization of collective communication operations in MPICH*) and, for the ring that adds up,
-Patarasuk & Yuan 2009 (*Bandwidth optimal all-reduce algorithms for clusters of workstations*):
+A message takes alpha seconds, plus beta seconds for each byte. The table is for m bytes per device and n devices, after
+Thakur, Rabenseifner & Gropp 2005 (*Optimization of collective communication operations in MPICH*) and, for the all_reduce
+by a ring, Patarasuk & Yuan 2009 (*Bandwidth optimal all-reduce algorithms for clusters of workstations*):
 
 | | messages, one after the other | bytes of these |
 | --- | ---: | ---: |
@@ -105,8 +106,9 @@ Patarasuk & Yuan 2009 (*Bandwidth optimal all-reduce algorithms for clusters of 
 | all_reduce, tree | 2 log2 n | 2 log2 n m |
 | all_reduce, recursive doubling | log2 n | log2 n m |
 
-Logarithms are rounded up. Adding up takes no time, links do not share capacity, and all devices come at once: in reality
-each of the three takes time. Layers wait for each other, so that a step's cost is the sum over its layers.""".splitlines()
+Logarithms are rounded up. The model assumes that adding takes no time, that links do not share capacity, and that all
+devices arrive at the same time; in reality, each of these costs time. Layers wait for each other, so the cost of a step is
+the sum over its layers.""".splitlines()
 
 
 def _collectives(found: dict[str, Any]) -> Iterator[str]:
@@ -143,8 +145,8 @@ def _fit(found: dict[str, Any], link: Link) -> Iterator[str]:
     runs, before = found["runs"], found["before"]
     yield from """## Fitted
 
-Alpha and beta of rings by least squares of the relative errors of these medians. The error is that of the model's time, as a
-part of the measured one:
+Alpha and beta for rings, fitted to these medians by least squares of the relative errors. An error is the difference of the
+model's and the measured time, relative to the measured time:
 
 | fitted to | tried on | alpha, us | beta, ns per byte | median error | largest error |
 | --- | --- | ---: | ---: | ---: | ---: |""".splitlines()
@@ -167,10 +169,11 @@ part of the measured one:
     )
     times = CHANNELS[-1] // CHANNELS[0]
     cores = found["environment"]["cores"]
-    yield from f"""The third row foretells process counts that its fit has not seen. The first serves below as loopback: an
-order of magnitude, as its errors show. With more than {cores} processes times contain the wait for a core, which the model
-does not know. So these processes cannot prove it for other networks. Beta is hardly determined: with {times} times the
-channels, medians change by {100 * growth:.0f} % at most.""".splitlines()
+    yield from f"""The third row predicts process counts that its fit has not seen. The first row is called loopback "
+        f"below; as its errors
+show, it gives only an order of magnitude. With more than {cores} processes, times include waiting for a core, which is not
+part of the model. So this measurement cannot validate the model for other networks. It hardly determines beta: with {times}
+times the channels, medians change by {100 * growth:.0f} % at most.""".splitlines()
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
@@ -189,9 +192,10 @@ def _steps(found: dict[str, Any], link: Link) -> Iterator[str]:
     widths = ", ".join(map(str, WIDTHS))
     yield from f"""## Whole training steps
 
-Three convolutions of {widths} channels with normalization and ReLU, 8 images of 32 x 32 per process, gradients
-averaged by one all_reduce, SGD; evennorm's layers alone and synchronized, in turns, in milliseconds: medians of
-{found["steps"]} with quartiles. Within the exchange is the time of the layers' collectives, with waiting for others:
+The network has three convolutions of {widths} channels with normalization and ReLU. Each process trains on 8 images of
+32 x 32 by SGD; one all_reduce averages the gradients. evennorm's layers run alone and synchronized, in turns. Times are in
+milliseconds: medians of {found["steps"]} steps with quartiles. *Within the exchange* is the time of the layers' collectives,
+including waiting for other processes:
 
 | processes | alone | synchronized | difference | within the exchange | by the model |
 | ---: | ---: | ---: | ---: | ---: | ---: |""".splitlines()
@@ -209,22 +213,22 @@ averaged by one all_reduce, SGD; evennorm's layers alone and synchronized, in tu
         times = {end: time / by_model for end, time in run["step"]["exchange"].items()}
         ratios.append(f"{times['median']:.2f} ({times['low']:.2f} to {times['high']:.2f}) with {run['processes']}")
     yield f"The exchange within a step takes {', '.join(ratios[:2])},"
-    yield f"{', '.join(ratios[2:])} processes times what the model gives; a difference lies between"
-    yield "those of opposite quartiles. The model does"
-    yield "not know that processes come at different times where they compute in between, and share cores."
+    yield f"{', '.join(ratios[2:])} processes times what the model predicts. The interval of a"
+    yield "difference uses opposite quartiles. The model ignores that processes which compute between the exchanges arrive"
+    yield "at different times, and that they share cores."
 
 
 def _published() -> Iterator[str]:
     link = fitted([Cost(1, size) for size in PINGPONG], [time * 1e-6 for time in PINGPONG.values()])
     alpha, beta = f"{link.alpha * 1e6:.2f} us", f"{link.beta * 1e9:.2f} ns per byte"
-    yield from f"""## Beside published measurements
+    yield from f"""## Comparison with published measurements
 
-No published measurement of these exchanges at {DEVICES[0]} to {DEVICES[-1]:,} devices was found that
-could be cited with certainty. One of their parts was: Oracle's tutorial
+We found no published measurement of these exchanges with {DEVICES[0]} to {DEVICES[-1]:,} devices that can be cited with
+certainty, but one of a part of them. Oracle's tutorial
 [Intel MPI Benchmark](https://oracle-japan.github.io/ocitutorials/hpc/benchmark/run-imb/) showed messages between two nodes
-(PingPong) and all_reduce by {PROCESSES} processes on 4 nodes, over RDMA, with Open MPI 4.1.2a1 in July 2023; the page
-has been written anew with later versions since. Alpha and beta fitted to the messages alone, {alpha} and
-{beta}, foretell the all_reduce, in microseconds:
+(PingPong) and all_reduce by {PROCESSES} processes on 4 nodes, over RDMA, with Open MPI 4.1.2a1, in July 2023. (The page has
+been rewritten for later versions since.) Alpha and beta fitted to the messages alone, {alpha} and {beta},
+predict the all_reduce, in microseconds:
 
 | bytes | published | recursive doubling | tree | ring |
 | ---: | ---: | ---: | ---: | ---: |""".splitlines()
@@ -234,17 +238,17 @@ has been written anew with later versions since. Alpha and beta fitted to the me
         yield f"| {size:,} | {number(time)} | " + " | ".join(cells) + " |"
     ratios = [link.time(doubling_reduce(PROCESSES, size)) * 1e6 / time for size, time in ALL_REDUCE.items()]
     yield ""
-    yield from f"""Recursive doubling comes to {min(ratios):.2f} to {max(ratios):.2f} times what was published.
-The {PROCESSES} processes share 4 nodes, and a message within a node need not take what one between nodes takes; which
-algorithm the library chose is not told.""".splitlines()
+    yield from f"""The prediction for recursive doubling is {min(ratios):.2f} to {max(ratios):.2f} times the published time.
+The {PROCESSES} processes share 4 nodes, and a message within a node may take less time than one between nodes. The tutorial
+does not say which algorithm the library chose.""".splitlines()
 
 
 def _predictions(network: Sequence[int], links: dict[str, Link]) -> Iterator[str]:
     yield from f"""## Predicted for ResNet-50
 
-Milliseconds that the {len(network)} layers add to a step, forward and backward, where each waits. Datacentre and
-internet are **assumptions**, round figures that were measured nowhere; put in those of your network:
-`evennorm.tools.bench.exchange_cost.layers_cost` gives messages and bytes.
+Milliseconds that the {len(network)} layers add to a step, forward and backward, if each layer waits. Datacentre and
+internet are **assumptions**: round figures that were not measured. Use those of your own network:
+`evennorm.tools.bench.exchange_cost.layers_cost` returns messages and bytes.
 """.splitlines()
     yield ""
     yield "| network | alpha, us | MB/s | way | " + " | ".join(f"{n:,} devices" for n in DEVICES) + " |"
@@ -257,26 +261,27 @@ internet are **assumptions**, round figures that were measured nowhere; put in t
     forward = sum(map(gathered_bytes, network))
     received = ", ".join(f"{(n - 1) * forward / 1e6:,.1f} MB with {n:,}" for n in DEVICES)
     yield from f"""
-Each device receives forward, per step: {received}.
-It grows with n whatever the way, since the rows of all devices come to each, which merges them in a fixed order; only the
-messages become fewer by doubling.""".splitlines()
+In the forward pass of a step, each device receives {received}.
+This grows with n for every algorithm, because each device receives the rows of all others and merges them in a fixed order.
+Doubling only reduces the number of messages.""".splitlines()
 
 
 def _groups(network: Sequence[int], links: dict[str, Link]) -> Iterator[str]:
     forward, backward = (sum(map(size, network)) for size in (gathered_bytes, added_bytes))
-    yield from f"""## From where groups win
+    yield from f"""## When groups are better
 
-Groups of g devices (`process_group=` from `torch.distributed.new_subgroups(g)`) make ghost batches of several devices: a
-step costs what it costs with g devices, however many train. With L layers that exchange F bytes forward and B backward,
-rings of g devices take
+Groups of g devices (`process_group=` from `torch.distributed.new_subgroups(g)`) make ghost batches of several devices. A
+step then costs as much as with g devices in total. With L layers that exchange F bytes forward and B bytes backward, rings
+of g devices take
 
     T(g) = 3 L (g - 1) alpha + ((g - 1) F + 2 (g - 1) / g B) beta
 
-here L = {len(network)}, F = {forward:,}, B = {backward:,}. If a step may spend T on it, statistics of all devices fit up to
+with L = {len(network)}, F = {forward:,}, B = {backward:,} here. If a step may spend T on the exchange, it can
+synchronize up to
 
     n = 1 + T / (3 L alpha + F beta), or a little less for B
 
-and groups win from the next device on. By doubling, time goes to bytes more than to messages from about
+devices. With more devices, use groups. With doubling, bytes take more time than messages from about
 n / log2 n = L alpha / (F beta) on:""".splitlines()
     yield ""
     yield "| network | bytes outweigh messages from n |"
@@ -284,7 +289,7 @@ n / log2 n = L alpha / (F beta) on:""".splitlines()
     for name, link in links.items():
         yield f"| {name} | {_outweighed(network, link)} |"
     yield ""
-    yield f"The largest group whose exchange takes {SHARE:.0%} of a step at most; with more, groups win (1: no two fit):"
+    yield f"The largest group whose exchange takes at most {SHARE:.0%} of a step (1: not even two devices fit):"
     yield ""
     yield "| network | way | " + " | ".join(f"step of {step:g} s" for step in STEPS) + " |"
     yield "| --- | --- |" + " ---: |" * len(STEPS)
@@ -294,9 +299,9 @@ n / log2 n = L alpha / (F beta) on:""".splitlines()
             shown = [f"{n:,}" if n < DEVICES[-1] else f"{n:,} or more" for n in groups]
             yield f"| {name} | {way} | " + " | ".join(shown) + " |"
     yield from """
-What a larger group buys falls as its cost rises: with b independent values per channel and device, the mean of a group
-strays from that of the population by 1 / sqrt(g b) standard deviations, so that four times the devices halve
-it.""".splitlines()
+The benefit of larger groups falls while their cost rises. With b independent values per channel and device, the mean of a
+group differs from that of the population by 1 / sqrt(g b) standard deviations: four times the devices halve the
+difference.""".splitlines()
 
 
 def _outweighed(network: Sequence[int], link: Link) -> str:

@@ -179,15 +179,15 @@ def page(found: dict[str, list[dict]], where: dict, quick: bool = False) -> str:
     lines = [
         "# Accuracy",
         "",
-        "The largest error against float64, over all elements, for float32 data of standard deviation 1 around a growing",
-        "mean. The inputs are the same float32 numbers for everyone, so that what is shown is the layer's own doing.",
-        f"gamma 1, beta 0, epsilon {EPSILON:g}. This page is written by `python benchmarks/accuracy.py`.",
+        "The largest error compared with float64, over all elements, for float32 data with standard deviation 1 around a",
+        "growing mean. All layers get the same float32 numbers, so the errors are those of the layers alone. gamma is 1,",
+        f"beta 0, epsilon {EPSILON:g}. `python benchmarks/accuracy.py` writes this page.",
         "",
-        "Keras's layer loses its figures in three places. Where the mean is one float32 number, half a unit of its last",
-        "place is lost, 0.004 at 100,000. On TensorFlow a plain float32 sum adds to that: there the mean itself is off by",
-        "up to 5 at 100,000. On torch the variance is E[x²] - E[x]², two numbers that are nearly equal where the mean is",
-        "large; NaN is the root of a difference that came out negative. evennorm takes the variance around the mean, and",
-        "carries the mean through training as two numbers, high and low.",
+        "Keras's layer loses accuracy in three ways. First, it stores the mean as one float32 number, which is off by up",
+        "to half a unit in the last place: 0.004 at 100,000. Second, TensorFlow adds up in plain float32, so the mean",
+        "itself is off by up to 5 at 100,000. Third, on torch the variance is E[x²] - E[x]², the difference of two numbers",
+        "that are nearly equal if the mean is large. If it comes out negative, its square root is NaN. evennorm computes",
+        "the variance around the mean, and carries the mean through training as two numbers, high and low.",
     ]
     for what, explanation in (
         ("output", "The normalized output in training."),
@@ -200,9 +200,9 @@ def page(found: dict[str, list[dict]], where: dict, quick: bool = False) -> str:
         "",
         "## Inference",
         "",
-        f"The output at inference after {steps(quick)} training steps on (64, 8), momentum {MOMENTUM}, against moving",
-        "averages in float64. What is left of ours at large means is the stored moving mean, one float32 number as in",
-        "Keras's files.",
+        f"The output at inference after {steps(quick)} training steps on (64, 8) with momentum {MOMENTUM}, compared with",
+        "moving averages in float64. evennorm's remaining error at large means comes from the stored moving mean, which is",
+        "one float32 number, as in Keras's files.",
         *table("inference", found),
     ]
     return "\n".join([*lines, "", sentence(where), ""])

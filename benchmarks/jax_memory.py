@@ -35,8 +35,8 @@ WAYS: dict[str, dict[str, str]] = {
 """What happens to freed memory: what glibc does by itself; `keep_memory()`; variables when the process starts."""
 
 MISSING = """\
-Whole training steps have not been measured yet on a machine that does nothing else: `python benchmarks/jax_memory.py`
-does it, and writes this page. [limits.md](limits.md#jax) has the layer alone, with memory kept by the environment."""
+Whole training steps have not been measured yet on an idle machine: `python benchmarks/jax_memory.py`
+measures them and writes this page. [limits.md](limits.md#jax) has the layer alone, with memory kept by the environment."""
 
 HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Has glibc ask for huge pages, from the start of a process on."""
@@ -170,11 +170,11 @@ def page(result: dict[str, Any]) -> str:
 def _page(result: dict[str, Any]) -> Iterator[str]:
     runs = result["runs"]
     variables = " ".join(f"{name}={value}" for name, value in WAYS["environment"].items())
-    yield from """# Memory that JAX gets back
+    yield from """# Reusing memory on JAX
 
-On the CPU, XLA takes the memory of results, and of all that lies between within a program, from malloc, and frees it
-after the step. glibc gives large pieces back to the system; the next step gets new pages, which are filled with zeros
-before anything is written to them. One call keeps them:
+On the CPU, XLA allocates results and intermediate values with malloc and frees them after the step. glibc returns large
+pieces to the system. The next step then gets new pages, which the system fills with zeros first. One call keeps the memory
+in the process:
 
 ```python
 from evennorm.jax import keep_memory
@@ -182,30 +182,28 @@ from evennorm.jax import keep_memory
 print(keep_memory())
 ```
 
-It says `glibc 2.36 keeps the memory that this process frees`, or why it could not: it sets four of glibc's limits
-(`mallopt`: `M_MMAP_MAX`, `M_TRIM_THRESHOLD`, `M_TOP_PAD`, `M_ARENA_MAX`), for all of the process, and does nothing on
-another C library (musl, macOS, Windows) or with another malloc in its place (jemalloc by `LD_PRELOAD`). Call it before the
-first computation: a thread that has taken memory before keeps a heap of its own, which cannot hold arrays above 64 MB. The
-result then says so (`late`). `memory_kept()`
-asks, `keep_memory(False)` undoes it and gives back at once what is free. **It costs resident memory**: the process
-stays as large as its largest moment, also between a large step and small ones.
+It returns `glibc 2.36 keeps the memory that this process frees`, or the reason why it could not. It sets four options of
+glibc (`mallopt`: `M_MMAP_MAX`, `M_TRIM_THRESHOLD`, `M_TOP_PAD`, `M_ARENA_MAX`) for the whole process. It does nothing with
+another C library (musl, macOS, Windows) or another malloc (jemalloc by `LD_PRELOAD`). Call it before the first
+computation: a thread that has allocated memory before keeps its own heap, which cannot hold arrays above 64 MB. The result
+then says so (`late`). `memory_kept()` says whether memory is kept. `keep_memory(False)` undoes it and returns free memory
+at once. **It costs resident memory**: the process stays as large as it was at its peak, also during smaller steps.
 """.splitlines()
     yield ""
     yield from _figures(result) if runs else MISSING.splitlines()
     yield from f"""
 ## Other ways
 
-- **The environment** does the same without a change to the program, set before it starts:
-  `{variables}`. `mallopt` takes no such thresholds,
-  being limited to 32 MB by its manual; so `keep_memory` sets `M_MMAP_MAX`.
-- **Huge pages**: `GLIBC_TUNABLES={HUGE["GLIBC_TUNABLES"]}`, set before the process starts, has glibc ask for them. It goes
-  together with `keep_memory`. The kernels ask for huge pages for their own results anyway.
-- **Donated arguments** (`donate_argnums`) do not replace it. A donated dy may become dx only where the call says that the
-  two are one (`operand_output_aliases`); without that XLA copies dy first, and a step takes longer. With
-  the alias nothing changes within a jitted program: XLA has already laid the intermediate arrays over each other, and a
-  program of several layers asks for as many bytes with it as without. y has to be new in any case, since
-  backward reads x again.
-- **A scratch result** of the call is a result like others: XLA takes it from malloc for each step, and gives it back.
+- **Environment variables** do the same without a change to the program. Set them before it starts:
+  `{variables}`. `mallopt` limits such
+  thresholds to 32 MB by its manual, so `keep_memory` sets `M_MMAP_MAX` instead.
+- **Huge pages**: set `GLIBC_TUNABLES={HUGE["GLIBC_TUNABLES"]}` before the process starts, and glibc requests them. You can
+  combine this with `keep_memory`. The kernels request huge pages for their own results anyway.
+- **Donated arguments** (`donate_argnums`) are no substitute. XLA can use a donated dy for dx only if the call declares the
+  two as aliases (`operand_output_aliases`); otherwise it copies dy first, and a step takes longer. Within a jitted program
+  the alias changes nothing: XLA already shares the memory of intermediate arrays, and a program of several layers requests
+  the same number of bytes with the alias and without. y must be new in any case, because the backward pass reads x again.
+- **A scratch result** of the call is a result like any other: XLA allocates it for each step and frees it.
 """.splitlines()
     if runs:
         yield ""
@@ -218,12 +216,12 @@ def _figures(result: dict[str, Any]) -> Iterator[str]:
     loads = [run["load before"] for run in runs if run["load before"] is not None]
     order = "all ran at the same time" if result["together"] else "they alternate"
     yield from f"""\
-This page is written by `python benchmarks/jax_memory.py`, from `benchmarks/results/jax-memory.json`. Times are medians
-with their 95 % intervals, in milliseconds; each way has a process of its own, and {order}. Within a
-process Keras's layer and ours take turns, and their ratio is taken within each turn, so that above 1 evennorm is faster.
-Load average before: {min(loads)} to {max(loads)} on {os.cpu_count()} cores. Where that is above the
-cores, other work ran meanwhile: times are then several times as long as on an idle machine, intervals wide, and
-ratios say more.
+`python benchmarks/jax_memory.py` writes this page from `benchmarks/results/jax-memory.json`. Memory is *returned*, the
+default; *kept* by `keep_memory`; or kept by variables of the *environment*. Times are medians in milliseconds with their
+95 % intervals. Each of the three has its own process, and {order}. Within a process, Keras's layer and
+evennorm's take turns, and their ratio is taken within each turn: above 1 evennorm is faster. Load average before:
+{min(loads)} to {max(loads)} on {os.cpu_count()} cores. If it exceeds the number of cores, other programs ran at
+the same time: then times are several times as long as on an idle machine, intervals are wide, and ratios are more reliable.
 
 ## Whole training steps
 
@@ -251,7 +249,13 @@ Keras's `train_on_batch` on JAX, float32, SGD:
         held = [run["resident MB"] for run in runs if run["way"] == way and run["resident MB"] is not None]
         yield f"| {way} | {median(held):.0f} |" if held else f"| {way} | - |"
     if alone:
-        yield from ("", "## The layer alone", "", "Forward and backward, jitted, ReLU; how many times as fast ours is:", "")
+        yield from (
+            "",
+            "## The layer alone",
+            "",
+            "Forward and backward, jitted, with ReLU: the time of Keras's layer divided by evennorm's:",
+            "",
+        )
         yield from _layer_table(runs, alone)
         yield ""
         yield from _targets(runs, alone)
@@ -277,7 +281,7 @@ def _targets(runs: list[dict[str, Any]], alone: list[str]) -> Iterator[str]:
         got = geometric_mean(found.values())
         verdict = "reached" if got >= mean and found[slowest] >= worst else "missed"
         yield (
-            f"- Memory {way}, from 1 MB on: geometric mean {got:.2f}, at worst {found[slowest]:.2f} ({slowest}). "
+            f"- Memory {way}, arrays from 1 MB on: geometric mean {got:.2f}, worst {found[slowest]:.2f} ({slowest}). "
             f"The aim was {mean} and {worst}: {verdict}."
         )
 

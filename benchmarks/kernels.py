@@ -38,11 +38,11 @@ FEW = "32x56x56x64,256x1024,32x256x14x14:first"
 
 NOTES = {
     "torch": """\
-Where a ReLU follows, most of torch.compile's time is one store. Its forward pass keeps the ReLU's mask for backward,
-and the code that Inductor writes for storing booleans is slow on AVX2: `torch.compile(lambda x: x > 0)` alone took
-10.6 ms of the CPU's time where eager torch took 0.59 (4x64x56x56, channels last, one thread, torch 2.13.0). Batch
-normalization with ReLU took 14.6 ms where gradients are recorded, and 0.87 where not. Without an activation no mask
-is stored, and the ratio is smaller."""
+With a ReLU, torch.compile spends most of its time on one store. Its forward pass saves the mask of the ReLU for the
+backward pass, and Inductor's code for storing booleans is slow on AVX2: `torch.compile(lambda x: x > 0)` alone took
+10.6 ms of CPU time, eager torch 0.59 (4x64x56x56, channels last, one thread, torch 2.13.0). Batch normalization with
+ReLU took 14.6 ms when gradients were recorded, and 0.87 when not. Without an activation no mask is stored, and the
+ratio is smaller."""
 }
 """Why a figure of an engine is what it is."""
 
@@ -66,15 +66,15 @@ def page(results: Iterable[Benchmark], pictures: dict[str, str]) -> str:
     lines = [
         "# How fast the kernels are",
         "",
-        "Batch normalization in training, forward and forward + backward, by itself: evennorm beside what each engine has",
-        "of its own. Memory for the results is taken anew by every call and given back, and both are part of the time. A",
-        "mean is the geometric mean, over shapes of 1 MB or more in both layouts, of the best rival's time divided by ours,",
-        "so that above 1 evennorm is faster. A ratio is the median over the rounds, with the interval that holds the true",
-        "one with 95 % confidence; each alone, of the medians. Where it holds 1, no difference can be told. Ops are",
-        "compared with ops; Keras's layer, and the layers for ReLU and sum behind it, with our layer. [bench.md](bench.md)",
-        "describes the command, the protocols and who takes part.",
+        "Batch normalization alone in training, forward and forward + backward: evennorm compared with what each framework",
+        "offers. Every call allocates fresh memory for its results and frees it; both are part of the time. A mean is the",
+        "geometric mean, over shapes of 1 MB or more in both layouts, of the best other time divided by evennorm's: above",
+        "1 evennorm is faster. In turns, a ratio is the median over the rounds with its 95 % interval; each alone, it is",
+        "the ratio of the medians. If the interval contains 1, no difference is shown. Operations are compared with",
+        "operations. Keras's layer, with its layers for ReLU and sum, is compared with evennorm's layer.",
+        "[bench.md](bench.md) describes the command, the protocols and the contestants.",
         "",
-        "This page is written by `python benchmarks/kernels.py`, from `benchmarks/results/kernels-*.json`.",
+        "`python benchmarks/kernels.py` writes this page from `benchmarks/results/kernels-*.json`.",
     ]
     for found in results:
         engine = found.settings.engine
@@ -82,14 +82,14 @@ def page(results: Iterable[Benchmark], pictures: dict[str, str]) -> str:
         in_turns = [summary for summary in found.summaries() if summary.protocol == IN_TURNS]
         lines += ["", NOTES[engine]] if engine in NOTES else []
         if lost := [line for summary in in_turns if (line := summary.lost(decided=True))]:
-            lines += ["", "Where it is slower, in turns:", "", *(f"- {line}" for line in lost)]
+            lines += ["", "Where evennorm is slower, in turns:", "", *(f"- {line}" for line in lost)]
         if undecided := [line for summary in in_turns if (line := summary.undecided())]:
-            lines += ["", "Where the interval holds 1, in turns:", "", *(f"- {line}" for line in undecided)]
+            lines += ["", "Where the interval contains 1, in turns:", "", *(f"- {line}" for line in undecided)]
         if engine in pictures:
-            lines += ["", f"![bandwidth of everyone on {engine}, shape by shape]({pictures[engine]})"]
+            lines += ["", f"![bandwidth of all contestants on {engine} for each shape]({pictures[engine]})"]
         lines += ["", "Medians in turns, in milliseconds, for float32 with ReLU:", "", *times_table(found)]
         if kept := list(kept_table(found)):
-            lines += ["", "Memory kept between the passes, in sizes of x:", "", *kept]
+            lines += ["", "Memory kept between the passes, in multiples of x:", "", *kept]
     lines += ["", *(sentence({**found.environment}) for found in results[:1])]
     return "\n".join([*lines, ""])
 

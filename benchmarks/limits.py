@@ -220,20 +220,24 @@ def conclusions(rows: list[dict[str, Any]]) -> Iterator[str]:
         steps = [row["spreads"]["steps"] for row in large]
         huge, library = ([_part(each[name], each["used"]) for each in steps if name in each] for name in ("huge", "library"))
         yield (
-            f"- From {LARGE >> 20} MB on, forward and backward move {spread(shares)} times as many bytes per second as the "
-            "copy: memory is the limit."
+            f"- From {LARGE >> 20} MB on, the forward and backward passes move {spread(shares)} times as many bytes per "
+            f"second as "
+            "the copy: memory is the limit."
         )
         yield (
-            f"- There a step on fresh memory takes {spread(huge)} times as long where pages are huge, and {spread(library)} "
-            "times as long on what torch takes: the system fills every new page with zeros first."
+            f"- For these arrays, fresh memory makes a step {spread(huge)} times as long with huge pages, and "
+            f"{spread(library)} "
+            "times as long with torch's own memory: the system first fills every new page with zeros."
         )
     for row in rows:
         if row["bytes"] < LARGE:
             kernels = sum(row["repeated"][stage] for stage in ("forward", "backward"))
             whole = row["steps"]["used"]
             yield (
-                f"- {row['case']}: of the {whole:.3g} ms of a repeated step the kernels alone take {kernels:.3g}; the other "
-                f"{whole - kernels:.2g} are calls through Python and autograd, and results that lie in no cache yet."
+                f"- {row['case']}: of the {whole:.3g} ms of a repeated step, the kernels alone take {kernels:.3g}; the "
+                f"other "
+                f"{whole - kernels:.2g} are calls through Python and autograd, and writing results that are not in a "
+                f"cache yet."
             )
 
 
@@ -258,24 +262,26 @@ def page(result: dict[str, Any]) -> str:
     """docs/limits.md."""
     rows = result["cases"]
     lines = [
-        "# What stands in the way of more speed",
+        "# What limits the speed",
         "",
-        "Batch normalization reads x to sum it, reads it again to normalize it, and writes y: three arrays of x's",
-        "size where none stays in a cache, and five in backward. These are the kernels' stages alone, float32 with ReLU,",
-        f"on memory that is there, with {result['threads']} threads: milliseconds, and the bandwidth that they need for it",
-        "if no cache helps. Where a stage reaches the bandwidth of the copy, memory is the limit, and nothing but fewer",
-        "bytes would help. This page is written by `python benchmarks/limits.py`, from `benchmarks/results/limits.json`.",
+        "Batch normalization reads x to compute its moments, reads it again to normalize it, and writes y. If nothing",
+        "stays in a cache, that moves three arrays of the size of x, and five in the backward pass. The tables show the",
+        f"stages of the kernels alone: float32 with ReLU, on memory that was used before, with {result['threads']} threads.",
+        "Each cell has milliseconds, and the bandwidth this takes if no cache helps. Where a stage reaches the bandwidth",
+        "of the copy, memory is the limit, and only fewer bytes would help. `python benchmarks/limits.py` writes this page",
+        "from `benchmarks/results/limits.json`.",
         "",
-        "After writing something else four times as large as the last cache, as in a network whose other layers fill it:",
+        "With emptied caches: before each call, other data four times as large as the last cache is written, as in a",
+        "network whose other layers fill the caches:",
         "",
         *stage_table(rows, "caches emptied"),
         "",
-        "Repeated, so that what fits stays in the caches:",
+        "Repeated, so that arrays that fit stay in the caches:",
         "",
         *stage_table(rows, "repeated"),
         "",
-        "A step as a user calls it, forward and backward through torch, repeated; memory for the results is taken anew each",
-        "time and is part of it. Beside it the kernels' share of the first table:",
+        "A step as a user calls it: forward and backward through torch, repeated. The memory of the results is allocated",
+        "anew each time, as part of the step. The first column repeats the time of the kernels from the first table:",
         "",
         *step_table(rows),
         "",
@@ -283,23 +289,24 @@ def page(result: dict[str, Any]) -> str:
         "",
         "## A copy",
         "",
-        "[kernels.md](kernels.md) compares forward with a copy of x into fresh memory. Channels first, a channel is",
-        "normalized while it is in cache: forward reads and writes as much as the copy does. Channels last, all of x has to",
-        "be read before the first value can be written, and read again then: half as many bytes more. Arrays smaller than",
-        "the last cache are copied within it, much faster than memory is; there arithmetic is the limit, and what a call",
-        "costs.",
+        "[kernels.md](kernels.md) compares the forward pass with a copy of x into fresh memory. Channels first, each",
+        "channel is normalized while it is in the cache, so the forward pass reads and writes as much as the copy.",
+        "Channels last, all of x must be read before the first value can be written, and then read again: half as many",
+        "bytes more. Arrays smaller than the last cache are copied within it, much faster than through memory. For these,",
+        "arithmetic and the cost of a call are the limit.",
         "",
         "## JAX",
         "",
-        "XLA takes the memory of each result from the C library and gives it back, which returns large pieces to the",
-        "system; the next call gets new pages, full of zeros that were written for it, whichever kernel then fills them.",
-        "Keras's layer and ours, forward and backward, jitted, in turns, in milliseconds: with memory returned, as the C",
-        f"library does by itself, and with memory kept, by {setting()} (glibc):",
+        "XLA allocates the memory of each result with the C library and frees it. The C library returns large pieces to",
+        "the system, and the next call gets new pages, which the system first fills with zeros. This happens with every",
+        "kernel. The table shows Keras's layer and evennorm's, forward and backward, jitted, in turns, in milliseconds:",
+        f"with memory returned, as by default, and with memory kept, by {setting()} (glibc):",
         "",
         *jax_table(result["jax"]),
         "",
         *jax_conclusion(result["jax"]),
-        "[`evennorm.jax.keep_memory()`](jax-memory.md) keeps it from within a program, at the cost of resident memory.",
+        "[`evennorm.jax.keep_memory()`](jax-memory.md) keeps the memory from within a program, at the cost of resident",
+        "memory.",
         "",
         sentence(result),
     ]

@@ -76,10 +76,10 @@ def _page(result: dict[str, Any]) -> Iterator[str]:
     per_image = {name: two - one for name, (one, two) in result["bytes"].items()}
     fixed = {name: 2 * one - two for name, (one, two) in result["bytes"].items()}
     side = result["side"]
-    yield f"""# What a network keeps for its backward pass
+    yield f"""# Memory of the backward pass
 
-ResNet-50 with in-place activations, {side}x{side} images, bfloat16 by autocast: megabytes that the forward pass leaves
-behind for each image.
+How many megabytes per image the forward pass of ResNet-50 saves for the backward pass, with in-place activations,
+{side}x{side} images, and bfloat16 by autocast:
 
 | | MB per image | less than torch |
 | --- | ---: | ---: |"""
@@ -87,13 +87,13 @@ behind for each image.
         before = per_image[LEAKY_EAGER if name.startswith("Leaky") else EAGER]
         yield f"| {word} | {per_image[name] / 1e6:.1f} | {100 * (1 - per_image[name] / before):.0f} % |"
     yield f"""
-Beside that, {fixed[EAGER] / 1e6:.0f} MB of weights in bfloat16, whatever the batch.
+The weights in bfloat16 take another {fixed[EAGER] / 1e6:.0f} MB, independent of the batch size.
 
-- **Fusing alone saves nothing here.** torch keeps x for its normalization and y for the convolution behind it; ReLU in
-  place shares y. evennorm keeps the same two, and one bit per element where a residual is added: what is saved is time.
-- **`recompute_outputs`** drops y wherever evennorm computed it, and computes it again when the backward pass asks for it,
-  to the same bits, by a pass that costs about a copy.
-- **`memory="inplace"`** drops x, which is found from y. In a residual network that is possible at two of three
+- **Fusing alone saves no memory here.** torch keeps x for its normalization, and y for the next convolution; an in-place
+  ReLU shares y. evennorm keeps the same two, plus one bit per element where a residual is added. Fusing saves time.
+- **`recompute_outputs`** does not keep y where evennorm computed it. The backward pass computes it again, with the same
+  bits, in a pass that costs about as much as a copy.
+- **`memory="inplace"`** does not keep x, but computes it from y. In a residual network this is possible for two of three
   normalizations, and only with an activation that has an inverse.
 
 ```python
@@ -107,8 +107,8 @@ with recompute_outputs():
 loss.backward()
 ```
 
-Counted by `python benchmarks/memory.py`: bytes that are the same on any device. The time that recomputing takes on a GPU
-has not been measured yet; `make bench-gpu` does it.
+`python benchmarks/memory.py` counts these bytes, which are the same on any device. The time that recomputing takes on a GPU
+has not been measured yet; `make bench-gpu` measures it.
 
 {sentence(result["environment"])}
 """

@@ -35,25 +35,25 @@ def _page(found: NetworkBenchmark) -> Iterator[str]:
     settings, where = found.settings, found.environment
     yield from f"""# How fast networks train
 
-Whole training steps on the CPU, with torch: `zero_grad`, forward pass, cross-entropy, backward pass and a step of SGD, in
-float32 and torch's own layout. Each network trains with torch's layers, converted by `evennorm.torch.convert`, and without
-normalization, from equal weights, in turns within one process. Figures are medians; ratios and shares are taken within each
-round, and their medians stand here with the interval that holds the true one with 95 % confidence. Where the interval of a
-ratio holds 1, no difference can be told. [bench.md](bench.md) describes how it is measured.
+Whole training steps on the CPU with torch: `zero_grad`, forward pass, cross-entropy, backward pass and a step of SGD, in
+float32 and torch's default layout. Each network is trained with torch's layers, converted by `evennorm.torch.convert`, and
+without normalization. All three start from equal weights and take turns in one process. Figures are medians. Ratios and
+shares are taken within each round; the page has their medians with 95 % intervals. If the interval of a ratio contains 1, no
+difference is shown. [bench.md](bench.md) describes the measurement.
 
-This page is written by `python benchmarks/networks.py`, from `benchmarks/results/networks-torch.json`.
+`python benchmarks/networks.py` writes this page from `benchmarks/results/networks-torch.json`.
 
 {where["device"]}, {settings.threads} threads, load average before {where["load before"]}, commit {where["commit"]}.
 
-A step in milliseconds; how many times as long as with evennorm it takes with torch's layers, so that above 1 evennorm is
-faster; and what part of a step batch normalization takes:
+The time of a step in milliseconds; the time with torch's layers divided by that with evennorm's, so that above 1 evennorm is
+faster; and the share of a step that batch normalization takes:
 """.splitlines()
     yield ""
     yield from headline(found)
     if settings.compiled:
         yield from ("", "Under `torch.compile`, in milliseconds:", "")
         yield from _table(found, ["torch.compile", "evennorm, torch.compile", "torch / evennorm"], _compiled)
-    yield from ("", "The first step in seconds, in a process of its own, in which nothing was compiled before:", "")
+    yield from ("", "The first step in seconds, each in its own process, with nothing compiled before:", "")
     yield from _table(found, _but_without(settings.contestants), _first)
     yield from (
         "",
@@ -66,15 +66,15 @@ faster; and what part of a step batch normalization takes:
 
 
 def _verdicts(found: NetworkBenchmark) -> Iterator[str]:
-    """Where no difference can be told, and where evennorm is slower."""
+    """Where no difference is shown, and where evennorm is slower."""
     ratios = [(step, ratio, found.steps.spread(step)) for step in found.steps.all if (ratio := found.steps.ratio(step))]
     open_ = [step for step, _, spread in ratios if spread is None or not spread.is_known or spread.holds_one]
     if open_:
-        yield from ("", "No difference can be told from:", "")
+        yield from ("", "No difference is shown for:", "")
         yield from (f"- {step.contestant}, {step.network.title}" for step in open_)
     lost = [(step, ratio, spread) for step, ratio, spread in ratios if ratio < 1 and step not in open_]
     if lost:
-        yield from ("", "Where it is slower, by how many times as long as it others take:", "")
+        yield from ("", "Where evennorm is slower, with the other's time divided by evennorm's:", "")
         yield from (f"- {step.contestant}, {step.network.title}: {told(ratio, spread)}" for step, ratio, spread in lost)
 
 

@@ -125,16 +125,16 @@ def page(found: dict[str, dict[str, list[float]]], where: dict) -> str:
     lines = [
         "# The same training curve",
         "",
-        f"The articles' network ({SIDE} x {SIDE} x 1, {CLASSES} classes) trained for {steps} steps of {BATCH} images by SGD",
-        f"(rate {RATE}), with `keras.layers.BatchNormalization` and with `evennorm.keras.BatchNormalization`: same initial",
-        "weights, same batches, each engine with its default compilation. Dropout is left out, since its draws differ",
-        "between precisions. This page is written by `python benchmarks/training_curve.py`.",
+        f"The articles' network ({SIDE} x {SIDE} x 1, {CLASSES} classes), trained for {steps} steps of {BATCH} images by",
+        f"SGD (rate {RATE}), with `keras.layers.BatchNormalization` and with `evennorm.keras.BatchNormalization`. Both have",
+        "the same initial weights and the same batches, and each engine compiles by its defaults. Dropout is left out,",
+        "because its random numbers differ between precisions. `python benchmarks/training_curve.py` writes this page.",
         "",
-        "ReLU and max pooling have kinks: where rounding carries one value to the other side of one, the gradient jumps",
-        "and the curve with it. In float32 two right curves part that way sooner or later, by 1e-4 and growing. It befalls",
-        "either layer, and Keras's parts from itself in the same way when its initial weights are nudged by 1e-7: the last",
-        "column has the largest of three such runs. So the first column is the one that tells two layers apart: the same",
-        "network without kinks, with softplus and average pooling, where nothing but rounding can part them.",
+        "ReLU and max pooling have kinks. If rounding moves a value across a kink, the gradient jumps, and so does the",
+        "curve. In float32, two correct curves therefore diverge sooner or later, by 1e-4 and growing. This happens to",
+        "both layers. Keras's layer also diverges from itself if its initial weights change by 1e-7: the last column has",
+        "the largest of three such runs. So the first column of differences is the one that compares the layers: it has",
+        "the same network without kinks, with softplus and average pooling, where only rounding makes a difference.",
         "",
         "Largest difference of two curves, over all steps:",
         "",
@@ -154,7 +154,7 @@ def page(found: dict[str, dict[str, list[float]]], where: dict) -> str:
         lines.append(f"| {engine} | {row['ours'][0]:.4f} | {row['ours'][-1]:.4f} | {cells} |")
     lines += [
         "",
-        "float64 is our layer's: on JAX and torch Keras's computes in float32 whatever its dtype.",
+        "The float64 curve is evennorm's: on JAX and torch, Keras's layer computes in float32 whatever its dtype.",
     ]
     return "\n".join([*lines, "", sentence(where), ""])
 

@@ -173,4 +173,4 @@ def test_ratios_have_intervals_and_close_ones_are_told_apart_from_lost_ones() ->
     for other in (undecided, alone):
         (found,) = other.summaries()
         assert found.lost(decided=True) is None
-        assert found.undecided() == "No difference between evennorm and x can be told, forward + backward: at 8x16."
+        assert found.undecided() == "No difference between evennorm and x is shown, forward + backward: at 8x16."

@@ -38,7 +38,7 @@ class Ratio:
 
     @property
     def is_undecided(self) -> bool:
-        """Whether no difference can be told."""
+        """Whether no difference is shown."""
         return self.spread is not None and self.spread.holds_one
 
 
@@ -74,24 +74,23 @@ class Summary:
         return tuple(found for found in (*self.large, *self.small) if found.ratio < 1)
 
     def undecided(self) -> str | None:
-        """Say where no difference can be told, in one sentence; return None where there is no such case.
+        """Say in one sentence where no difference is shown; return None if there is no such case.
 
         Example:
             >>> close = Ratio(Case((8, 16)), "them", 0.98, Median(0.98, 0.9, 1.1))
             >>> summary = Summary("in turns", "", "both", "theirs", "evennorm", None, (), (close,))
             >>> summary.undecided(), summary.lost(decided=True)
-            ('No difference between evennorm and theirs can be told, forward + backward: at 8x16.', None)
+            ('No difference between evennorm and theirs is shown, forward + backward: at 8x16.', None)
         """
         cases = [str(found.case) for found in (*self.large, *self.small) if found.is_undecided]
         if not cases:
             return None
-        return (
-            f"No difference between {self.ours} and {self.family} can be told, {PASSES[self.passes]}: at {'; '.join(cases)}."
-        )
+        return f"No difference between {self.ours} and {self.family} is shown, {PASSES[self.passes]}: at {'; '.join(cases)}."
 
     def lost(self, decided: bool = False) -> str | None:
-        """Say where we are slower, in one sentence; return None where we are not. With `decided`, only where a difference
-        can be told.
+        """Say in one sentence where evennorm is slower; return None if it is not.
+
+        With `decided`, name only cases where a difference is shown.
 
         Example:
             >>> tiny = Ratio(Case((8, 16)), "them", 0.8)

@@ -58,14 +58,17 @@ def test_bandwidth_counts_what_is_read_and_written(limits: ModuleType) -> None:
     assert "| here | 25 | 1 (50 GB/s) | 1 (25 GB/s) | 1 (50 GB/s) | 1 (75 GB/s) | 1 (125 GB/s) |" in text
     assert "| here | 2 | 2.5 | 2.5 | 2.5 |" in text
     assert "| there | 2 | 5 | 2.50 (2.00 to 3.00) | 2 | 5 | 2.50 (2.00 to 3.00) |" in text
-    assert "forward and backward move 1.5 (0.38 to 6) to 2.5 (0.62 to 10) times as many bytes per second as the copy" in text
+    assert (
+        "the forward and backward passes move 1.5 (0.38 to 6) to 2.5 (0.62 to 10) times as many bytes per second as the copy"
+        in text
+    )
 
 
 def test_a_small_array_says_what_calls_take(limits: ModuleType) -> None:
     times = dict.fromkeys(limits.STAGES, 1.0)
     row = {"case": "here", "bytes": 1 << 20, "repeated": times, "steps": {"used": 2.5}}
     (sentence,) = limits.conclusions([row])
-    assert sentence.startswith("- here: of the 2.5 ms of a repeated step the kernels alone take 2; the other 0.5 are calls")
+    assert sentence.startswith("- here: of the 2.5 ms of a repeated step, the kernels alone take 2; the other 0.5 are calls")
 
 
 def test_the_page_says_what_the_result_does(limits: ModuleType) -> None:

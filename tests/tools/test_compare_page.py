@@ -112,6 +112,16 @@ def test_the_page_says_what_the_summary_says(comparison, text):
     assert "95.3 % (92.5 to 97.2), of 359 samples" in ours
 
 
+def test_a_notebook_shows_the_verdict_and_the_table(comparison):
+    hostile = replace(comparison, data="<script>alert(1)</script>")
+    shown = hostile._repr_html_()
+    assert "<script" not in shown
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown
+    assert all(line in shown for line in comparison.verdict.splitlines())
+    assert shown.count("<tr>") == 1 + len(comparison.table)
+    assert all(f">{100 * row.low:.1f} to {100 * row.high:.1f}</td>" in shown for row in comparison.table)
+
+
 def test_figures_hold_the_numbers_of_the_comparison(comparison):
     curves, forest, tolerance, drift = groups(comparison)
     [before] = [series for series in curves.charts[0].series if series.name == "before"]

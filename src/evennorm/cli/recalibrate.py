@@ -14,7 +14,7 @@ from evennorm.tools.interrupts import between_batches
 from evennorm.tools.outputs import Output, check_outputs
 
 if TYPE_CHECKING:
-    from evennorm.tools.recalibrate import Effect, Recalibration
+    from evennorm.tools.recalibrate import Recalibration
 
 _SHOWN = 12
 """Layers in the table: those whose statistics moved most."""
@@ -108,33 +108,29 @@ def _print(done: Recalibration, output: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from evennorm.tools.recalibrate.report import HEAD
+
     console = Console(highlight=False)
 
     def say(text: str, style: str = "") -> None:
         console.print(Text(printable(text), style=style), soft_wrap=True)
 
-    layers = f"{len(done.layers)} layer{'s' * (len(done.layers) != 1)}"
-    passes = f"{done.passes} pass{'es' * (done.passes != 1)}"
-    say(f"{done.model} on {done.data}: {layers}, {done.samples:,} samples, {passes}", "bold")
+    say(done.title, "bold")
     console.print()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("layer", overflow="fold")
-    for header in ("values per channel", "mean moved by", "sd times", "drift"):
+    table.add_column(HEAD[0], overflow="fold")
+    for header in HEAD[1:-1]:
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("")
+    table.add_column(HEAD[-1])
     moved = sorted(done.layers, key=lambda layer: -max(layer.shift, abs(math.log(layer.stretch or 1e-300))))[:_SHOWN]
     for layer in (layer for layer in done.layers if layer in moved):
-        shift = f"{layer.shift:.3g} sd" if math.isfinite(layer.shift) else "was no number"
-        stretch = f"{layer.stretch:.3g}" if math.isfinite(layer.stretch) else "was no number"
-        drift = f"{layer.drift:.3g}" if math.isfinite(layer.drift) else "was no number"
-        shown = Text(printable(layer.name))
-        table.add_row(shown, f"{layer.values:,}", shift, stretch, drift, "frozen" if layer.frozen else "")
+        table.add_row(*(Text(printable(cell)) for cell in layer.cells))
     console.print(table)
     say(f"\n{_NOTES}", "dim")
     if len(done.layers) > _SHOWN:
         say(f"and {len(done.layers) - _SHOWN} more, which moved less", "dim")
-    for name, why in done.left:
-        say(f"left as it was: {name}, since {why}", "yellow")
+    for line in done.kept:
+        say(line, "yellow")
     if any(layer.frozen for layer in done.layers):
         say(
             "frozen layers normalize by their moving statistics in training too; --keep-frozen leaves them as they are",
@@ -144,21 +140,7 @@ def _print(done: Recalibration, output: str) -> None:
         say(note, "yellow")
     if done.effect is not None:
         console.print()
-        for line in _in_words(done.effect):
+        for line in done.effect.lines:
             say(line)
     console.print()
     say(f"written: {output}")
-
-
-def _in_words(effect: Effect) -> list[str]:
-    lines = []
-    if effect.measure == "accuracy" and effect.before is not None and effect.after is not None:
-        lines.append(f"accuracy: {100 * effect.before:.2f} % before, {100 * effect.after:.2f} % after")
-    elif effect.measure is not None:
-        lines.append(f"{effect.measure}: {effect.before:.6g} before, {effect.after:.6g} after")
-    if math.isfinite(effect.largest_difference):
-        differences = f"largest difference {effect.largest_difference:.3g}, mean {effect.mean_difference:.3g}"
-    else:
-        differences = "some were not finite"
-    lines.append(f"outputs before and after: {differences}, of {effect.compared:,} samples")
-    return lines

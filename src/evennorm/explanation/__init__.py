@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
+from evennorm import notebook
 from evennorm.core.geometry import Geometry
+from evennorm.errors import ShapeError
 from evennorm.explanation.data_format import DataFormat
 from evennorm.explanation.findings import Finding, findings, relative_error
 from evennorm.explanation.text import Line, explanation_lines
@@ -140,6 +142,23 @@ class Explanation:
     def lines(self, width: int = 80) -> list[Line]:
         """Return `text` line by line, each with its kind."""
         return explanation_lines(self, width)
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the figure, the parameters, and what looks wrong with its remedy."""
+        from evennorm.tools.explain.drawing import draw
+
+        rows = [(p.name, p.shape, f"{p.size:,}", "yes" if p.trainable else "no") for p in self.parameters]
+        wrong = [(finding.code, finding.message, finding.remedy) for finding in self.findings]
+        try:
+            figure = draw(self)
+        except ShapeError:  # no cells to draw
+            figure = ""
+        return notebook.titled(
+            self.lines(10_000)[0].text,
+            figure,
+            notebook.table(("parameter", "shape", "numbers", "trainable"), rows),
+            notebook.table(("looks wrong", "why", "what to do"), wrong),
+        )
 
 
 def _jsonable(example: WorkedExample) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod, sqrt
 
+from evennorm import notebook
 from evennorm.core.geometry import Geometry
 from evennorm.explanation.data_format import DataFormat
 
@@ -23,6 +24,9 @@ class Finding:
     code: str
     message: str
     remedy: str
+
+    def _repr_html_(self) -> str:
+        return notebook.titled(f"{self.code}: {self.message}", notebook.paragraphs([f"What to do: {self.remedy}"]))
 
 
 def findings(geometry: Geometry, data_format: DataFormat) -> tuple[Finding, ...]:

@@ -8,11 +8,12 @@ from itertools import chain
 from numbers import Integral
 from typing import Any
 
+from evennorm import notebook
 from evennorm.errors import ArgumentError, InputError
 from evennorm.models.network import Network
 from evennorm.tools.check.measure import Measurements, measure
 from evennorm.tools.check.reading import read
-from evennorm.tools.check.rule import Finding, Subject
+from evennorm.tools.check.rule import Finding, Subject, each_layer, html_table, in_words
 from evennorm.tools.check.rules import selected
 from evennorm.tools.models import open_model
 from evennorm.tools.recalibrate import program_of
@@ -38,6 +39,19 @@ class Report:
             "gaps": list(self.network.gaps),
             "measurements": None if self.measurements is None else self.measurements.as_dict(),
         }
+
+    def _repr_html_(self) -> str:
+        """For a notebook: how many findings of each level there are, and a row for each."""
+        layers = sum(1 for _ in each_layer(self.network))
+        return notebook.titled(
+            f"{self.network.name}: {layers:,} batch normalization{'' if layers == 1 else 's'}",
+            notebook.paragraphs([in_words(self.findings)]),
+            html_table(self.findings),
+            notebook.paragraphs(
+                ["Not read, so that findings about neighbours may be missing there:"] if self.network.gaps else []
+            ),
+            notebook.bullets(self.network.gaps),
+        )
 
 
 def check(

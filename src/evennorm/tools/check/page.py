@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -10,11 +9,11 @@ from datetime import UTC, datetime
 import numpy as np
 
 from evennorm import __version__
-from evennorm.errors import printable
 from evennorm.models.network import Step
+from evennorm.notebook import escaped as escape
 from evennorm.tools.check import Finding, Report
 from evennorm.tools.check.picture import Panel, Scale, picture
-from evennorm.tools.check.rule import counted, each_layer, grouped, written
+from evennorm.tools.check.rule import each_layer, grouped, in_words, written
 from evennorm.tools.check.rules import RULES
 
 _STYLE = """
@@ -89,8 +88,7 @@ def _summary(report: Report, path: str) -> Iterator[str]:
 
 def _contents(report: Report) -> Iterator[str]:
     """Yield how many findings there are of each level, and links to them."""
-    counts = (f"{number:,} {level}{'' if number == 1 else 's'}" for level, number in counted(report.findings).items())
-    yield f"<p><b>{', '.join(counts) or 'Nothing looks wrong.'}</b></p>"
+    yield f"<p><b>{in_words(report.findings)}</b></p>"
     if report.findings:
         groups = ((found[0], len(found)) for found in grouped(report.findings))
         links = (f'<a href="#{_anchor(first)}">{first.code}</a> {first.name}, {count:,}' for first, count in groups)
@@ -169,8 +167,3 @@ def _panels(report: Report, step: Step) -> list[Panel]:
 def _with_code(text: str) -> str:
     """Return text with `this` marked as code."""
     return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
-
-
-def escape(text: str) -> str:
-    """Escape text of unknown origin for a page."""
-    return html.escape(printable(text))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from evennorm import notebook
 from evennorm.models.network import Network, Step
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ class Finding:
 
     def as_dict(self) -> dict[str, object]:
         return {field: getattr(self, field) for field in self.__dataclass_fields__}
+
+    def _repr_html_(self) -> str:
+        lines = [f"{self.layer or 'the model'}: {self.what}", self.why, f"What to do: {self.remedy}"]
+        return notebook.titled(f"{self.code} {self.level} ({self.name})", notebook.paragraphs(lines))
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,18 @@ def counted(findings: Iterable[Finding]) -> dict[str, int]:
     """Return how many findings there are of each level that occurs, errors first."""
     levels = [finding.level for finding in findings]
     return {level: levels.count(level) for level in LEVELS if level in levels}
+
+
+def in_words(findings: Iterable[Finding]) -> str:
+    """How many there are of each level: "1 error, 2 notes"."""
+    counts = (f"{number:,} {level}{'' if number == 1 else 's'}" for level, number in counted(findings).items())
+    return ", ".join(counts) or "Nothing looks wrong."
+
+
+def html_table(findings: Iterable[Finding]) -> str:
+    """A row for each, for a notebook."""
+    head = ("code", "level", "layer", "what", "what to do")
+    return notebook.table(head, [(f.code, f.level, f.layer or "the model", f.what, f.remedy) for f in findings])
 
 
 def each_layer(network: Network) -> Iterator[Step]:

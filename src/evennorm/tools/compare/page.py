@@ -59,7 +59,7 @@ def page(comparison: Comparison) -> str:
         best=comparison.best,
         metric=settings.measure,
         measured=settings.measure.short + (" %" if settings.measure.is_share else ""),
-        rows=list(map(_cells(comparison), comparison.table)),
+        rows=list(map(cells_of(comparison), comparison.table)),
         groups=groups(comparison),
         told=told(settings, comparison.advantages, comparison.at_rates),
         origin=list(_origin(comparison)),
@@ -77,7 +77,8 @@ def _shown(value: Any) -> Any:
     return printable(value) if type(value) is str else value
 
 
-def _cells(comparison: Comparison) -> Callable[[Row], dict[str, Any]]:
+def cells_of(comparison: Comparison) -> Callable[[Row], dict[str, Any]]:
+    """What makes the cells of a row of the comparison's table."""
     metric = comparison.settings.measure
 
     def cells(row: Row) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from evennorm import notebook
 from evennorm.errors import InputError
 from evennorm.tools.atomic import write_text
 from evennorm.tools.compare.advantages import Advantages, advantages
@@ -103,6 +104,24 @@ class Comparison:
             "model": None if self.best is None else self.best.as_dict(),
             "files": {name: str(Path(self.settings.out, name)) for name in self.file_names},
         }
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the verdict, and a row for each placement at each learning rate; `report.html` has all of it."""
+        from evennorm.tools.compare.page import cells_of
+
+        settings = self.settings
+        measured = settings.measure.short + (" %" if settings.measure.is_share else "")
+        rows = [
+            (cells["placement"], cells["rate"] + ("*" if cells["chosen"] else ""), cells["mean"], cells["interval"])
+            for cells in map(cells_of(self), self.table)
+        ]
+        search = self.search.lines if self.search else []
+        return notebook.titled(
+            f"{Path(settings.model).name} on {self.data}",
+            notebook.paragraphs([*self.verdict.splitlines(), *search]),
+            notebook.table(("placement", "learning rate", f"test {measured}", "95 % interval"), rows),
+            notebook.paragraphs(["* the learning rate that validation chose", f"More: {Path(settings.out, PAGE)}"]),
+        )
 
     @property
     def file_names(self) -> list[str]:

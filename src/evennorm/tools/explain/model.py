@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evennorm import notebook
 from evennorm.core.geometry import Geometry
 from evennorm.errors import printable
 from evennorm.explanation import Explanation
 from evennorm.explanation.findings import relative_error
 from evennorm.models.network import Step
 from evennorm.tools.check import Finding, check
-from evennorm.tools.check.rule import each_layer
+from evennorm.tools.check.rule import each_layer, html_table, in_words
 
 _RULES = ("BN1", "BN505")
 """Findings about the axis and the number of values; in a model, a layer's neighbours tell where its channels are."""
@@ -45,6 +46,10 @@ class ExplainedModel:
     def rows(self) -> list[tuple[str, str, str, str, str, str]]:
         """Return layer, shape, axis, groups, values per mean, and the standard error of a variance, in words."""
         return [_row(layer) for layer in self.layers]
+
+    def _repr_html_(self) -> str:
+        summary = notebook.paragraphs([in_words(self.findings)])
+        return notebook.titled(self.name, notebook.table(HEADER, self.rows()), summary, html_table(self.findings))
 
 
 HEADER = ("layer", "shape", "axis", "groups", "values per mean", "noise")

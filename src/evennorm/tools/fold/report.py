@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from evennorm import notebook
 from evennorm.errors import printable
 from evennorm.models.fold_plan import Folded
 from evennorm.tools.fold.difference import Difference
@@ -70,10 +71,20 @@ class Report:
         """
         width = max((len(printable(each.layer)) for each in self.layers), default=0)
         lines = [f"{printable(each.layer):<{width}}  {_sentence(each)}" for each in self.layers]
-        # A Keras model says itself of what rank its inputs are.
-        where = f"; for {self.inputs}" if self.inputs and self.framework == "torch" else ""
-        lines += ["", _summary(self) + where, *self._measured(), *(f"note: {note}" for note in self.notes)]
+        lines += ["", self._summary(), *self._measured(), *(f"note: {note}" for note in self.notes)]
         return "\n".join(map(printable, lines)).lstrip("\n")
+
+    def _repr_html_(self) -> str:
+        """For a notebook: what became of the model, and a row for each batch normalization."""
+        return notebook.titled(
+            f"{self.model}: {self._summary()}",
+            notebook.table(("layer", "what became of it"), [(each.layer, _sentence(each)) for each in self.layers]),
+            notebook.paragraphs([*self._measured(), *(f"note: {note}" for note in self.notes)]),
+        )
+
+    def _summary(self) -> str:
+        # A Keras model says itself of what rank its inputs are.
+        return _counts(self) + (f"; for {self.inputs}" if self.inputs and self.framework == "torch" else "")
 
     def _measured(self) -> list[str]:
         found = self.difference
@@ -92,7 +103,7 @@ def _sentence(each: Folded) -> str:
     return f"{'kept as it is' if each.kept else 'one scale and shift'}: {each.why}"
 
 
-def _summary(report: Report) -> str:
+def _counts(report: Report) -> str:
     total = len(report.layers)
     if not total:
         return "nothing was folded: no batch normalization in it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,20 @@ class Effect:
     mean_difference: float
     compared: int
     """The number of samples that were compared."""
+
+    @property
+    def lines(self) -> list[str]:
+        """It in words."""
+        lines = []
+        if self.measure == "accuracy" and self.before is not None and self.after is not None:
+            lines.append(f"accuracy: {100 * self.before:.2f} % before, {100 * self.after:.2f} % after")
+        elif self.measure is not None:
+            lines.append(f"{self.measure}: {self.before:.6g} before, {self.after:.6g} after")
+        if math.isfinite(self.largest_difference):
+            differences = f"largest difference {self.largest_difference:.3g}, mean {self.mean_difference:.3g}"
+        else:
+            differences = "some were not finite"
+        return [*lines, f"outputs before and after: {differences}, of {self.compared:,} samples"]
 
 
 def outputs(

@@ -6,8 +6,13 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from evennorm import notebook
 from evennorm.models.state import BatchNormState
 from evennorm.tools.recalibrate.effect import Effect
+
+HEAD = ("layer", "values per channel", "mean moved by", "sd times", "drift", "")
+"""Of a table of layers; `Layer.cells` is a row."""
+_LOST = "was no number"
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,13 @@ class Layer:
     before: BatchNormState
     after: BatchNormState
 
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """A row of a table: name, values per channel, mean moved by, deviation times, drift, and whether it is frozen."""
+        shift = f"{self.shift:.3g} sd" if math.isfinite(self.shift) else _LOST
+        stretch, drift = (f"{x:.3g}" if math.isfinite(x) else _LOST for x in (self.stretch, self.drift))
+        return self.name, f"{self.values:,}", shift, stretch, drift, "frozen" if self.frozen else ""
+
 
 @dataclass(frozen=True)
 class Recalibration:
@@ -46,6 +58,27 @@ class Recalibration:
     """Normalizations that stay as they were, and why."""
     effect: Effect | None
     notes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What was recalibrated on what."""
+        layers = f"{len(self.layers)} layer{'s' * (len(self.layers) != 1)}"
+        passes = f"{self.passes} pass{'es' * (self.passes != 1)}"
+        return f"{self.model} on {self.data}: {layers}, {self.samples:,} samples, {passes}"
+
+    @property
+    def kept(self) -> list[str]:
+        """Normalizations that stay as they were, in sentences."""
+        return [f"left as it was: {name}, since {why}" for name, why in self.left]
+
+    def _repr_html_(self) -> str:
+        """For a notebook: a row for each layer, what was left, and what became of the outputs."""
+        effect = [] if self.effect is None else self.effect.lines
+        return notebook.titled(
+            self.title,
+            notebook.table(HEAD, [layer.cells for layer in self.layers]),
+            notebook.paragraphs([*self.kept, *self.notes, *effect]),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record for JSON, in which numbers that are not finite are null."""

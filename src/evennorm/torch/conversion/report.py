@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from evennorm import notebook
 from evennorm.torch.conversion.exchange import is_ours, obstacle
 from evennorm.torch.conversion.fusion import Fusion, Outcome, word
 from evennorm.torch.conversion.norms import checked, norms
 from evennorm.torch.conversion.steps import slope_of
 from evennorm.torch.conversion.timm import NormAndActivation, separate_part
+
+_HEAD = ("layer", "class", "computed by", "together with", "why not more")
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,13 @@ class Report:
     layers: tuple[Layer, ...]
 
     def __str__(self) -> str:
-        head = ("layer", "class", "computed by", "together with", "why not more")
-        rows = [head, *(_row(layer) for layer in self.layers)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head) - 1)]
+        rows = [_HEAD, *(_row(layer) for layer in self.layers)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD) - 1)]
         lines = ["  ".join([*map(str.ljust, row, widths), row[-1]]).rstrip() for row in rows]
         return "\n".join([*lines, "", self.summary])
+
+    def _repr_html_(self) -> str:
+        return notebook.titled(self.summary, notebook.table(_HEAD, map(_row, self.layers)))
 
     @property
     def summary(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import doctest
-import importlib
+import importlib.util
 import pkgutil
 import re
 import shlex
@@ -32,12 +32,15 @@ NEED_TRITON = {
 }
 """Their examples run in the process of tests/contract/test_triton*.py."""
 
+NEED_LIGHTNING = {"evennorm.torch.lightning"} if importlib.util.find_spec("lightning") is None else set()
+"""Run where it is installed; tests/torch/test_lightning.py runs it on a stub as well."""
+
 
 def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("name", sorted(set(MODULES) - NEED_TRITON))
+@pytest.mark.parametrize("name", sorted(set(MODULES) - NEED_TRITON - NEED_LIGHTNING))
 def test_docstring_examples(name: str) -> None:
     module = importlib.import_module(name)
     failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)

@@ -20,9 +20,20 @@ from evennorm.keras.convert import convert, revert
 from evennorm.keras.layer import BatchNormalization
 from evennorm.keras.monitor import StatisticsMonitor
 from evennorm.keras.place import place
+from evennorm.keras.recalibrate import Recalibrate
 from evennorm.keras.states import read_states, write_states
 
-__all__ = ["BatchNormalization", "StatisticsMonitor", "convert", "legacy", "place", "read_states", "revert", "write_states"]
+__all__ = [
+    "BatchNormalization",
+    "Recalibrate",
+    "StatisticsMonitor",
+    "convert",
+    "legacy",
+    "place",
+    "read_states",
+    "revert",
+    "write_states",
+]
 
 
 def __dir__() -> list[str]:

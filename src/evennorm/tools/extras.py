@@ -8,7 +8,7 @@ EXTRAS = {
     **dict.fromkeys(("click", "rich", "optuna", "sqlalchemy", "scipy", "matplotlib", "PIL", "safetensors"), "tools"),
     **dict.fromkeys(("plotly", "jinja2"), "tools"),
     **dict.fromkeys(("keras", "h5py"), "keras"),
-    **{name: name for name in ("jax", "torch", "tensorflow", "flax", "torchmetrics")},
+    **{name: name for name in ("jax", "torch", "tensorflow", "flax", "torchmetrics", "lightning")},
     "sklearn": "demo",
     "tensorboardX": "tensorboard",
     "triton": "gpu",

@@ -156,9 +156,8 @@ class _Work:
                 f"the {changed.measure} is of the data that the statistics were taken from, which favours them; "
                 "judge the model by other data"
             )
-        samples = last.samples if last is not None else self._data.samples or 0
         left = tuple(self._left.items())
-        return Recalibration(self._opened.name, self._data.name, samples, taken, layers, left, changed, tuple(notes))
+        return Recalibration(self._opened.name, self._data.name, passes.samples, taken, layers, left, changed, tuple(notes))
 
     def _by_layer(
         self,

@@ -49,6 +49,8 @@ class Passes:
         self._frontier: _Frontier | None = None
         self.batches: int | None = None
         """How many there are, once they were counted."""
+        self.samples = 0
+        """In them."""
         self.made = self._order()
         """The normalizations that each call makes, in their order, as the first batch shows them."""
 
@@ -135,8 +137,9 @@ class Passes:
         """Make one pass; where there is room, its frontier replaces the one before, batch by batch."""
         old, self._frontier = self._frontier, None
         new: list[Values] | None = None
-        count = 0
+        count = samples = 0
         for batch, values in self._starts(old):
+            samples += 0 if batch is None else batch.samples
             population.batch = count
             try:
                 compute(values)
@@ -154,7 +157,7 @@ class Passes:
                         old.batches[count] = {}
             count += 1
             self._tick()
-        self.batches = count
+        self.batches, self.samples = count, samples or self.samples
         self._frontier = old if new is None else _Frontier(frozenset(finished), new)
 
     def _starts(self, frontier: _Frontier | None) -> Iterator[tuple[Batch | None, Values]]:

@@ -46,13 +46,24 @@ def test_lists_of_networks() -> None:
     ]
     assert [str(case) for case in parsed_networks("resnet50,mlp:8", ON_GPU)] == ["resnet50:128x224", "mlp:8"]
     assert parsed_networks("mlp:16, mlp") == parsed_networks("mlp")
+    libraries = parsed_networks("timm:vit_tiny_patch16_224:2x224,torchvision:resnet18:8,timm:resnet18.a1_in1k")
+    assert [(case.name, case.batch, case.side) for case in libraries] == [
+        ("timm:vit_tiny_patch16_224", 2, 224),
+        ("torchvision:resnet18", 8, 96),
+        ("timm:resnet18.a1_in1k", 4, 96),
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("vgg", "networks are mlp, article, resnet18, resnet50, mobilenet, or all; a batch may follow, .*; received 'vgg'"),
+        (
+            "vgg",
+            "networks are mlp, article, .*, timm:NAME, torchvision:NAME, or all; a batch may follow, .*; received 'vgg'",
+        ),
         ("mlp:x", "received 'mlp:x'"),
+        ("nets:vgg", "received 'nets:vgg'"),
+        ("timm:", "received 'timm:'"),
         ("", "received ''"),
         ("mlp:0", "the number of samples must be at least 1; received 0"),
         ("mlp:4x32", "mlp takes vectors, which have no side; received the side 32"),

@@ -165,7 +165,8 @@ def test_models_of_libraries(library, monkeypatch):
         seen.update(options, name=name)
         return nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, num_classes))
 
-    stub = types.SimpleNamespace(create_model=made, models=types.SimpleNamespace(get_model=made))
+    models = types.SimpleNamespace(get_model=made, get_model_builder=lambda name: made)
+    stub = types.SimpleNamespace(create_model=made, models=models)
     monkeypatch.setitem(sys.modules, library, stub)
     assert framework.framework_of(f"{library}:tiny") == "torch"
     placed = load_torch_model(f"{library}:tiny", samples()).place("before")

@@ -79,7 +79,8 @@ mean       geometric mean over the cases of 1 MB or more; smaller cases have the
     flag_value="all",
     metavar="[LIST]",
     help="Measure whole training steps on torch: any of mlp, article, resnet18, resnet50, mobilenet. Add the batch size, "
-    "or the batch size and image side: mlp:16,resnet50:8x224. Without a name: all of them.",
+    "or the batch size and image side: mlp:16,resnet50:8x224. Also timm:NAME, torchvision:NAME. Without a name: all of the "
+    "first five.",
 )
 @click.option("--compile", "compiled", is_flag=True, help="With --network: also measure with torch.compile.")
 @click.option("--json", "json_file", metavar="FILE", help="Write all samples, with device and versions, as JSON.")

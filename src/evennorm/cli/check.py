@@ -91,7 +91,7 @@ def _explained(ctx: click.Context, parameter: click.Parameter, code: str | None)
 @force_option
 @click.pass_context
 def check(ctx: click.Context, model: str, **options: Any) -> None:
-    """Find mistakes with batch normalization in MODEL: .keras, .h5, or module:function.
+    """Find mistakes with batch normalization in MODEL: .keras, .h5, module:function, timm:NAME, torchvision:NAME.
 
     \b
     evennorm check model.keras

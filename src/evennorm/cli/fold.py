@@ -66,11 +66,13 @@ def fold(
 ) -> None:
     """Fold the batch normalization of MODEL into the neighbouring layers, for inference.
 
-    MODEL is a .keras or .h5 file, or module:function, your own code that returns a Keras or torch model.
+    MODEL is a .keras or .h5 file; module:function, your own code that returns a Keras or torch model; or timm:NAME or
+    torchvision:NAME.
 
     \b
     evennorm fold model.keras -o folded.keras
     evennorm fold net:resnet50 --weights resnet50.pth -o resnet50.pt2 --data images/
+    evennorm fold torchvision:resnet18 --weights resnet18.pth -o resnet18.pt2
 
     fold first compares the outputs. If they differ by more than the tolerance, it writes nothing.
 

@@ -13,7 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from evennorm.tools.hdf5 import check_hdf5_file
 from evennorm.tools.imported import imported, misnamed
 from evennorm.tools.weights import as_safetensors, load_weights
 from evennorm.tools.without_tensorflow import leave_tensorflow_out
+from evennorm.tools.zoo import is_of_library, maker
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_FORMS = "a .keras file, a .h5 file of a whole model, or module:function"
+_FORMS = "a .keras file, a .h5 file of a whole model, module:function, timm:NAME or torchvision:NAME"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def open_model(model: Any, weights: str | os.PathLike[str] | None = None) -> Ope
     Args:
         model: a keras.Model, a torch.nn.Module or an nnx module of Flax; the path of a `.keras` file or of a `.h5` file of a
             whole model; or `module:function`, the user's own code, which is imported from the current folder and called
-            without arguments. It may also name a model that the module holds. What was opened before is given back.
+            without arguments. It may also name a model that the module holds. `timm:NAME` and `torchvision:NAME` are
+            models of these libraries, with fresh weights. What was opened before is given back.
         weights: a file to load into it: a state_dict for torch (`.pt`, `.pth`, `.safetensors`), `.weights.h5` for Keras.
 
     Raises:
@@ -66,8 +68,12 @@ def open_model(model: Any, weights: str | os.PathLike[str] | None = None) -> Ope
         opened = model
     elif isinstance(model, str | os.PathLike):
         text = os.fspath(model)
+        library = is_of_library(text) and not os.path.exists(text)
         function = re.fullmatch(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)", text)
-        opened = _from_function(*function.groups()) if function and not os.path.exists(text) else _from_file(Path(text))
+        if library:
+            opened = _from_library(text, trained=weights is not None)
+        else:
+            opened = _from_function(*function.groups()) if function and not os.path.exists(text) else _from_file(Path(text))
     else:
         opened = _recognized(model, getattr(model, "name", None) or type(model).__name__)
     if weights is not None and opened.framework == "flax":
@@ -168,6 +174,20 @@ def _from_function(module: str, function: str) -> Opened:
     except Exception as error:
         raise InputError(f"{name}: calling it without arguments fails: {first_line(error)}") from error
     return _recognized(made, name)
+
+
+def _from_library(name: str, trained: bool) -> Opened:
+    make = maker(name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how weights are drawn
+            model = make()
+    except EvennormError:
+        raise
+    except Exception as error:
+        raise InputError(f"{name}: building it fails: {first_line(error)}") from error
+    notes = () if trained else (f"the weights of {name} are fresh ones; give trained ones by --weights",)
+    return replace(_recognized(model, name), notes=notes)
 
 
 def prepare_keras_if_installed() -> None:

@@ -106,8 +106,8 @@ def bench_networks(
     weights and in turns within one process. First steps are measured before that, each in a process of its own.
 
     Args:
-        networks: "mlp:16,article,resnet50:8x224", a batch and the side of images where they are not to be the usual ones; or
-            "all".
+        networks: "mlp:16,article,resnet50:8x224", a batch and the side of images where they are not to be the usual ones;
+            `timm:NAME` or `torchvision:NAME`, too; or "all".
         compiled: whether the first two train under `torch.compile`, too.
         threads: for torch and evennorm; None is as many as there are cores.
         rounds: samples of each figure; None is chosen by time, 9 to 101.

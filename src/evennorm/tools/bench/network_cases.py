@@ -9,6 +9,7 @@ from typing import Any
 
 from evennorm.errors import InputError
 from evennorm.tools.bench.cases import checked_counts
+from evennorm.tools.zoo import LIBRARIES, is_of_library
 
 Sizes = tuple[int, int | None]
 """Batch, and side of the images; None where the network takes vectors."""
@@ -60,12 +61,22 @@ ON_GPU: Mapping[str, tuple[Sizes, ...]] = {
 """The same for a GPU: the image networks as they are trained on ImageNet."""
 
 
+def network_named(name: str) -> Network | None:
+    """One of NETWORKS, or a classifier of timm or torchvision; None where there is no such network.
+
+    Example:
+        >>> network_named("timm:convnext_atto"), network_named("vgg")
+        (Network(title='timm:convnext_atto', channels=3, classes=1000, smallest=1), None)
+    """
+    return Network(name, 3, 1000, 1) if is_of_library(name) else NETWORKS.get(name)
+
+
 @dataclass(frozen=True)
 class NetworkCase:
     """One network at one batch size.
 
     Args:
-        name: one of NETWORKS.
+        name: one of NETWORKS, `timm:NAME` or `torchvision:NAME`.
         batch: samples of a step.
         side: of its images; None where it takes vectors.
 
@@ -78,9 +89,9 @@ class NetworkCase:
     side: int | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in NETWORKS:
-            raise InputError(f"networks are {', '.join(NETWORKS)}; received {self.name!r}")
-        network = NETWORKS[self.name]
+        network = network_named(self.name)
+        if network is None:
+            raise InputError(f"networks are {', '.join(NETWORKS)}, timm:NAME and torchvision:NAME; received {self.name!r}")
         checked_counts(samples=self.batch)
         if (self.side is None) != (network.channels is None):
             kind = "vectors, which have no side" if network.channels is None else "images, which have a side"
@@ -90,7 +101,9 @@ class NetworkCase:
 
     @property
     def network(self) -> Network:
-        return NETWORKS[self.name]
+        network = network_named(self.name)
+        assert network is not None
+        return network
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -141,17 +154,19 @@ def parsed_networks(text: str, usual: Mapping[str, tuple[Sizes, ...]] = ON_CPU) 
         ['mlp:16', 'mlp:128', 'resnet18:8x96', 'resnet50:8x224']
     """
     rule = (
-        f"networks are {', '.join(NETWORKS)}, or all; a batch may follow, and for images their side, "
-        "as in mlp:16,resnet50:8x224"
+        f"networks are {', '.join(NETWORKS)}, timm:NAME, torchvision:NAME, or all; a batch may follow, and for images "
+        "their side, as in mlp:16,resnet50:8x224"
     )
+    name_of, size = rf"(?:(?:{'|'.join(LIBRARIES)}):)?[\w.-]+", "[0-9]{1,9}"
     found = []
     for part in NETWORKS if text.strip() == "all" else text.split(","):
-        match = re.fullmatch(r"\s*([a-z0-9]+)(?::([0-9]{1,9})(?:x([0-9]{1,9}))?)?\s*", part)
-        if match is None or match[1] not in NETWORKS:
+        match = re.fullmatch(rf"\s*({name_of})(?::({size})(?:x({size}))?)?\s*", part)
+        if match is None or network_named(match[1]) is None:
             raise InputError(f"{rule}; received {part.strip()!r} in {text!r}")
         name, batch, side = match[1], match[2], match[3]
+        sizes = usual[name if name in NETWORKS else "resnet18"]
         if batch is None:
-            found += [NetworkCase(name, *sizes) for sizes in usual[name]]
+            found += [NetworkCase(name, *each) for each in sizes]
         else:
-            found.append(NetworkCase(name, int(batch), usual[name][0][1] if side is None else int(side)))
+            found.append(NetworkCase(name, int(batch), sizes[0][1] if side is None else int(side)))
     return list(dict.fromkeys(found))

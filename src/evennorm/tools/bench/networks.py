@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evennorm.tools.bench.network_cases import FEATURES, NetworkCase
+from evennorm.tools.zoo import is_of_library, maker
 
 
 def build(case: NetworkCase) -> tuple[nn.Module, str]:
@@ -25,6 +26,8 @@ def build(case: NetworkCase) -> tuple[nn.Module, str]:
     if case.side is not None and case.name == "article":
         return article(case.side, case.network.classes), "evennorm"
     classes = case.network.classes
+    if is_of_library(case.name):
+        return maker(case.name, classes=classes)(), case.name.partition(":")[0]
     try:
         from torchvision import models
     except ImportError:

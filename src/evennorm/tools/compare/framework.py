@@ -8,9 +8,9 @@ from types import ModuleType
 from typing import Any
 
 from evennorm.tools.imported import imported, misnamed
+from evennorm.tools.zoo import is_of_library
 
 FRAMEWORKS = ("keras", "torch")
-ZOOS = ("timm", "torchvision")
 FUNCTION = re.compile(r"[\w.]+:\w+")
 
 
@@ -28,7 +28,7 @@ def framework_of(model: str) -> str:
         >>> framework_of("article-cnn"), framework_of("timm:resnet18")
         ('keras', 'torch')
     """
-    if model.endswith((".pt2", ".pt", ".pth")) or model.partition(":")[0] in ZOOS:
+    if model.endswith((".pt2", ".pt", ".pth")) or is_of_library(model):
         return "torch"
     if not FUNCTION.fullmatch(model) or misnamed(model):
         return "keras"

@@ -8,18 +8,18 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from evennorm.errors import EvennormError, InputError, MissingExtra, first_line
+from evennorm.errors import EvennormError, InputError, first_line
 from evennorm.tools.compare.data import Data
-from evennorm.tools.compare.framework import FUNCTION, ZOOS
+from evennorm.tools.compare.framework import FUNCTION
 from evennorm.tools.compare.variants import options_of, variant, where_of
 from evennorm.tools.imported import imported, misnamed
+from evennorm.tools.zoo import is_of_library, maker
 from evennorm.torch.fx_graph import model_graph
 from evennorm.torch.placement import place
 
@@ -81,9 +81,8 @@ def load_torch_model(model: str, data: Data) -> TorchArchitecture:
         InputError: no such model, one that cannot be built or trained, or one that does not fit the data.
         MissingExtra: the library is not installed.
     """
-    library, _, name = model.partition(":")
-    if library in ZOOS:
-        make = _of_library(library, name, data)
+    if is_of_library(model):
+        make = _of_library(model, data)
     elif FUNCTION.fullmatch(model):
         make = _of_function(model, data)
     else:
@@ -108,19 +107,9 @@ def _not_trained(model: str) -> str:
     )
 
 
-def _of_library(library: str, name: str, data: Data) -> Callable[[], nn.Module]:
-    try:
-        found = import_module(library)
-    except ImportError as error:
-        raise MissingExtra(f"--model {library}:{name}", library, library) from error
-    channels = data.sample_shape[0]
-
-    def make() -> nn.Module:
-        if library == "timm":
-            return found.create_model(name, pretrained=False, num_classes=data.classes, in_chans=channels)
-        return found.models.get_model(name, weights=None, num_classes=data.classes)
-
-    return lambda: _made(make, f"{library}:{name}")
+def _of_library(model: str, data: Data) -> Callable[[], nn.Module]:
+    make = maker(model, f"--model {model}", data.classes, data.sample_shape[0])
+    return lambda: _made(make, model)
 
 
 def _of_function(name: str, data: Data) -> Callable[[], nn.Module]:

@@ -66,7 +66,7 @@ def test_one_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0
     shown = result.output.splitlines()
     assert shown[0].startswith(f"evennorm {evennorm.__version__}, Python {sys.version.split()[0]}, ")
-    assert shown[-1] == "Compiled kernels serve all that is installed here."
+    assert shown[-1] == "Compiled kernels run in every installed framework."
     assert len(shown) <= 24
     assert any(line.split()[::2] == ["numpy", "CPU", "compiled"] for line in shown)
 

@@ -93,11 +93,11 @@ def test_a_keras_file(file: Path, tmp_path: Path) -> None:
     result = evennorm("fold", file, "-o", output)
     assert result.exit_code == 0, result.output
     first, second, _, summary, difference, faster, written = result.output.splitlines()
-    assert first == "first   folded into conv, behind which it stood"
+    assert first == "first   folded into the previous layer, conv"
     assert second.startswith("second  one scale and shift: the activation relu stands in between; it applies relu itself")
     assert summary == "1 of 2 batch normalizations folded, 1 now one scale and shift"
     assert difference.endswith("over 5 samples, random inputs")
-    assert re.search(r"(times as fast|times as long) \(.* to .*\): |no difference in speed can be told: ", faster)
+    assert re.search(r"(times as fast|times as long) \(.* to .*\): |no difference in speed is shown: ", faster)
     assert re.search(r"ms \(.* to .*\) before, .* ms \(.* to .*\) after, medians and 95 % intervals of \d+ rounds", faster)
     assert written == f"written to {output}"
     assert file.read_bytes() == before
@@ -420,7 +420,7 @@ def test_the_speed_is_never_told_without_its_spread() -> None:
     slow = measured(lambda i: 0.01, lambda i: 0.02)
     assert slow.text().startswith("slower, 2.00 times as long (2.00 to 2.00): ")
     same = measured(lambda i: 0.01 + 0.005 * (i * 37 % 101), lambda i: 0.011 + 0.005 * (i * 41 % 103))
-    assert (same.factor, same.text().split(":")[0]) == (None, "no difference in speed can be told")
+    assert (same.factor, same.text().split(":")[0]) == (None, "no difference in speed is shown")
     assert same.as_dict()["factor_interval"] is None
     endless = measured(lambda i: 40.0, lambda i: 0.4)  # one round is all there is time for: no "100 times as fast"
     assert (endless.rounds, endless.factor) == (1, None)

@@ -95,7 +95,7 @@ def test_the_report_of_a_conversion() -> None:
 
 def test_the_report_of_a_folding() -> None:
     found = shown(fold(hostile_model(), input_shape=[(3,)], measure=False))
-    assert found.words[-3:-1] == [HOSTILE, "folded into hidden, behind which it stood"]
+    assert found.words[-3:-1] == [HOSTILE, "folded into the previous layer, hidden"]
     assert found.words[-1].startswith("largest difference")
 
 

@@ -24,7 +24,7 @@ _NOTES = """\
 mean moved by  the channel that moved most, in standard deviations of the data
 sd times       new by old standard deviation, of the channel where that is furthest from 1
 drift          root mean square over the channels, in old standard deviations, as `evennorm check --data` has it, which takes
-               it where all layers normalize by the batch, as --one-pass does; else each is measured behind recalibrated ones
+               it where all layers normalize by the batch, as --one-pass does; else each is measured after recalibrated ones
 """
 
 

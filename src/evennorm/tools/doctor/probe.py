@@ -100,7 +100,7 @@ def _look_at_tensorflow(tf: Any, found: Found) -> None:
     gpus = [device.name for device in tf.config.list_physical_devices("GPU")]
     _rows_without_kernels("TensorFlow", "tensorflow", gpus, found)
     if gpus and compiled.AVAILABLE:
-        why = "where TensorFlow sees a GPU, the compiled kernels serve no CPU either"
+        why = "if TensorFlow sees a GPU, it does not use the compiled kernels on the CPU either"
         found["notes"].append(parts.Problem(why, "set CUDA_VISIBLE_DEVICES= to train on the CPU"))
 
 

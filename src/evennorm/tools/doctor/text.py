@@ -8,7 +8,7 @@ from evennorm.tools.doctor import Diagnosis, Framework, Part
 
 _KERNELS = {"cpu": "compiled", "triton": "Triton", "reference": "plain"}
 
-_PLAIN = "plain: the framework's own operations. At inference JAX and TensorFlow fuse these by themselves."
+_PLAIN = "plain: the framework's own operations. At inference JAX and TensorFlow fuse these themselves."
 
 
 def lines(diagnosis: Diagnosis) -> Iterator[str]:
@@ -24,7 +24,7 @@ def lines(diagnosis: Diagnosis) -> Iterator[str]:
         framework  version  device  training  inference
         numpy      2.4.6    CPU     compiled
         <BLANKLINE>
-        Compiled kernels serve all that is installed here.
+        Compiled kernels run in every installed framework.
     """
     d = diagnosis
     yield f"evennorm {d.evennorm}, Python {d.python}, {d.platform}"
@@ -42,7 +42,7 @@ def lines(diagnosis: Diagnosis) -> Iterator[str]:
     for framework in d.frameworks:
         yield from (f"note: {framework.name}: {why}. {_sentence(remedy)}" for why, remedy in framework.notes)
     if d.served:
-        yield "Compiled kernels serve all that is installed here."
+        yield "Compiled kernels run in every installed framework."
     for framework in d.frameworks:
         yield from (f"problem: {framework.name}: {why}. {_sentence(remedy)}" for why, remedy in framework.problems)
 

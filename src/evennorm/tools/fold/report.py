@@ -63,7 +63,7 @@ class Report:
             >>> found = Difference(1e-6, 2.0, 6)
             >>> report = Report("m", "torch", layers, found, 1e-4, "random inputs", None, None, inputs="inputs of rank 4")
             >>> print(report.text())
-            bn   folded into conv, behind which it stood
+            bn   folded into the previous layer, conv
             bn2  one scale and shift: the activation relu stands in between
             <BLANKLINE>
             1 of 2 batch normalizations folded, 1 now one scale and shift; for inputs of rank 4
@@ -99,7 +99,8 @@ class Report:
 
 def _sentence(each: Folded) -> str:
     if each.into:
-        return f"folded into {', '.join(each.into)}, {each.side} which it stood"
+        which = "previous" if each.side == "behind" else "next"
+        return f"folded into the {which} layer{'s' * (len(each.into) > 1)}, {', '.join(each.into)}"
     return f"{'kept as it is' if each.kept else 'one scale and shift'}: {each.why}"
 
 

@@ -40,7 +40,7 @@ class Speed:
 
     @property
     def factor(self) -> float | None:
-        """How many times as fast; None where no difference can be told, since the intervals overlap."""
+        """How many times as fast; None where no difference is shown, since the intervals overlap."""
         low, high = self.ratio.low, self.ratio.high
         if low is None or high is None or low <= 1 <= high or self.before.overlaps(self.after):
             return None
@@ -82,7 +82,7 @@ class Speed:
             f"{self.rounds} rounds in turns, {self.samples} samples"
         )
         if self.factor is None:
-            return f"no difference in speed can be told: {how}"
+            return f"no difference in speed is shown: {how}"
         if self.factor > 1:
             return f"{self.factor:.2f} times as fast ({self.ratio.low:.2f} to {self.ratio.high:.2f}): {how}"
         assert self.ratio.low is not None

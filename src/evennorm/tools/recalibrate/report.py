@@ -30,7 +30,7 @@ class Layer:
     """What `check` calls so: the root mean square of these distances over the channels, in the old standard deviations.
 
     `check` measures it where all layers normalize by the batch, as in training and as with `one_pass`; here each layer is
-    measured behind recalibrated ones. So the two agree for layers with no other in front, if the data are the same.
+    measured after recalibrated ones. So the two agree for layers with no other in front, if the data are the same.
     """
     frozen: bool
     before: BatchNormState

@@ -79,7 +79,7 @@ def fold(
     nn.Linear takes vectors and sequences, whose channels are on different axes. A torch model that takes both is folded
     for the rank of --input-shape or --data, and the report and the file say which.
 
-    Exit codes: 0 written; 1 written, but nothing was folded; 2 failed; 130 interrupted. After 2 and 130 no file is written.
+    Exit codes: 0 written; 1 written, but nothing was folded; 2 failed; 130 interrupted, without writing.
     """
     sizes = [_sizes(text) for text in shapes]
     inputs = {"MODEL": model, "--data": options["data"], "--weights": options["weights"]}

@@ -22,9 +22,9 @@ _SHOWN = 12
 
 _NOTES = """\
 mean moved by  the channel that moved most, in standard deviations of the data
-sd times       new by old standard deviation, of the channel where that is furthest from 1
-drift          root mean square over the channels, in old standard deviations, as `evennorm check --data` has it, which takes
-               it where all layers normalize by the batch, as --one-pass does; else each is measured after recalibrated ones
+sd times       the new standard deviation divided by the old one, for the channel where this is furthest from 1
+drift          root mean square over the channels, in old standard deviations, as in `evennorm check --data`; there, and with
+               --one-pass, all layers normalize by the batch; otherwise each is measured after recalibrated ones
 """
 
 
@@ -78,7 +78,8 @@ def recalibrate(
 ) -> None:
     """Set the moving means and variances to the exact ones of the data, without training.
 
-    MODEL is a .keras or .h5 file, or module:function, which is imported from the current folder and called.
+    MODEL is a .keras or .h5 file; module:function, which is imported from the current folder and called; or timm:NAME or
+    torchvision:NAME.
 
     \b
     evennorm recalibrate model.keras --data train.npz -o better.keras

@@ -153,7 +153,7 @@ class _Work:
             )
         if changed is not None and changed.measure is not None:
             notes.append(
-                f"the {changed.measure} is of the data that the statistics were taken from, which favours them; "
+                f"the {changed.measure} is measured on the data of the statistics, which makes it too good; "
                 "judge the model by other data"
             )
         left = tuple(self._left.items())

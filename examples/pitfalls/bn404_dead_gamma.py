@@ -21,7 +21,7 @@ def network(**values):
 
 
 def wrong():
-    """Two channels give their beta whatever comes in."""
+    """Two channels return their beta for any input."""
     return network(moving_mean=np.arange(8), gamma=[1.2, 0.9, 1e-9, 1.1, 0.7, -2e-8, 1.3, 0.8])
 
 

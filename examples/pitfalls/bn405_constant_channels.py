@@ -21,7 +21,7 @@ def network(**values):
 
 
 def wrong():
-    """Units in front of channels 0 and 3 are dead."""
+    """The units before channels 0 and 3 are dead."""
     return network(moving_variance=[0, 0.9, 0.5, 1e-9, 0.7, 0.4, 1.3, 0.8])
 
 

@@ -10,7 +10,7 @@ from evennorm.tools.check import check
 
 
 def wrong():
-    """Four values stand behind each mean: the variance is off by 80 %."""
+    """Each mean is computed from four values: the variance is off by 80 %."""
     return keras.Sequential([keras.Input((16,)), Dense(8, use_bias=False), BatchNormalization(), ReLU(), Dense(2)])
 
 

@@ -384,7 +384,7 @@ def test_counts_below_their_least_are_refused(name: str, value: object, least: i
 
 
 @pytest.mark.parametrize(
-    ("convert", "values"), [(False, "16 values stand behind each mean on each of 4 replicas"), (True, None)]
+    ("convert", "values"), [(False, "each mean is computed from 16 values on each of 4 replicas"), (True, None)]
 )
 def test_replicas_share_the_batch_of_a_torch_model(convert: bool, values: str | None) -> None:
     model = torch_model()
@@ -403,7 +403,7 @@ def test_replicas_share_the_batch_of_a_keras_model() -> None:
         assert len(findings) == (0 if together else 1)
         (finding,) = check(model, batch_size=16, replicas=4, select=["BN505"]).findings
         share = "of all 4 replicas together" if together else "on each of 4 replicas"
-        assert f"behind each mean {share}" in finding.what
+        assert f"values {share}" in finding.what
 
 
 def test_data_of_another_shape(files: Path, tmp_path: Path) -> None:

@@ -327,7 +327,7 @@ def test_few_values() -> None:
     model = chain(("dense", LINEAR, {**dense, "channel_axis": 1}), ("bn", BN, dense), ("relu", RELU, dense))
     (finding,) = found(model, batch_size=8)
     assert finding.code == "BN505"
-    assert f"8 values stand behind each mean; each variance is off by about {100 * (2 / 7) ** 0.5:.0f} %" in finding.what
+    assert f"each mean is computed from 8 values; each variance is off by about {100 * (2 / 7) ** 0.5:.0f} %" in finding.what
     (finding,) = found(model, batch_size=1)
     assert finding.level == "error"
     assert "the output is always beta" in finding.what
@@ -343,11 +343,11 @@ def test_values_of_replicas_and_ghost_batches() -> None:
         return chain(("bn", BN, {**dense, "state": state(**settings)}), ("relu", RELU, dense))
 
     (finding,) = found(model(), batch_size=64, replicas=4)
-    assert "16 values stand behind each mean on each of 4 replicas" in finding.what
+    assert "each mean is computed from 16 values on each of 4 replicas" in finding.what
     assert "synchronize" in finding.remedy
     assert codes(model(synchronized=True), batch_size=64, replicas=4) == []
     (finding,) = found(model(synchronized=True), batch_size=16, replicas=4)
-    assert "16 values stand behind each mean of all 4 replicas together" in finding.what
+    assert "each mean is computed from 16 values of all 4 replicas together" in finding.what
     assert "synchronize" not in finding.remedy
     assert codes(model(virtual_batch_size=16), batch_size=64) == ["BN505"]
 

@@ -85,7 +85,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert "32 x 10 x 8 = 2,560" in lines[3]
     few = run(tmp_path / "net.keras", "--batch-size", 2)
     assert few.exit_code == 1
-    assert "BN505 warning: end: 2 values stand behind each mean" in few.output
+    assert "BN505 warning: end: each mean is computed from 2 values" in few.output
     answer = json.loads(run(tmp_path / "net.keras", "--json").output)
     assert [layer["layer"] for layer in answer["layers"]] == ["theirs", "shared", "end"]
     assert answer["layers"][0]["explanation"]["shape"] == [None, 10, 8, 8]

@@ -150,16 +150,16 @@ MESSAGES = [
     (
         (9, 10),
         -1,
-        "only 9 values stand behind each mean: a variance from so few is off by about 50 % (standard error sqrt(2 / (9 - "
-        "1)) for independent, normally distributed values)",
+        "each mean is computed from only 9 values: a variance from so few is off by about 50 % (standard error sqrt(2 / "
+        "(9 - 1)) for independent, normally distributed values)",
         "use larger batches (25 % with 32 values), batch renormalization (renorm=True), or layer or group normalization, "
         "which do not depend on the batch",
     ),
     (
         (5,),
         0,
-        "one value stands behind each mean: it is its own mean, its variance is 0, and the normalized value is 0 "
-        "whatever it was, so the layer returns beta",
+        "each mean is computed from one value: the variance is 0, and so is every normalized value, so the layer returns "
+        "beta",
         "give the shape with its batch axis in front, ? where its size is unknown",
     ),
 ]

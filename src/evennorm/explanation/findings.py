@@ -124,14 +124,15 @@ def _count_findings(geometry: Geometry, data_format: DataFormat) -> Iterator[Fin
     elif count == 1:
         yield Finding(
             "one-value",
-            "one value stands behind each mean: it is its own mean, its variance is 0, and the normalized value is 0 "
-            "whatever it was, so the layer returns beta",
+            "each mean is computed from one value: the variance is 0, and so is every normalized value, so the layer "
+            "returns "
+            "beta",
             _more_values(geometry, data_format),
         )
     elif count is not None and count < FEW_VALUES:
         yield Finding(
             "few-values",
-            f"only {count} values stand behind each mean: a variance from so few is off by about "
+            f"each mean is computed from only {count} values: a variance from so few is off by about "
             f"{percent(sqrt(2 / (count - 1)))} (standard error sqrt(2 / ({count} - 1)) for independent, "
             "normally distributed values)",
             _more_values(geometry, data_format),

@@ -157,7 +157,7 @@ def few_values(subject: Subject) -> Iterator[Found]:
         remedy = "use larger batches, or group or layer normalization, which do not depend on the batch"
         if _is_split(subject, step):
             remedy = f"synchronize the statistics of the replicas, or {remedy}"
-        what = f"{values} value{'s' if values > 1 else ''} stand{'' if values > 1 else 's'} behind each mean{share}; {noise}"
+        what = f"each mean is computed from {values} value{'s' if values > 1 else ''}{share}; {noise}"
         yield Found(step.layer, what, remedy, level="error" if values == 1 else "")
 
 

@@ -110,7 +110,7 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"| {title} | {without:.2f} | {watched:.2f} | {interval} |")
     rounds = {len(rows) for rows in result["seconds"].values()}
     lines.append(
-        "\nTime of the CPU on one thread, with records for TensorBoard: medians of "
+        "\nCPU time on one thread, with TensorBoard records: medians of "
         f"{max(rounds)} turns of {result['steps']} steps, with 95 % intervals. {sentence(result['environment'])}"
     )
     return "\n".join(lines) + "\n"

@@ -133,7 +133,7 @@ def test_a_worker_trains_what_is_missing(points, tmp_path, url, monkeypatch):
         result = CliRunner().invoke(main, ["compare", "--worker", url])
     assert (result.exit_code, result.stdout) == (
         0,
-        "the study mine has all of its runs, 2; the results are where it was begun\n",
+        "the study mine is complete with 2 runs; the machine that started it has the results\n",
     )
 
 

@@ -34,7 +34,7 @@ def test_ctrl_c_keeps_what_is_finished(data, tmp_path):
     assert running.returncode == 130
     assert stdout == ""
     *_, last = stderr.splitlines()  # behind what a framework may print of an exception that met it
-    assert last == "evennorm: interrupted; finished runs are kept, the same command goes on from there"
+    assert last == "evennorm: interrupted; finished runs are kept, the same command continues from there"
     assert 1 <= trials(tmp_path, "COMPLETE") < 100
 
 

@@ -175,7 +175,7 @@ def compare(
         with _bar() as (progress, notice):
             comparison = compared(progress=progress, notice=notice, hand_over=not no_model, **options)
     except KeyboardInterrupt:
-        click.echo("evennorm: interrupted; finished runs are kept, the same command goes on from there", err=True)
+        click.echo("evennorm: interrupted; finished runs are kept, the same command continues from there", err=True)
         ctx.exit(INTERRUPTED)
     if as_json:
         click.echo(printable_json(comparison.as_dict()))

@@ -182,7 +182,7 @@ def _print_model(explained: ExplainedModel) -> None:
         cells = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         console.print(Text(("\n" if i == 0 else "") + cells, style="bold" if i == 0 else ""), soft_wrap=True)
     if any(layer.explanation is None for layer in explained.layers):
-        console.print(Text("\nA shape is unknown where nothing tells it; --shape tells that of a torch model's inputs."))
+        console.print(Text("\nSome shapes are unknown; for a torch model, --shape gives that of its inputs."))
     for finding in explained.findings:
         where = printable(finding.layer or "the model")
         text = f"{finding.code} {finding.level}: {where}: {printable(finding.what)}\n  -> {printable(finding.remedy)}"

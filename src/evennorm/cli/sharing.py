@@ -42,9 +42,9 @@ def take_part(ctx: click.Context, url: str, options: dict[str, Any], bar: Bar) -
             data, model = (_given(ctx, options, name) for name in ("data", "model"))
             name, runs = join(url, options["study"], data, model, options["jobs"], progress, notice)
     except KeyboardInterrupt:
-        click.echo("evennorm: interrupted; finished runs are kept, the same command goes on from there", err=True)
+        click.echo("evennorm: interrupted; finished runs are kept, the same command continues from there", err=True)
         ctx.exit(INTERRUPTED)
-    click.echo(f"the study {printable(name)} has all of its runs, {runs}; the results are where it was begun")
+    click.echo(f"the study {printable(name)} is complete with {runs} runs; the machine that started it has the results")
 
 
 def pass_on(ctx: click.Context, address: str, storage: str | None) -> None:

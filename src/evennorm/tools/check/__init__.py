@@ -48,7 +48,7 @@ class Report:
             notebook.paragraphs([in_words(self.findings)]),
             html_table(self.findings),
             notebook.paragraphs(
-                ["Not read, so that findings about neighbours may be missing there:"] if self.network.gaps else []
+                ["Not read, so findings about neighbouring layers may be missing:"] if self.network.gaps else []
             ),
             notebook.bullets(self.network.gaps),
         )

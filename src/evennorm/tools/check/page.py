@@ -83,7 +83,7 @@ def _summary(report: Report, path: str) -> Iterator[str]:
     yield f"<table>{body}</table>"
     if report.network.gaps:
         items = "".join(f"<li>{escape(gap)}</li>" for gap in report.network.gaps)
-        yield f"<p>Not read, so that findings about neighbours may be missing there:</p><ul>{items}</ul>"
+        yield f"<p>Not read, so findings about neighbouring layers may be missing:</p><ul>{items}</ul>"
 
 
 def _contents(report: Report) -> Iterator[str]:

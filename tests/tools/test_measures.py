@@ -67,7 +67,9 @@ def test_both_commands_say_what_their_figures_are(tmp_path: Path, monkeypatch: p
     words = "recalibrate model.keras --data data.npz -o new.keras --batches 20 --batch-size 40"
     done = CliRunner().invoke(main, words.split())
     assert done.exit_code == 0, done.output
-    assert "drift          root mean square over the channels, in old standard deviations, as `evennorm check" in done.output
+    assert (
+        "drift          root mean square over the channels, in old standard deviations, as in `evennorm check" in done.output
+    )
     assert "20 batches were asked for, and data.npz holds 3 batches: the statistics are of all of them" in done.output
     assert "the accuracy is measured on the data of the statistics, which makes it too good" in done.output
     found = json.loads(CliRunner().invoke(main, [*words.split(), "--json"]).stdout)

@@ -10,11 +10,11 @@ from evennorm.keras.place import place
 from evennorm.tools.compare.advantages import advantages
 from evennorm.tools.compare.data import Data
 from evennorm.tools.compare.drift import UnitInput, travel
+from evennorm.tools.compare.keras_train import KerasTrainer
 from evennorm.tools.compare.models import Architecture
 from evennorm.tools.compare.praise import told
 from evennorm.tools.compare.racing import planned, race
 from evennorm.tools.compare.settings import Run
-from evennorm.tools.compare.train import Trainer
 from tests.tools.comparing import record, settings
 
 STEP = 0.01
@@ -129,7 +129,7 @@ def test_a_run_starts_from_scaled_kernels(tmp_path):
     x, y = random.normal(size=(40, 2)).astype("float32"), np.arange(40) % 2
     data = Data("points", x, y, x[:10], y[:10], x[:10], y[:10], 2)
     optimizer = {"class_name": "SGD", "config": {}}
-    trainer = Trainer(settings(tmp_path, advantages=True), data, Architecture("net", network, optimizer=optimizer))
+    trainer = KerasTrainer(settings(tmp_path, advantages=True), data, Architecture("net", network, optimizer=optimizer))
     plain = [np.array(v) for v in trainer._ready_model(Run("none", 0.1, 0)).variables]
     large = [np.array(v) for v in trainer._ready_model(Run("none", 0.1, 0, 4.0)).variables]
     for one, other in zip(plain, large, strict=True):

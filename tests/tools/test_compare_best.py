@@ -14,9 +14,9 @@ from scipy.stats import binom, t
 from evennorm.tools.compare.best import choose, together
 from evennorm.tools.compare.data import load_data
 from evennorm.tools.compare.intervals import bootstrap_interval, share_interval
+from evennorm.tools.compare.keras_train import KerasTrainer
 from evennorm.tools.compare.racing import race
 from evennorm.tools.compare.settings import Run
-from evennorm.tools.compare.train import Trainer
 from tests.tools.comparing import ENGINE, SOURCES, TINY, command, importable, record, settings
 
 
@@ -151,10 +151,10 @@ def test_it_is_trained_as_a_run_on_training_and_validation_samples(finished, dat
     joined = together(parts)
     assert sorted(map(tuple, joined.x_train)) == sorted(map(tuple, np.concatenate([parts.x_train, parts.x_validation])))
     given = settings(out, epochs=model["epochs"], learning_rates=(model["learning_rate"],))
-    trainer = Trainer(given, joined, load_model("tiny_network:network", joined))
-    trainer.train(Run(model["placement"], model["learning_rate"], model["seed_of_repeat"]))
+    trainer = KerasTrainer(given, joined, load_model("tiny_network:network", joined))
+    trained, _ = trainer.trained(Run(model["placement"], model["learning_rate"], model["seed_of_repeat"]))
     saved = keras.saving.load_model(out / "best.keras")
-    for mine, theirs in zip(trainer.model_of(model["placement"]).get_weights(), saved.get_weights(), strict=True):
+    for mine, theirs in zip(trained.get_weights(), saved.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
 

@@ -7,10 +7,12 @@ import pytest
 import evennorm.keras
 from evennorm.errors import ArgumentError, InputError
 from evennorm.tools.compare.data import Data
+from evennorm.tools.compare.keras_train import KerasTrainer
 from evennorm.tools.compare.models import ends_in_logits, load_model
 from evennorm.tools.compare.networks import article_cnn, paper_mlp, width_share
 from evennorm.tools.compare.settings import Run, Settings
-from evennorm.tools.compare.train import Trainer, chance, seed_of
+from evennorm.tools.compare.tasks import chance
+from evennorm.tools.compare.train import seed_of
 
 L = keras.layers
 
@@ -239,7 +241,7 @@ def test_a_run_is_what_plain_keras_computes(functions):
     """Weights, order, dropout, optimizer and measures, on a model that was trained at another rate and seed before."""
     samples = data()
     architecture = load_model(f"{functions}:with_dropout", samples)
-    trainer = Trainer(settings(), samples, architecture)
+    trainer = KerasTrainer(settings(), samples, architecture)
     trainer.train(Run("before", 0.2, 0))
     record = trainer.train(Run("before", 0.05, 1))
 
@@ -264,13 +266,13 @@ def test_an_epoch_is_whole_batches(monkeypatch):
     seen = []
     fit = keras.Model.fit
     monkeypatch.setattr(keras.Model, "fit", lambda self, x, y, **kw: seen.append(len(x)) or fit(self, x, y, **kw))
-    Trainer(settings(), samples, load_model("paper-mlp", samples)).train(Run("none", 0.1, 0))
+    KerasTrainer(settings(), samples, load_model("paper-mlp", samples)).train(Run("none", 0.1, 0))
     assert seen == [40, 40]
 
 
 def test_a_run_whose_loss_explodes_stops_and_is_counted():
     samples = data()
-    record = Trainer(settings(), samples, load_model("paper-mlp", samples)).train(Run("none", 1e38, 0))
+    record = KerasTrainer(settings(), samples, load_model("paper-mlp", samples)).train(Run("none", 1e38, 0))
     assert (record.learned, record.diverged) == (False, True)
     assert len(record.test_accuracy) == 1
     assert record.train_loss == [None]
@@ -285,7 +287,7 @@ def test_a_run_ends_where_its_validation_loss_is_flat(monkeypatch):
         return len(losses) == 2
 
     monkeypatch.setattr("evennorm.tools.compare.train.is_flat", flat)
-    trainer = Trainer(settings(epochs=5, until_flat=True), samples, load_model("paper-mlp", samples))
+    trainer = KerasTrainer(settings(epochs=5, until_flat=True), samples, load_model("paper-mlp", samples))
     record = trainer.train(Run("none", 0.1, 0))
     assert asked == [(1, 5), (2, 5)]
     assert len(record.test_accuracy) == len(record.validation_loss) == 2
@@ -296,7 +298,7 @@ def test_a_run_ends_where_its_validation_loss_is_flat(monkeypatch):
 
 def test_a_run_no_better_than_guessing_has_not_learned():
     samples = data()
-    trainer = Trainer(settings(), samples, load_model("paper-mlp", samples))
+    trainer = KerasTrainer(settings(), samples, load_model("paper-mlp", samples))
     record = trainer.train(Run("none", 1e-9, 0))
     assert (record.learned, record.diverged) == (False, False)
     # 50 of 100 guessed right, with a standard error of 5.
@@ -306,4 +308,4 @@ def test_a_run_no_better_than_guessing_has_not_learned():
 def test_a_batch_larger_than_the_data():
     samples = data()
     with pytest.raises(ArgumentError, match="received a batch size of 64 for 40 samples"):
-        Trainer(settings(batch_size=64), samples, load_model("paper-mlp", samples))
+        KerasTrainer(settings(batch_size=64), samples, load_model("paper-mlp", samples))

@@ -8,6 +8,7 @@ import sklearn.metrics
 from evennorm.errors import ArgumentError, InputError
 from evennorm.tools.compare import compare, sources
 from evennorm.tools.compare.data import load_data
+from evennorm.tools.compare.keras_train import KerasTrainer
 from evennorm.tools.compare.measure import Metric, metric_named
 from evennorm.tools.compare.metrics import measured_by
 from evennorm.tools.compare.models import load_model
@@ -16,7 +17,6 @@ from evennorm.tools.compare.settings import Run
 from evennorm.tools.compare.tasks import judged, task_of
 from evennorm.tools.compare.torch_models import load_torch_model
 from evennorm.tools.compare.torch_train import TorchTrainer
-from evennorm.tools.compare.train import Trainer
 from evennorm.tools.compare.verdict import verdict
 from tests.tools.comparing import importable, record, settings
 
@@ -278,7 +278,7 @@ def test_both_frameworks_learn_it(task, name):
     built = load_model("paper-mlp", data)
     assert built.build().layers[-1].activation.__name__ == {"regression": "linear", "multilabel": "sigmoid"}[task]
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(data.classes)])
-    trainer = Trainer(chosen, data, built)
+    trainer = KerasTrainer(chosen, data, built)
     trainer._compile(model)
     model.fit(data.x_train, data.y_train, verbose=0, epochs=1)
     found = trainer.judge(model, data.x_test, data.y_test)

@@ -29,7 +29,6 @@ from evennorm.tools.interrupts import stop_if_interrupted
 
 if TYPE_CHECKING:
     from evennorm.tools.compare.data import Data
-    from evennorm.tools.compare.torch_train import TorchTrainer
     from evennorm.tools.compare.train import Record, Trainer
 
 CLOPPER_PEARSON = "Clopper and Pearson"
@@ -152,7 +151,7 @@ def _why(best: str, settings: Settings, race: Race) -> str:
     return f"{by}; that it is better than all others could not be shown"
 
 
-def hand_over(trainer: Trainer | TorchTrainer, fingerprint: Mapping[str, Any], choice: Choice) -> Best:
+def hand_over(trainer: Trainer, fingerprint: Mapping[str, Any], choice: Choice) -> Best:
     """Write the model of `choice` into the folder of the results, unless the one there was made by the same choice.
 
     Several processes that end at the same moment write one model: who comes second waits, and finds it.

@@ -1,11 +1,9 @@
-"""Train torch models by a plain loop: one run goes in, its record comes out."""
+"""Train torch models by a plain loop."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from time import perf_counter
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,12 +12,9 @@ from torch.nn import functional
 
 from evennorm.errors import ArgumentError
 from evennorm.tools.compare.data import Data
-from evennorm.tools.compare.flat import is_flat
-from evennorm.tools.compare.metrics import measured_by
 from evennorm.tools.compare.settings import Run, Settings
-from evennorm.tools.compare.tasks import Judgement, judged, predictions
 from evennorm.tools.compare.torch_models import TorchArchitecture
-from evennorm.tools.compare.train import EVALUATION_BATCH, Record, check_batch, seed_of
+from evennorm.tools.compare.train import EVALUATION_BATCH, Trainer, seed_of
 
 DEVICES = ("cpu", "cuda", "mps")
 
@@ -44,25 +39,29 @@ def choose_device(asked: str | None) -> str:
     return asked
 
 
-class TorchTrainer:
-    """Trains runs one after the other on one data set: stochastic gradient descent with momentum 0.9, in whole batches.
+class TorchTrainer(Trainer):
+    """Stochastic gradient descent with momentum 0.9; the same bits on one machine."""
 
-    A run gives the same numbers whichever runs came before it, and the same bits on one machine.
-    """
+    framework = "torch"
+    architecture: TorchArchitecture
 
     def __init__(self, settings: Settings, data: Data, architecture: TorchArchitecture):
-        check_batch(settings, data)
-        self.settings = settings
-        self.architecture = architecture
-        self.data = self.unchanged = data
+        super().__init__(settings, data, architecture)
         self.device = torch.device(settings.device or "cpu")
-        self.measured = measured_by(settings.measure, settings.task, "torch", data.y_test, data.classes)
         if self.device.type == "cuda":  # on the processor all operations are
             torch.use_deterministic_algorithms(True, warn_only=True)
 
+    def start(self, run: Run) -> tuple[nn.Module, Callable[[np.ndarray], float]]:
+        model = self.initial(run)
+        optimizer = torch.optim.SGD(model.parameters(), run.learning_rate, momentum=0.9)
+        return model, partial(self._train_on, model, optimizer)
+
+    def set_seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
     def initial(self, run: Run) -> nn.Module:
         """The model of a placement with the weights of the repeat's seed, on the device."""
-        torch.manual_seed(seed_of(self.settings.seed, run.repeat))
+        self.set_seed(seed_of(self.settings.seed, run.repeat))
         model = self.architecture.place(run.placement)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -70,81 +69,34 @@ class TorchTrainer:
                     parameter.mul_(run.scale)
         return model.to(self.device)
 
-    def train(self, run: Run, after_epoch: Callable[[], None] = lambda: None) -> Record:
-        """Trains from the initial weights of the run's seed; calls `after_epoch` after every epoch."""
-        return self.trained(run, after_epoch)[1]
-
-    def trained(self, run: Run, after_epoch: Callable[[], None] = lambda: None) -> tuple[nn.Module, Record]:
-        """The model, and what it showed."""
-        model = self.initial(run)
-        optimizer = torch.optim.SGD(model.parameters(), run.learning_rate, momentum=0.9)
-        seed = seed_of(self.settings.seed, run.repeat)
-        torch.manual_seed(seed)
-        random = np.random.default_rng(seed)
-        epochs: dict[str, list[Any]] = {
-            "train_accuracy": [],
-            "train_loss": [],
-            "test_accuracy": [],
-            "test_loss": [],
-            "seconds": [],
-            "validation_loss": [],
-        }
-        finite, learned, flat = True, False, False
-        while finite and not flat and len(epochs["seconds"]) < self.settings.epochs:
-            loss, seconds = self._train_epoch(model, optimizer, random)
-            epochs["seconds"].append(seconds)
-            train = self.judge(model, *self.data.training_sample)
-            test = self.judge(model, self.data.x_test, self.data.y_test)
-            for part, found in (("train", train), ("test", test)):
-                epochs[f"{part}_accuracy"].append(found.value)
-                epochs[f"{part}_loss"].append(found.loss)
-            finite = math.isfinite(loss) and train.loss is not None
-            learned = finite and train.learned
-            if self.settings.until_flat:
-                epochs["validation_loss"].append(self.judge(model, self.data.x_validation, self.data.y_validation).loss)
-                flat = is_flat(epochs["validation_loss"], learned, self.settings.epochs)
-            after_epoch()
-        validation = self.judge(model, self.data.x_validation, self.data.y_validation)
-        return model, Record(**epochs, validation_accuracy=validation.value, diverged=not finite, learned=learned)
-
     def example(self, count: int) -> torch.Tensor:
         """The first training samples as the model takes them, on the processor."""
         return self._batch(self.data.x_train[:count]).cpu()
 
-    def judge(self, model: nn.Module, x: np.ndarray, y: np.ndarray) -> Judgement:
-        """Metric and loss in inference mode."""
-        return judged(self.settings.task, self.measured, y, self._outputs(model, x), self.architecture.from_logits)
-
-    def predicted(self, model: nn.Module, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """What the metric takes, for samples `x` with labels `y`."""
-        return predictions(self.settings.task, y, self._outputs(model, x), self.architecture.from_logits)
-
-    def _outputs(self, model: nn.Module, x: np.ndarray) -> np.ndarray:
+    def outputs(self, model: nn.Module, x: np.ndarray) -> np.ndarray:
         model.eval()
         with torch.no_grad():
             parts = [model(self._batch(x[i : i + EVALUATION_BATCH])) for i in range(0, len(x), EVALUATION_BATCH)]
         return torch.cat([part.double().cpu() for part in parts]).numpy()
 
-    def _train_epoch(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, random: np.random.Generator
-    ) -> tuple[float, float]:
-        """Mean loss and seconds of one epoch of whole batches, in an order that all placements share."""
-        size = self.settings.batch_size
-        order = random.permutation(len(self.data.x_train))
+    def from_logits(self, model: nn.Module) -> bool:
+        return self.architecture.from_logits
+
+    def unit_input(self, run: Run, model: nn.Module) -> list[float] | None:
+        return None
+
+    def _train_on(self, model: nn.Module, optimizer: torch.optim.Optimizer, order: np.ndarray) -> float:
         total = torch.zeros((), device=self.device, dtype=torch.float64 if self.device.type != "mps" else torch.float32)
-        count = len(order) // size
-        begin = perf_counter()
+        batches = order.reshape(-1, self.settings.batch_size)
         model.train()
-        for i in range(count):
-            chosen = order[i * size : (i + 1) * size]
+        for chosen in batches:
             y = torch.from_numpy(self.data.y_train[chosen]).to(self.device)
             optimizer.zero_grad(set_to_none=True)
             loss = self._loss(model(self._batch(self.data.x_train[chosen])), y)
             loss.backward()
             optimizer.step()
             total += loss.detach()
-        mean = float(total) / count  # waits for the device
-        return mean, perf_counter() - begin
+        return float(total) / len(batches)  # waits for the device
 
     def _loss(self, outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         logits = self.architecture.from_logits

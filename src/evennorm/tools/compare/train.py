@@ -1,26 +1,22 @@
-"""Train one run, and record its accuracies and times epoch by epoch."""
+"""Train runs one after the other, and record metric, loss and times epoch by epoch; a framework says what differs."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from evennorm.errors import ArgumentError
 from evennorm.tools.compare.data import Data
-from evennorm.tools.compare.drift import UnitInput
 from evennorm.tools.compare.flat import is_flat
 from evennorm.tools.compare.metrics import measured_by
-from evennorm.tools.compare.models import Architecture, ends_in_logits
 from evennorm.tools.compare.settings import Run, Settings
-from evennorm.tools.compare.tasks import Judgement, chance, judged, predictions
-
-if TYPE_CHECKING:
-    import keras
+from evennorm.tools.compare.tasks import Judgement, judged, predictions
 
 EVALUATION_BATCH = 500
 
@@ -65,139 +61,87 @@ class Record:
         return cls(**values)
 
 
-class Trainer:
-    """Trains runs one after the other on one data set; models stay compiled from run to run.
+class Trainer(ABC):
+    """Trains runs on one data set. A run gives the same numbers whichever runs came before it."""
 
-    Compiling takes longer than training on small data, so a placement is compiled once, and each run puts its own initial
-    weights, random states and learning rate into that model. Nothing else is carried over: a run gives the same numbers
-    whichever runs came before it.
-    """
+    framework: ClassVar[str]
 
-    def __init__(self, settings: Settings, data: Data, architecture: Architecture):
+    def __init__(self, settings: Settings, data: Data, architecture: Any):
         check_batch(settings, data)
         self.settings = settings
         self.architecture = architecture
         self.unchanged = data
         self.data = data.binarized() if architecture.binarize else data
-        self._compiled: dict[str, tuple[keras.Model, list[np.ndarray]]] = {}
-        self._initial: dict[tuple[str, int], list[np.ndarray]] = {}
-        self._probes: dict[str, UnitInput] = {}
-        self.measured = measured_by(settings.measure, settings.task, "keras", data.y_test, data.classes)
+        self.measured = measured_by(settings.measure, settings.task, self.framework, data.y_test, data.classes)
+
+    @abstractmethod
+    def start(self, run: Run) -> tuple[Any, Callable[[np.ndarray], float]]:
+        """A model in the state that the run's seed starts from, and what trains it on samples, batch after batch.
+
+        That takes indices of training samples, a whole number of batches, and returns the mean loss.
+        """
+
+    @abstractmethod
+    def set_seed(self, seed: int) -> None:
+        """Seeds what the framework draws: initial weights and dropout."""
+
+    @abstractmethod
+    def outputs(self, model: Any, x: np.ndarray) -> np.ndarray:
+        """What the model gives for samples, in inference mode."""
+
+    @abstractmethod
+    def from_logits(self, model: Any) -> bool:
+        """Whether its outputs are scores, rather than probabilities."""
+
+    @abstractmethod
+    def unit_input(self, run: Run, model: Any) -> list[float] | None:
+        """Percentiles of one hidden unit's input now (`drift`); None where the model has no such unit."""
 
     def train(self, run: Run, after_epoch: Callable[[], None] = lambda: None) -> Record:
         """Trains from the initial weights of the run's seed; calls `after_epoch` after every epoch."""
-        import keras
+        return self.trained(run, after_epoch)[1]
 
-        model = self._ready_model(run)
-        seed = seed_of(self.settings.seed, run.repeat)
-        keras.utils.set_random_seed(seed)
-        random = np.random.default_rng(seed)
-        epochs: dict[str, list[Any]] = {
-            "train_accuracy": [],
-            "train_loss": [],
-            "test_accuracy": [],
-            "test_loss": [],
-            "seconds": [],
-            "validation_loss": [],
-            "unit_input": [],
-        }
-        finite, learned, flat = True, False, False
-        while finite and not flat and len(epochs["seconds"]) < self.settings.epochs:
-            loss, seconds = self._train_epoch(model, random)
-            epochs["seconds"].append(seconds)
-            for part, samples in (("train", self.data.training_sample), ("test", (self.data.x_test, self.data.y_test))):
-                found = self.judge(model, *samples)
-                epochs[f"{part}_accuracy"].append(found.value)
-                epochs[f"{part}_loss"].append(found.loss)
-                learned = found.learned if part == "train" else learned
-            finite = math.isfinite(loss) and epochs["train_loss"][-1] is not None
-            learned = finite and learned
-            if self.settings.until_flat:
-                epochs["validation_loss"].append(self.judge(model, self.data.x_validation, self.data.y_validation).loss)
-                flat = is_flat(epochs["validation_loss"], learned, self.settings.epochs)
-            if run.placement in self._probes and (percentiles := self._probes[run.placement]()):
-                epochs["unit_input"].append(percentiles)
-            after_epoch()
-        validation = self.judge(model, self.data.x_validation, self.data.y_validation)
-        return Record(**epochs, validation_accuracy=validation.value, diverged=not finite, learned=learned)
+    def trained(self, run: Run, after_epoch: Callable[[], None] = lambda: None) -> tuple[Any, Record]:
+        """The model, until the next run, and what it showed.
 
-    def judge(self, model: keras.Model, x: np.ndarray, y: np.ndarray) -> Judgement:
-        """Metric and loss in inference mode."""
-        if self.settings.task == "classification" and self.settings.metric == "accuracy":
-            accuracy, loss = _evaluate(model, x, y)
-            return Judgement(accuracy, loss if math.isfinite(loss) else None, accuracy > chance(y))
-        outputs = model.predict(x, batch_size=min(len(x), EVALUATION_BATCH), verbose=0)
-        return judged(self.settings.task, self.measured, y, outputs, ends_in_logits(model))
-
-    def predicted(self, model: keras.Model, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """What the metric takes, for samples `x` with labels `y`."""
-        outputs = model.predict(x, batch_size=min(len(x), EVALUATION_BATCH), verbose=0)
-        return predictions(self.settings.task, y, outputs, ends_in_logits(model))
-
-    def trained(self, run: Run, after_epoch: Callable[[], None] = lambda: None) -> tuple[keras.Model, Record]:
-        """The model, until the next run of its placement, and what it showed."""
-        record = self.train(run, after_epoch)
-        return self.model_of(run.placement), record
-
-    def model_of(self, placement: str) -> keras.Model:
-        """The model of a placement, as its last training left it."""
-        return self._compiled[placement][0]
-
-    def _train_epoch(self, model: keras.Model, random: np.random.Generator) -> tuple[float, float]:
-        """Loss and seconds of one epoch of whole batches.
-
-        The order is drawn here, not by `fit`, so that every placement and engine sees the same batches, and the samples
-        over are left out: a last batch of one or two would have no statistics worth normalizing by.
+        The order is drawn here, so that all placements and engines see the same batches, and the samples over are left out:
+        a last batch of one or two would have no statistics worth normalizing by.
         """
-        batch = self.settings.batch_size
-        order = random.permutation(len(self.data.x_train))
-        order = order[: len(order) // batch * batch]
-        x, y = self.data.x_train[order], self.data.y_train[order]
-        begin = perf_counter()
-        history = model.fit(x, y, batch_size=batch, epochs=1, shuffle=False, verbose=0)
-        return float(history.history["loss"][0]), perf_counter() - begin
+        settings, data = self.settings, self.data
+        model, train_on = self.start(run)
+        seed = seed_of(settings.seed, run.repeat)
+        self.set_seed(seed)
+        random = np.random.default_rng(seed)
+        record = Record([], [], [], [], [], math.nan, diverged=False, learned=False)
+        flat = False
+        while not (record.diverged or flat or len(record.seconds) == settings.epochs):
+            order = random.permutation(len(data.x_train))
+            begin = perf_counter()
+            loss = train_on(order[: len(order) // settings.batch_size * settings.batch_size])
+            record.seconds.append(perf_counter() - begin)
+            train, test = self.judge(model, *data.training_sample), self.judge(model, data.x_test, data.y_test)
+            record.train_accuracy.append(train.value)
+            record.train_loss.append(train.loss)
+            record.test_accuracy.append(test.value)
+            record.test_loss.append(test.loss)
+            diverged = not math.isfinite(loss) or train.loss is None
+            record = replace(record, diverged=diverged, learned=train.learned and not diverged)
+            if settings.until_flat:
+                record.validation_loss.append(self.judge(model, data.x_validation, data.y_validation).loss)
+                flat = is_flat(record.validation_loss, record.learned, settings.epochs)
+            if settings.advantages and (percentiles := self.unit_input(run, model)):
+                record.unit_input.append(percentiles)
+            after_epoch()
+        validation = self.judge(model, data.x_validation, data.y_validation)
+        return model, replace(record, validation_accuracy=validation.value)
 
-    def _ready_model(self, run: Run) -> keras.Model:
-        """The compiled model of the placement, in the state that its seed starts from."""
-        initial = self._initial_state(run.placement, run.repeat)
-        model, optimizer_state = self._compiled[run.placement]
-        for variable, value in zip(model.variables, initial, strict=True):
-            is_kernel = variable.trainable and value.ndim > 1
-            variable.assign(value * run.scale if is_kernel else value)
-        for variable, value in zip(model.optimizer.variables, optimizer_state, strict=True):
-            variable.assign(value)
-        model.optimizer.learning_rate.assign(run.learning_rate)
-        return model
+    def judge(self, model: Any, x: np.ndarray, y: np.ndarray) -> Judgement:
+        """Metric and loss in inference mode."""
+        return judged(self.settings.task, self.measured, y, self.outputs(model, x), self.from_logits(model))
 
-    def _initial_state(self, placement: str, repeat: int) -> list[np.ndarray]:
-        key = (placement, repeat)
-        if key not in self._initial:
-            # Runs come repeat by repeat, so the states of the others are not needed again.
-            self._initial = {kept: state for kept, state in self._initial.items() if kept[1] == repeat}
-            import keras
-
-            keras.utils.set_random_seed(seed_of(self.settings.seed, repeat))
-            model = self.architecture.place(placement)
-            self._initial[key] = [np.array(variable) for variable in model.variables]
-            if placement not in self._compiled:
-                self._compile(model)
-                if self.settings.advantages:
-                    self._probes[placement] = UnitInput(model, self.data.x_train)
-                self._compiled[placement] = model, [np.array(variable) for variable in model.optimizer.variables]
-        return self._initial[key]
-
-    def _compile(self, model: keras.Model) -> None:
-        import keras
-
-        optimizer = keras.optimizers.deserialize(self.architecture.optimizer)
-        if self.settings.task == "classification":
-            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=ends_in_logits(model))
-            model.compile(optimizer, loss, metrics=["accuracy"])
-        elif self.settings.task == "multilabel":
-            model.compile(optimizer, keras.losses.BinaryCrossentropy(from_logits=ends_in_logits(model)))
-        else:
-            model.compile(optimizer, "mean_squared_error")
-        optimizer.build(model.trainable_variables)
+    def predicted(self, model: Any, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """What the metric takes, for samples `x` with labels `y`."""
+        return predictions(self.settings.task, y, self.outputs(model, x), self.from_logits(model))
 
 
 def seed_of(seed: int, repeat: int) -> int:
@@ -215,10 +159,3 @@ def check_batch(settings: Settings, data: Data) -> None:
             f"a batch must fit into the training samples; received a batch size of {settings.batch_size} for "
             f"{len(data.x_train)} samples; choose a smaller --batch-size"
         )
-
-
-def _evaluate(model: keras.Model, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Accuracy and loss in inference mode."""
-    measured = model.evaluate(x, y, batch_size=min(len(x), EVALUATION_BATCH), verbose=0, return_dict=True)
-    right = round(float(measured["accuracy"]) * len(x))  # engines sum it in float32
-    return right / len(x), float(measured["loss"])

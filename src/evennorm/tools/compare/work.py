@@ -25,7 +25,6 @@ from evennorm.tools.without_tensorflow import leave_tensorflow_out
 
 if TYPE_CHECKING:
     from evennorm.tools.compare.torch_models import TorchArchitecture
-    from evennorm.tools.compare.torch_train import TorchTrainer
 
 WAIT_SECONDS = 0.5
 """Seconds between two looks at runs that other processes train."""
@@ -114,10 +113,12 @@ def prepare_data(settings: Settings, task: str | None) -> Data:
     return load_data(settings.data, task)
 
 
-def trainer_for(settings: Settings, data: Data, architecture: Any) -> Trainer | TorchTrainer:
+def trainer_for(settings: Settings, data: Data, architecture: Any) -> Trainer:
     """Return the trainer for the runs of a model."""
     if settings.framework == "keras":
-        return Trainer(settings, data, architecture)
+        from evennorm.tools.compare.keras_train import KerasTrainer
+
+        return KerasTrainer(settings, data, architecture)
     from evennorm.tools.compare.torch_train import TorchTrainer
 
     return TorchTrainer(settings, data, architecture)
@@ -138,7 +139,7 @@ def _planned(settings: Settings, records: Mapping[Run, Record], step: float) -> 
     return searching if known is None else searching + planned(known, records, step)
 
 
-def work(study: Study, trainer: Trainer | TorchTrainer, progress: Progress) -> None:
+def work(study: Study, trainer: Trainer, progress: Progress) -> None:
     """Train until no run is missing, and wait for those that other processes train."""
 
     def train(run: Run) -> Record:

@@ -1,6 +1,8 @@
-"""What a monitor costs: steps of training with `evennorm.torch.monitor` or `StatisticsMonitor`, and without, in turns.
+"""What a monitor costs: the CPU time that `evennorm.torch.monitor` and `StatisticsMonitor` take themselves, beside steps.
 
-Writes benchmarks/results/monitor.json and, from it, the table in docs/monitor.md.
+A difference of whole steps with and without a monitor drowns in what else the machine does. So the parts are measured where
+they run: a step, a step's visit to a monitor that records nothing, and a record. Writes benchmarks/results/monitor.json and,
+from it, the table in docs/monitor.md.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from time import process_time
+from time import process_time, thread_time
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -20,37 +22,67 @@ from _environment import ROOT, environment, sentence
 RESULT = ROOT / "benchmarks" / "results" / "monitor.json"
 PAGE = ROOT / "docs" / "monitor.md"
 BEGIN, END = "<!-- measured: benchmarks/monitor.py -->\n", "<!-- end -->"
-STEPS = 100
-"""Of a turn: at the default interval one record is taken in it."""
-ROUNDS = 21
-Turns = tuple[Callable[[], None], Callable[[], None]]
+VISITS = 10_000
+ROUNDS = 15
 
 
-def torch_turns(name: str, folder: Path) -> Turns:
-    """A turn without a monitor, and one with it."""
+class Clock:
+    """Takes the time of a monitor's records while a model trains.
+
+    That of the training thread, which runs the monitor; of writing that of the whole process, up to the disk, since
+    TensorBoard's files are written by threads of their own.
+    """
+
+    def __init__(self, recorder: Any):
+        self.milliseconds: list[float] = []
+        self._before, self._after, self._write = recorder.before, recorder.after, recorder._writer.write
+        self._file = recorder._writer._file
+        self._begun = 0.0
+        recorder.before, recorder.after, recorder._writer.write = self.before, self.after, self.write
+
+    def before(self, steps: int = 1) -> None:
+        start = thread_time()
+        self._before(steps)
+        self._begun = thread_time() - start
+
+    def after(self, steps: int = 1) -> None:
+        self._written = 0.0
+        start = thread_time()
+        self._after(steps)
+        if self._written:
+            self.milliseconds.append(1000 * (self._begun + thread_time() - start + self._written))
+
+    def write(self, step: int, layers: Any) -> None:
+        whole, own = process_time(), thread_time()
+        self._write(step, layers)
+        self._file.flush()
+        self._written = (process_time() - whole) - (thread_time() - own)  # `after` counts its own thread
+
+
+def torch_parts(name: str, steps: int, folder: Path) -> tuple[Callable[[], None], Clock, Callable[[], float]]:
+    """A turn of `steps` with one record, the clock of that, and microseconds of a visit between records."""
+    import torch
+
     from evennorm.tools.bench.contestants import OURS
     from evennorm.tools.bench.network_cases import parsed_networks
     from evennorm.tools.bench_gpu import network
     from evennorm.torch import monitor
 
     (case,) = parsed_networks(name)
+    train = network.training(case, network.contestants(case, compiled=False)[OURS], "cpu")
+    train.autocast = False
+    clock = Clock(monitor(train.model, folder, every=steps)._recorder)
+    plain, watched, x = torch.nn.Identity(), torch.nn.Identity(), torch.zeros(1)
+    monitor(watched, lambda *record: None, every=10**9)
 
-    def training(watched: bool) -> Callable[[], None]:
-        train = network.training(case, network.contestants(case, compiled=False)[OURS], "cpu")
-        train.autocast = False
-        if watched:
-            monitor(train.model, folder)
+    def turn() -> None:
+        for _ in range(steps):
+            train()
 
-        def turn() -> None:
-            for _ in range(STEPS):
-                train()
-
-        return turn
-
-    return training(watched=False), training(watched=True)
+    return turn, clock, lambda: each(lambda: watched(x)) - each(lambda: plain(x))
 
 
-def keras_turns(folder: Path) -> Turns:
+def keras_parts(steps: int, folder: Path) -> tuple[Callable[[], None], Clock, Callable[[], float]]:
     """The same for Keras's fit."""
     import keras
     import numpy as np
@@ -58,60 +90,74 @@ def keras_turns(folder: Path) -> Turns:
     from evennorm.keras import BatchNormalization, StatisticsMonitor
 
     random = np.random.default_rng(0)
-    x, y = random.normal(size=(128 * STEPS, 256)).astype("float32"), random.integers(0, 10, 128 * STEPS)
+    x, y = random.normal(size=(128 * steps, 256)).astype("float32"), random.integers(0, 10, 128 * steps)
+    blocks = [layer for _ in range(4) for layer in (keras.layers.Dense(256), BatchNormalization(activation="relu"))]
+    model = keras.Sequential([keras.Input((256,)), *blocks, keras.layers.Dense(10, activation="softmax")])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    see, idle = StatisticsMonitor(str(folder), every=steps), StatisticsMonitor(lambda *record: None, every=10**9)
+    see.on_train_end = lambda logs=None: None  # one file for all turns
+    clock = Clock(see._recorder)
+    idle.set_model(model)
+    idle.set_params({"steps": 10**9})
+    return (
+        lambda: model.fit(x, y, batch_size=128, shuffle=False, verbose=0, callbacks=[see]),
+        clock,
+        lambda: each(lambda: idle.on_train_batch_begin(0)),
+    )
 
-    def training(callbacks: list[Any]) -> Callable[[], None]:
-        blocks = [layer for _ in range(4) for layer in (keras.layers.Dense(256), BatchNormalization(activation="relu"))]
-        model = keras.Sequential([keras.Input((256,)), *blocks, keras.layers.Dense(10, activation="softmax")])
-        model.compile("sgd", "sparse_categorical_crossentropy")
-        return lambda: model.fit(x, y, batch_size=128, shuffle=False, verbose=0, callbacks=callbacks)
 
-    return training([]), training([StatisticsMonitor(str(folder))])
+def each(call: Callable[[], Any]) -> float:
+    """Microseconds."""
+    call()
+    start = thread_time()
+    for _ in range(VISITS):
+        call()
+    return 1e6 * (thread_time() - start) / VISITS
 
 
-def measured(turns: Turns) -> list[list[float]]:
-    """Seconds of CPU per step of each round, without and with; who goes first takes turns.
-
-    The time of the CPU, on one thread: other programs of the machine have little part in it.
-    """
-    for turn in turns:
+def measured(turn: Callable[[], None], clock: Clock, visit: Callable[[], float], steps: int) -> dict[str, list[float]]:
+    """Milliseconds of steps without the monitor's part, and of records; microseconds of visits."""
+    turn()  # which compiles, and records twice
+    found: dict[str, list[float]] = {"steps": [], "records": [], "visits": []}
+    for _ in range(ROUNDS):
+        clock.milliseconds.clear()
+        start = process_time()
         turn()
-    rows = []
-    for number in range(ROUNDS):
-        row = [0.0, 0.0]
-        for which in (0, 1) if number % 2 == 0 else (1, 0):
-            start = process_time()
-            turns[which]()
-            row[which] = (process_time() - start) / STEPS
-        rows.append(row)
-    return rows
+        spent = 1000 * (process_time() - start)
+        (record,) = clock.milliseconds
+        found["visits"].append(visit())
+        found["records"].append(record)
+        found["steps"].append((spent - record) / steps - found["visits"][-1] / 1000)
+    return found
 
 
 def measure() -> dict[str, Any]:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for title, name in (
-            ("torch, MLP of 4 x 256, batch 128", "mlp:128"),
-            ("torch, ResNet-18, 32 px, batch 4", "resnet18:4x32"),
+        for title, name, steps in (
+            ("torch, MLP of 4 x 256, batch 128", "mlp:128", 100),
+            ("torch, ResNet-18, 32 px, batch 4", "resnet18:4x32", 20),
         ):
-            found[title] = measured(torch_turns(name, Path(folder, "torch")))
-        found["Keras on JAX, MLP of 4 x 256, batch 128"] = measured(keras_turns(Path(folder, "keras")))
-    return {"seconds": found, "steps": STEPS, "environment": environment()}
+            found[title] = measured(*torch_parts(name, steps, Path(folder, name)), steps)
+        found["Keras on JAX, MLP of 4 x 256, batch 128"] = measured(*keras_parts(100, Path(folder, "keras")), 100)
+    return {"measured": found, "environment": environment()}
 
 
 def table(result: dict[str, Any]) -> str:
+    from evennorm.monitor.recorder import EVERY
     from evennorm.tools.spread import Median
 
-    lines = ["| training | ms per step, without | with a monitor | the monitor adds |", "| --- | ---: | ---: | ---: |"]
-    for title, rows in result["seconds"].items():
-        without, watched = (Median.of([1000 * row[which] for row in rows]).value for which in (0, 1))
-        added = Median.of([100 * (row[1] / row[0] - 1) for row in rows])
-        interval = f"{added.value:.1f} % ({added.low:.1f} to {added.high:.1f})"
-        lines.append(f"| {title} | {without:.2f} | {watched:.2f} | {interval} |")
-    rounds = {len(rows) for rows in result["seconds"].values()}
+    lines = ["| training | ms per step | µs per step between records | ms per record | the monitor adds |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: |")
+    for title, parts in result["measured"].items():
+        step, visit, record = (Median.of(parts[name]).value for name in ("steps", "visits", "records"))
+        rounds = zip(parts["steps"], parts["visits"], parts["records"], strict=True)
+        added = Median.of([100 * (visit / 1000 + record / EVERY) / step for step, visit, record in rounds])
+        interval = f"{added.value:.2f} % ({added.low:.2f} to {added.high:.2f})"
+        lines.append(f"| {title} | {step:.2f} | {visit:.1f} | {record:.2f} | {interval} |")
     lines.append(
-        "\nCPU time on one thread, with TensorBoard records: medians of "
-        f"{max(rounds)} turns of {result['steps']} steps, with 95 % intervals. {sentence(result['environment'])}"
+        f"\nCPU time, with a TensorBoard record at every {EVERY}th step; the training on one thread. Medians of "
+        f"{ROUNDS} turns, with 95 % intervals; without waits for the disk or a GPU. {sentence(result['environment'])}"
     )
     return "\n".join(lines) + "\n"
 

@@ -80,6 +80,25 @@ def test_two_trainings_are_one_log(tmp_path: Path) -> None:
     assert found["bn/moving_mean_max", 6] == pytest.approx(float(np.max(model.layers[0].moving_mean)))
 
 
+def test_no_step_is_waited_for() -> None:
+    """For a callback with a method of its own at the end of a batch, Keras reads the loss of every step."""
+    assert StatisticsMonitor.on_train_batch_end is keras.callbacks.Callback.on_train_batch_end
+    assert StatisticsMonitor.on_batch_end is keras.callbacks.Callback.on_batch_end
+
+
+def test_a_training_that_fails_leaves_no_step_to_the_next_one() -> None:
+    class Failing(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+            raise InterruptedError
+
+    model, seen = model_of(BatchNormalization(name="bn")), []
+    see = StatisticsMonitor(lambda step, layer, found: seen.append((step, "batch_mean_max" in found)), every=1)
+    with pytest.raises(InterruptedError):
+        model.fit(data(), np.zeros(24), batch_size=8, verbose=0, callbacks=[see, Failing()])
+    model.fit(data(), np.zeros(24), batch_size=8, verbose=0, callbacks=[see])
+    assert seen == [(1, True), (2, True), (3, True)]
+
+
 def test_training_is_not_changed() -> None:
     weights = []
     for callbacks in ([], [StatisticsMonitor(lambda *found: None, every=1)]):

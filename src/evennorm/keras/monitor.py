@@ -46,22 +46,32 @@ class StatisticsMonitor(keras.callbacks.Callback):
     def __init__(self, to: To, every: int = EVERY):
         super().__init__()
         self._recorder = Recorder(self._read, to, every)
-        self._together = self._now = 1
-        """Steps of one execution, and of the one that runs now."""
+        self._together = 1
+        """Steps of one execution."""
+        self._running = 0
+        """Steps of the execution that is not recorded yet."""
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._together = int(getattr(self.model, "steps_per_execution", 1) or 1)
+        self._running = 0  # a training that was interrupted left its last step undone
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         of_epoch = self.params.get("steps")  # where known: the last execution of an epoch may be shorter
-        self._now = min(self._together, of_epoch - batch) if of_epoch else self._together
-        self._recorder.before(self._now)
+        self._finish()
+        self._running = min(self._together, of_epoch - batch) if of_epoch else self._together
+        self._recorder.before(self._running)
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._recorder.after(self._now)
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._finish()
 
     def on_train_end(self, logs: Any = None) -> None:
         self._recorder.close()
+
+    def _finish(self) -> None:
+        """Record the last execution when the next one begins: for `on_train_batch_end`, Keras waits for each step's loss."""
+        if self._running:
+            self._recorder.after(self._running)
+        self._running = 0
 
     def _read(self) -> States:
         model = self.model  # on JAX, reading this makes Keras update the variables

@@ -58,14 +58,23 @@ def summary(before: BatchNormState, after: BatchNormState, batches: int = 1) -> 
         numbers["drift"] = drift(batch[0], before.mean, before.variance, after.epsilon)
         numbers["variance_ratio"] = variance_ratio(batch[1], before.variance, after.epsilon)
     found = {
-        f"{name}_{part}": float(of(values))
+        f"{name}_{part}": value
         for name, values in arrays.items()
         if values is not None and np.size(values)
-        for part, of in (("min", np.min), ("median", np.median), ("max", np.max))
+        for part, value in zip(("min", "median", "max"), _extent(values), strict=True)
     }
     if after.gamma is not None:
         numbers["dead_channels"] = dead_channels(after.gamma)
     return found | numbers
+
+
+def _extent(values: Any) -> tuple[float, float, float]:
+    """Minimum, median and maximum, by sorting once; NaN, which is sorted last, where one value is."""
+    ordered = np.sort(np.asarray(values, "float64"), axis=None)
+    low, high, middle = float(ordered[0]), float(ordered[-1]), ordered.size // 2
+    if high != high:
+        return high, high, high
+    return low, float(ordered[middle] + ordered[-1 - middle]) / 2, high
 
 
 def _batch(before: BatchNormState, after: BatchNormState, batches: int) -> tuple[np.ndarray, np.ndarray] | None:

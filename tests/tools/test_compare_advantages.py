@@ -1,9 +1,14 @@
 """The measured advantages of batch normalization: by hand where they cost nothing, and one real training where they do."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
+import torch
 from keras import layers
+from torch import nn
+from torch.nn import functional
 
 from evennorm.keras import BatchNormalization
 from evennorm.keras.place import place
@@ -15,6 +20,10 @@ from evennorm.tools.compare.models import Architecture
 from evennorm.tools.compare.praise import told
 from evennorm.tools.compare.racing import planned, race
 from evennorm.tools.compare.settings import Run
+from evennorm.tools.compare.torch_drift import UnitInput as TorchUnitInput
+from evennorm.tools.compare.torch_models import TorchArchitecture
+from evennorm.tools.compare.torch_train import TorchTrainer
+from evennorm.torch import place as torch_place
 from tests.tools.comparing import record, settings
 
 STEP = 0.01
@@ -77,6 +86,45 @@ def test_runs_from_other_initial_weights_follow_the_race(tmp_path):
     assert (cost.mean, same.mean) == (pytest.approx(0.5), pytest.approx(0))
 
 
+def errors(given, curves):
+    """Runs of an error, of which less is better."""
+    return {
+        r: record(test_accuracy=curve, train_accuracy=[curve[-1] - 0.5], seconds=[9.0, 2.0, 2.0])
+        for r in given.runs
+        for curve in [curves[r.placement, r.learning_rate]]
+    }
+
+
+def test_of_an_error_less_is_better(tmp_path):
+    task = {"task": "regression", "metric": "mean_absolute_error", "equivalent": 0.0, "advantages": True}
+    given = settings(tmp_path, learning_rates=(0.1, 0.2, 0.3), repeats=4, **task)
+    curves = {("before", rate): [4.0, end, end] for rate, end in ((0.1, 2.0), (0.2, 2.05), (0.3, 2.3))}
+    curves |= {("none", rate): [9.0, 8.0, 3.0] for rate in given.learning_rates}
+    trained = errors(given, curves)
+    scaled = {Run("before", 0.1, i, 4.0): record(test=2.0 + cost) for i, cost in enumerate((0.5, 0.6, 0.7))}
+    each = found(given, trained, scaled)["before"]
+    assert each.epochs_to_none.mean == 2
+    assert each.gap.mean == pytest.approx(0.5)  # the error on test samples is larger by as much
+    assert (each.tolerated, each.costly) == ((0.1, 0.2), (0.3,)), "5 % of 2 are 0.1"
+    [(scale, cost)] = each.scales
+    assert (scale, cost.mean) == (4.0, pytest.approx(0.6))
+    # t(0.975, 2 degrees of freedom) = 4.3027 times a standard error of 0.1 / sqrt(3)
+    assert (cost.low, cost.high) == (pytest.approx(0.6 - 0.2484, abs=1e-4), pytest.approx(0.6 + 0.2484, abs=1e-4))
+    lines = told(given, [each])
+    assert lines[0] == "time: epochs until the test mean absolute error that none ends at, at the rates marked *"
+    assert "tolerance: learning rates within 5 % of the best one, of those tried" in lines
+    assert "overfitting: how much better the mean absolute error is on training than on test samples" in lines
+    assert "initial weights: test mean absolute error that it costs to multiply them" in lines
+    assert "  before: by 4: 0.6 (0.352 to 0.848)" in lines
+    assert lines[-1] == "steadiness is not known of before: no hidden unit was found, or its input stood still"
+
+
+def test_time_needs_runs_of_none(tmp_path):
+    given = settings(tmp_path, placements=("before", "after"))
+    each = found(given, {r: run([0.5, 0.5, 0.7]) for r in given.runs})
+    assert told(given, [*each.values()])[0] == "time: none is not among the placements, so that there is nothing to reach"
+
+
 def network():
     return keras.Sequential(
         [keras.Input((2,)), layers.Dense(4, "tanh"), layers.Dense(3, "tanh"), layers.Dense(2, "softmax")]
@@ -114,9 +162,60 @@ def test_the_input_of_a_unit_is_that_of_the_textbook(where):
     assert observed() == pytest.approx(np.percentile(seen[:, 0], (15, 50, 85)), abs=1e-5)
 
 
+class Steps(nn.Module):
+    """Activations as a function, a method and a module; the last one is at the output."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.inner = nn.Conv2d(1, 4, 3), nn.Linear(64, 5)
+        self.hidden, self.out, self.last = nn.Linear(5, 3), nn.Linear(3, 2), nn.Sigmoid()
+
+    def forward(self, x):
+        x = torch.tanh(self.inner(functional.relu(self.conv(x)).flatten(1)))
+        return self.last(self.out(self.hidden(x).sigmoid_()))
+
+
+@pytest.mark.parametrize("where", ["none", "before", "after", "input"])
+def test_the_input_of_a_unit_of_a_torch_model(where):
+    """In training mode and after a step, against the layer in front, seen by a hook."""
+    torch.manual_seed(0)
+    model = torch_place(Steps(), where, input_shape=(1, 6, 6), momentum=0.5).train()
+    x = torch.randn(40, 1, 6, 6)
+    observed = TorchUnitInput(model, x)
+    model(x).square().sum().backward()
+    torch.optim.SGD(model.parameters(), 0.1).step()
+    seen = []
+    layer = model.get_submodule("hidden_bn" if where == "before" else "hidden")
+    layer.register_forward_hook(lambda module, given, y: seen.append(y.detach()[:, 0].double().numpy()))
+    model.eval()(x)
+    assert observed() == pytest.approx(np.percentile(seen[0], (15, 50, 85)), abs=1e-6)
+
+
+def test_a_unit_of_images_is_a_channel():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 2))
+    x = torch.randn(8, 1, 6, 6)
+    wanted = np.percentile(model[0](x)[:, 0].detach().double().numpy(), (15, 50, 85))
+    assert TorchUnitInput(model, x)() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_torch_run_records_it_after_each_epoch(tmp_path):
+    x, y = np.random.default_rng(0).normal(size=(40, 1, 6, 6)).astype("float32"), np.arange(40) % 2
+    data = Data("images", x, y, x[:10], y[:10], x[:10], y[:10], 2, as_given=True)
+    given = settings(tmp_path, advantages=True, framework="torch", engine="torch", device="cpu")
+    trainer = TorchTrainer(given, data, TorchArchitecture("steps", Steps, (1, 6, 6), True, ""))
+    first, other = (trainer.train(Run(where, 0.1, 0)) for where in ("before", "none"))
+    assert (len(first.unit_input), len(other.unit_input)) == (2, 2)
+    assert first.unit_input != other.unit_input
+    quiet = TorchTrainer(replace(given, advantages=False), data, trainer.architecture).train(Run("none", 0.1, 0))
+    assert (quiet.test_loss, quiet.unit_input) == (other.test_loss, []), "looking changes nothing"
+
+
 def test_a_network_without_hidden_activation_is_not_looked_at():
     model = keras.Sequential([keras.Input((2,)), layers.Dense(3), layers.Dense(2, "softmax")])
     assert UnitInput(model, np.zeros((4, 2), "float32"))() is None
+    for plain in (nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2), nn.Sigmoid())):
+        assert TorchUnitInput(plain, torch.zeros(4, 2))() is None
 
 
 def test_travel_by_hand():

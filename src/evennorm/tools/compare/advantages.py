@@ -17,7 +17,7 @@ from evennorm.tools.compare.statistics import interval
 from evennorm.tools.compare.train import Record
 
 TOLERANCE = 0.05
-"""Accuracy that a learning rate may cost and still count as tolerated."""
+"""What a learning rate may cost and still count as tolerated: of accuracy, or of another metric's value at the best rate."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Advantages:
     placement: str
     learning_rate: float
     epochs_to_none: Measure | None
-    """Epochs until a run's test accuracy is what the run of `none` with the same seed ends at; None where there is no such
-    run that learned, or where a repeat never gets there.
+    """Epochs until a run's test accuracy, or other metric, is what the run of `none` with the same seed ends at; None where
+    there is no such run that learned, or where a repeat never gets there.
     """
 
     reached: int
@@ -59,13 +59,13 @@ class Advantages:
     """Epochs that `none` itself trained."""
 
     tolerated: tuple[float, ...]
-    """Learning rates that cost less than 5 points against the placement's best one, by the whole interval."""
+    """Learning rates that cost less than `TOLERANCE` against the placement's best one, by the whole interval."""
 
     costly: tuple[float, ...]
     """Learning rates that cost more, by the whole interval; of others it is not known."""
 
     gap: Measure
-    """Training minus test accuracy."""
+    """How much better the metric is on training than on test samples: training minus test accuracy."""
 
     scales: tuple[tuple[float, Measure], ...] = ()
     """Of initial weights: the factor, and the accuracy that it costs against factor 1; empty where that was not trained."""
@@ -87,7 +87,7 @@ def advantages(
     Args:
         settings, records, race: of a study that is over.
         scaled: records of runs from other initial weights; may be empty.
-        step: accuracy that one test sample is worth.
+        step: accuracy that one test sample is worth; 0 of another metric.
     """
     return [
         _of(settings, {**records, **scaled}, race, placement, step)
@@ -101,7 +101,7 @@ def _of(settings: Settings, records: Mapping[Run, Record], race: Race, placement
     runs = cell(records, placement, rate)
     none = cell(records, "none", race.chosen["none"]) if "none" in race.chosen else []
     pairs = [(run, other) for run, other in zip(runs, none, strict=False) if other.learned]
-    way = [_epochs_to(run, other.test_accuracy[-1]) for run, other in pairs]
+    way = [_epochs_to(settings, run, other.test_accuracy[-1]) for run, other in pairs]
     there = [epochs for epochs in way if epochs is not None]
     seconds = [second for run in runs for second in run.seconds[1:]]
     measured = Measure.of(there, floor=0.5, least=1.0) if there and len(there) == len(way) else None
@@ -116,19 +116,25 @@ def _of(settings: Settings, records: Mapping[Run, Record], race: Race, placement
         float(np.mean([len(other.test_accuracy) for _, other in pairs])) if pairs else None,
         tolerated,
         costly,
-        Measure.of([run.train_accuracy[-1] - run.test_accuracy[-1] for run in runs], floor=step),
-        _scales(records, placement, rate, runs, step),
+        Measure.of([_gain(settings, run.train_accuracy[-1], run.test_accuracy[-1]) for run in runs], floor=step),
+        _scales(settings, records, placement, rate, runs, step),
         *_travels(runs),
     )
 
 
+def _gain(settings: Settings, value: float, other: float) -> float:
+    """How much better the first value is."""
+    return settings.measure.score(value) - settings.measure.score(other)
+
+
 def _scales(
-    records: Mapping[Run, Record], placement: str, rate: float, runs: Sequence[Record], step: float
+    settings: Settings, records: Mapping[Run, Record], placement: str, rate: float, runs: Sequence[Record], step: float
 ) -> tuple[tuple[float, Measure], ...]:
     found = []
     for scale in SCALES:
         others = [records[run] for i in range(len(runs)) if (run := Run(placement, rate, i, scale)) in records]
-        costs = [run.test_accuracy[-1] - other.test_accuracy[-1] for run, other in zip(runs, others, strict=False)]
+        pairs = zip(runs, others, strict=False)
+        costs = [_gain(settings, run.test_accuracy[-1], other.test_accuracy[-1]) for run, other in pairs]
         if costs:
             found.append((scale, Measure.of(costs, floor=step)))
     return tuple(found)
@@ -142,23 +148,27 @@ def _travels(runs: Sequence[Record]) -> tuple[Measure | None, Measure | None]:
     return Measure.of(medians, floor=0.0, least=0.0), Measure.of(widths, floor=0.0, least=1.0)
 
 
-def _epochs_to(run: Record, accuracy: float) -> int | None:
-    return next((epoch for epoch, reached in enumerate(run.test_accuracy, 1) if reached >= accuracy), None)
+def _epochs_to(settings: Settings, run: Record, wanted: float) -> int | None:
+    return next((epoch for epoch, value in enumerate(run.test_accuracy, 1) if _gain(settings, value, wanted) >= 0), None)
 
 
 def _tolerance(
     settings: Settings, records: Mapping[Run, Record], placement: str, step: float
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    cells = {rate: [run.test_accuracy[-1] for run in cell(records, placement, rate)] for rate in settings.learning_rates}
+    score = settings.measure.score
+    cells = {
+        rate: [score(run.test_accuracy[-1]) for run in cell(records, placement, rate)] for rate in settings.learning_rates
+    }
     best = max(cells, key=lambda rate: float(np.mean(cells[rate])))
+    allowed = TOLERANCE * (1.0 if settings.measure.is_share else abs(float(np.mean(cells[best]))))
     tolerated, costly = [best], []
     for rate, values in cells.items():
         count = min(len(values), len(cells[best]))
         cost = Measure.of(np.subtract(cells[best][:count], values[:count]), floor=step)
         if rate == best or cost.low is None or cost.high is None:
             continue
-        if cost.high < TOLERANCE:
+        if cost.high < allowed:
             tolerated.append(rate)
-        elif cost.low > TOLERANCE:
+        elif cost.low > allowed:
             costly.append(rate)
     return tuple(sorted(tolerated)), tuple(sorted(costly))

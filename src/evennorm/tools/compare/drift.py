@@ -1,4 +1,4 @@
-"""Record how the input of one hidden unit is distributed while a Keras model trains: figure 1 (b, c) of the paper."""
+"""Record how the input of one hidden unit is distributed while a model trains: figure 1 (b, c) of the paper."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAMPLES = 500
 
 
 class UnitInput:
-    """The input of the first unit of the last hidden activation, over training samples, in inference mode.
+    """Of a Keras model: the input of the first unit of the last hidden activation, over training samples, in inference mode.
 
     Source: Ioffe & Szegedy 2015, arXiv 1502.03167, figure 1, which shows one typical unit of the last hidden layer.
     """
@@ -38,7 +38,7 @@ class UnitInput:
         for mine, theirs in pairs:
             mine.assign(np.array(theirs))  # a copy: JAX gives away the buffers of what it trains
         values = keras.ops.convert_to_numpy(probe(self._samples, training=False)).astype("float64")[..., 0]
-        return [float(value) for value in np.percentile(values, PERCENTILES)]
+        return percentiles(values)
 
 
 def _in_front_of_the_last_activation(model: keras.Model) -> Probe | None:
@@ -64,6 +64,16 @@ def _in_front_of_the_last_activation(model: keras.Model) -> Probe | None:
 
 def _inputs(model: keras.Model) -> keras.KerasTensor | list[keras.KerasTensor]:
     return model.inputs[0] if len(model.inputs) == 1 else model.inputs
+
+
+def percentiles(values: np.ndarray) -> list[float]:
+    """Those that are recorded.
+
+    Example:
+        >>> percentiles(np.arange(101))
+        [15.0, 50.0, 85.0]
+    """
+    return [float(value) for value in np.percentile(values, PERCENTILES)]
 
 
 def travel(percentiles: list[list[float]]) -> tuple[float, float] | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from evennorm.tools.compare.advantages import TOLERANCE, Advantages, Measure
+from evennorm.tools.compare.measure import Metric
 from evennorm.tools.compare.settings import Settings
 from evennorm.tools.compare.statistics import Difference
 from evennorm.tools.compare.verdict import listed
@@ -16,22 +17,33 @@ def told(
     """Return the measures in lines, a paragraph for each advantage; nothing where nothing was learned."""
     if not found:
         return []
-    lines = ["time: epochs until the test accuracy that none ends at, at the rates marked *"]
+    metric = settings.measure
+    lines = [f"time: epochs until the test {metric.title} that none ends at, at the rates marked *"]
     lines += [f"  {each.placement}: {_time(each)}" for each in found if each.epochs_of_none is not None]
     if len(lines) == 1:
-        lines[0] = "time: none did not learn, so that there is nothing to reach"
+        why = "did not learn" if "none" in settings.placements else "is not among the placements"
+        lines[0] = f"time: none {why}, so that there is nothing to reach"
     if len(settings.learning_rates) > 1:
-        lines.append(f"tolerance: learning rates within {100 * TOLERANCE:g} points of the best one, of those tried")
+        near = f"{100 * TOLERANCE:g} {'points' if metric.is_share else '%'}"
+        lines.append(f"tolerance: learning rates within {near} of the best one, of those tried")
         lines += [f"  {each.placement}: {_rates(settings, each)}" for each in found]
         lines += [f"  at {rate:g} alone: {_ranking(pairs)}" for rate, pairs in (at_rates or {}).items()]
-    lines.append("overfitting: training minus test accuracy in points")
-    lines += [f"  {each.placement}: {_share(each.gap)}" for each in found]
+    gap = f"how much better the {metric.title} is on training than on test samples"
+    gap = "training minus test accuracy" if metric.name == "accuracy" else gap
+    lines.append(f"overfitting: {gap}{' in points' if metric.is_share else ''}")
+    lines += [f"  {each.placement}: {_value(metric, each.gap)}" for each in found]
     if any(each.scales for each in found):
-        lines.append("initial weights: points of test accuracy that it costs to multiply them")
+        unit = "points of " if metric.is_share else ""
+        lines.append(f"initial weights: {unit}test {metric.title} that it costs to multiply them")
         lines += [
-            f"  {each.placement}: " + "; ".join(f"by {scale:g}: {_share(cost)}" for scale, cost in each.scales)
+            f"  {each.placement}: " + "; ".join(f"by {scale:g}: {_value(metric, cost)}" for scale, cost in each.scales)
             for each in found
         ]
+    return lines + _steadiness(settings, found)
+
+
+def _steadiness(settings: Settings, found: Sequence[Advantages]) -> list[str]:
+    lines = []
     if any(each.median_travel for each in found):
         lines.append("steadiness: over training one hidden unit's median input moved by so many half-widths of its")
         lines.append("distribution (15th to 85th percentile), at its widest so many times as wide as at its narrowest")
@@ -40,6 +52,9 @@ def told(
             for each in found
             if each.median_travel and each.width_change
         ]
+    unseen = [each.placement for each in found if not each.median_travel] if settings.advantages else []
+    if unseen:
+        lines.append(f"steadiness is not known of {listed(unseen)}: no hidden unit was found, or its input stood still")
     return lines
 
 
@@ -66,11 +81,14 @@ def _ranking(pairs: Sequence[Difference]) -> str:
     return "; ".join(f"{better} above {listed(worse)}" for better, worse in above.items()) or "no difference is shown"
 
 
-def _share(measure: Measure) -> str:
-    low, high = (None if end is None else 100 * end for end in (measure.low, measure.high))
-    return _plain(Measure(100 * measure.mean, low, high, measure.repeats))
+def _value(metric: Metric, measure: Measure) -> str:
+    return _written(measure, metric.text)
 
 
 def _plain(measure: Measure) -> str:
-    ends = "" if measure.low is None or measure.high is None else f" ({measure.low:.1f} to {measure.high:.1f})"
-    return f"{measure.mean:.1f}{ends}"
+    return _written(measure, "{:.1f}".format)
+
+
+def _written(measure: Measure, text: Callable[[float], str]) -> str:
+    ends = "" if measure.low is None or measure.high is None else f" ({text(measure.low)} to {text(measure.high)})"
+    return f"{text(measure.mean)}{ends}"

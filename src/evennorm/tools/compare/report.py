@@ -82,7 +82,7 @@ class Comparison:
             found.differences,
             verdict(settings, records, found),
             found,
-            advantages(settings, records, extra, found, step) if settings.measure.is_share else [],
+            advantages(settings, records, extra, found, step),
             extra,
             rate_differences(settings, records, step),
         )

@@ -114,14 +114,13 @@ class Settings:
         ):
             if value < least:
                 raise ArgumentError(f"the {name} must be at least {least}; received {value}")
-        if self.advantages and not self.measure.is_share:
-            raise ArgumentError(f"advantages are measured in points of accuracy; received the metric {self.metric!r}")
         if self.task not in TASKS:
             raise ArgumentError(f"tasks are {', '.join(TASKS)}; received {self.task!r}")
-        if not (0 < self.equivalent < 1 if self.measure.is_share else 0 <= self.equivalent < math.inf):
-            raise ArgumentError(
-                f"a difference that counts as none lies between 0 and 100 points; received {100 * self.equivalent:g}"
-            )
+        share = self.measure.is_share
+        if not (0 < self.equivalent < 1 if share else 0 <= self.equivalent < math.inf):
+            bounds = "lies between 0 and 100 points" if share else "is 0 or more and finite"
+            received = 100 * self.equivalent if share else self.equivalent
+            raise ArgumentError(f"a difference that counts as none {bounds}; received {received:g}")
         if self.study is not None and not (self.study.strip() and self.study.isprintable() and len(self.study) <= 200):
             raise ArgumentError(f"a study's name is 1 to 200 printable characters; received {self.study[:40]!r}")
 

@@ -12,7 +12,9 @@ from torch.nn import functional
 
 from evennorm.errors import ArgumentError
 from evennorm.tools.compare.data import Data
+from evennorm.tools.compare.drift import SAMPLES
 from evennorm.tools.compare.settings import Run, Settings
+from evennorm.tools.compare.torch_drift import UnitInput
 from evennorm.tools.compare.torch_models import TorchArchitecture
 from evennorm.tools.compare.train import EVALUATION_BATCH, Trainer, seed_of
 
@@ -48,6 +50,7 @@ class TorchTrainer(Trainer):
     def __init__(self, settings: Settings, data: Data, architecture: TorchArchitecture):
         super().__init__(settings, data, architecture)
         self.device = torch.device(settings.device or "cpu")
+        self._probe: tuple[nn.Module, UnitInput] | None = None
         if self.device.type == "cuda":  # on the processor all operations are
             torch.use_deterministic_algorithms(True, warn_only=True)
 
@@ -65,7 +68,7 @@ class TorchTrainer(Trainer):
         model = self.architecture.place(run.placement)
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.dim() > 1:
+                if parameter.requires_grad and parameter.dim() > 1:
                     parameter.mul_(run.scale)
         return model.to(self.device)
 
@@ -83,7 +86,9 @@ class TorchTrainer(Trainer):
         return self.architecture.from_logits
 
     def unit_input(self, run: Run, model: nn.Module) -> list[float] | None:
-        return None
+        if self._probe is None or self._probe[0] is not model:
+            self._probe = model, UnitInput(model, self._batch(self.data.x_train[:SAMPLES]))
+        return self._probe[1]()
 
     def _train_on(self, model: nn.Module, optimizer: torch.optim.Optimizer, order: np.ndarray) -> float:
         total = torch.zeros((), device=self.device, dtype=torch.float64 if self.device.type != "mps" else torch.float32)

@@ -67,7 +67,7 @@ def _inputs(model: keras.Model) -> keras.KerasTensor | list[keras.KerasTensor]:
 
 
 def percentiles(values: np.ndarray) -> list[float]:
-    """Those that are recorded.
+    """Return those that are recorded.
 
     Example:
         >>> percentiles(np.arange(101))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class KerasTrainer(Trainer):
-    """Keeps models compiled from run to run.
+    """Keep models compiled from run to run.
 
     Compiling takes longer than training on small data, so a placement is compiled once, and each run puts its own initial
     weights, random states and learning rate into that model. Nothing else is carried over.

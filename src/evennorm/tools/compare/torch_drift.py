@@ -29,7 +29,7 @@ class UnitInput:
         self._found = _in_front_of_the_last_activation(model, samples[:2])
 
     def __call__(self) -> list[float] | None:
-        """The percentiles now; None where the model has no hidden activation to look at, or torch.fx cannot follow it."""
+        """Return the percentiles now; None where the model has no hidden activation, or torch.fx cannot follow it."""
         if self._found is None:
             return None
         probe, axis = self._found
@@ -40,7 +40,7 @@ class UnitInput:
 
 
 def _in_front_of_the_last_activation(model: nn.Module, example: Tensor) -> tuple[nn.Module, int] | None:
-    """The steps of a model up to the last hidden activation, on the same modules, and the channel axis there."""
+    """Return the steps of a model up to the last hidden activation, on the same modules, and the channel axis there."""
     steps = model_graph(model).graph
     if steps is None:
         return None

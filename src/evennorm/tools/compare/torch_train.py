@@ -42,7 +42,7 @@ def choose_device(asked: str | None) -> str:
 
 
 class TorchTrainer(Trainer):
-    """Stochastic gradient descent with momentum 0.9; the same bits on one machine."""
+    """Train by stochastic gradient descent with momentum 0.9; the same bits on one machine."""
 
     framework = "torch"
     architecture: TorchArchitecture

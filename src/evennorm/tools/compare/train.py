@@ -62,7 +62,7 @@ class Record:
 
 
 class Trainer(ABC):
-    """Trains runs on one data set. A run gives the same numbers whichever runs came before it."""
+    """Train runs on one data set. A run gives the same numbers whichever runs came before it."""
 
     framework: ClassVar[str]
 
@@ -76,33 +76,33 @@ class Trainer(ABC):
 
     @abstractmethod
     def start(self, run: Run) -> tuple[Any, Callable[[np.ndarray], float]]:
-        """A model in the state that the run's seed starts from, and what trains it on samples, batch after batch.
+        """Return a model in the state that the run's seed starts from, and a function that trains it batch after batch.
 
-        That takes indices of training samples, a whole number of batches, and returns the mean loss.
+        The function takes indices of training samples, a whole number of batches, and returns the mean loss.
         """
 
     @abstractmethod
     def set_seed(self, seed: int) -> None:
-        """Seeds what the framework draws: initial weights and dropout."""
+        """Seed what the framework draws: initial weights and dropout."""
 
     @abstractmethod
     def outputs(self, model: Any, x: np.ndarray) -> np.ndarray:
-        """What the model gives for samples, in inference mode."""
+        """Return what the model gives for samples, in inference mode."""
 
     @abstractmethod
     def from_logits(self, model: Any) -> bool:
-        """Whether its outputs are scores, rather than probabilities."""
+        """Say whether its outputs are scores, rather than probabilities."""
 
     @abstractmethod
     def unit_input(self, run: Run, model: Any) -> list[float] | None:
-        """Percentiles of one hidden unit's input now (`drift`); None where the model has no such unit."""
+        """Return percentiles of one hidden unit's input now (`drift`); None where the model has no such unit."""
 
     def train(self, run: Run, after_epoch: Callable[[], None] = lambda: None) -> Record:
-        """Trains from the initial weights of the run's seed; calls `after_epoch` after every epoch."""
+        """Train from the initial weights of the run's seed; call `after_epoch` after every epoch."""
         return self.trained(run, after_epoch)[1]
 
     def trained(self, run: Run, after_epoch: Callable[[], None] = lambda: None) -> tuple[Any, Record]:
-        """The model, until the next run, and what it showed.
+        """Return the model, as it is until the next run, and what it showed.
 
         The order is drawn here, so that all placements and engines see the same batches, and the samples over are left out:
         a last batch of one or two would have no statistics worth normalizing by.

@@ -15,7 +15,8 @@ from evennorm.cli import main
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with a model that has two findings, BN201 and BN303, seen from a folder inside it."""
     layers = [keras.layers.Dense(4, name="dense"), keras.layers.BatchNormalization(momentum=0.1, name="bn")]
-    keras.Sequential([keras.Input((3,)), *layers, keras.layers.ReLU(), keras.layers.Dense(2)]).save(tmp_path / "net.keras")
+    layers += [keras.layers.ReLU(), keras.layers.Dense(2, name="out")]
+    keras.Sequential([keras.Input((3,)), *layers]).save(tmp_path / "net.keras")
     inner = tmp_path / "inner"
     inner.mkdir()
     monkeypatch.chdir(inner)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evennorm.cli.group import force_option
+from evennorm.cli.progress import bar
 from evennorm.errors import InputError, printable
-from evennorm.tools.interrupts import stop_if_interrupted
 from evennorm.tools.outputs import Output, check_outputs
 
 if TYPE_CHECKING:
@@ -169,30 +168,12 @@ def _networks(networks: str, compiled: bool, options: dict[str, Any]) -> Callabl
 
 def _measured(what: str, measure: Callable[..., Any]) -> Any:
     """Measure, with a progress bar."""
-    with _bar(what) as progress:
-        return measure(progress=progress)
+    with bar("starting") as move:
+        return measure(progress=lambda done, total: move(f"{done} of {total} {what}", done, total))
 
 
 def _words(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Report]:
-    """Show a progress bar on stderr; yield the function that moves it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def move(done: int, total: int) -> None:
-            stop_if_interrupted()
-            bar.update(task, description=f"{done} of {total} {what}", completed=done, total=total)
-
-        yield move
 
 
 def _print(found: Benchmark | NetworkBenchmark) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from evennorm.cli.explain import parsed_shape
 from evennorm.cli.group import force_option
+from evennorm.cli.progress import Progress, bar
 from evennorm.errors import InputError, printable, printable_json
-from evennorm.tools.interrupts import between_batches, stop_if_interrupted
+from evennorm.tools.interrupts import between_batches
 from evennorm.tools.outputs import Output, check_outputs
 
 if TYPE_CHECKING:
     from evennorm.tools.check import Report
+    from evennorm.tools.check.fix import Fixed
+    from evennorm.tools.models import Opened
 
 _STYLES = {
     "title": "bold",
@@ -111,39 +112,22 @@ def check(ctx: click.Context, model: str, **options: Any) -> None:
         raise InputError("--fix writes a new model and -o says where; give both or none")
     inputs = {"MODEL": model, "--data": options["data"], "--weights": options["weights"]}
     check_outputs([Output("--html", html, (".html", ".htm"))], inputs, options["force"])
-    from evennorm.tools.check import check as checked
     from evennorm.tools.check.rules import selected
     from evennorm.tools.models import check_output, open_model
 
     select, ignore = _codes(options["select"]), _codes(options["ignore"])
     selected(select, ignore)  # report a wrong code before a model is loaded
-    opened = open_model(model, options["weights"])
-    if fix:
-        check_output(opened.framework, output)
-        check_outputs([Output("-o", output, ())], inputs, options["force"])
-    settings: dict[str, Any] = {name: options[name] for name in ("batch_size", "replicas", "steps")}
-    if options["shape"] is not None:
-        settings["shape"] = _sizes(options["shape"])
-    data = None
-    if options["data"] is not None:
-        from evennorm.tools.data import check_fit, open_data
+    with bar() as move:
+        opened = open_model(model, options["weights"])
+        if fix:
+            check_output(opened.framework, output)
+            check_outputs([Output("-o", output, ())], inputs, options["force"])
+        report, fixed = _checked(opened, options, select, ignore, move)
+        if html is not None:
+            from evennorm.tools.atomic import write_text
+            from evennorm.tools.check.page import page
 
-        data = open_data(options["data"], opened.framework)
-        check_fit(data, opened)
-    with _bar() as progress, between_batches():
-        batches = None if data is None else data.batches(options["batch_size"] or 128, options["batches"] or 16)
-        report = checked(opened, batches, **settings, select=select, ignore=ignore, progress=progress)
-    if html is not None:
-        from evennorm.tools.atomic import write_text
-        from evennorm.tools.check.page import page
-
-        write_text(html, page(report, model))
-    fixed = None
-    if fix:
-        from evennorm.tools.check.fix import fix as fixed_by
-
-        with between_batches():
-            fixed = fixed_by(opened, report, data, output, batch_size=options["batch_size"] or 128)
+            write_text(html, page(report, model))
     if form == "sarif":
         from evennorm.tools.check.sarif import sarif
 
@@ -163,6 +147,36 @@ def check(ctx: click.Context, model: str, **options: Any) -> None:
         if html is not None:
             click.echo(f"\nPage: {printable(html)}")
     ctx.exit(1 if report.findings and not options["exit_zero"] else 0)
+
+
+def _checked(
+    opened: Opened, options: dict[str, Any], select: list[str], ignore: list[str], move: Progress
+) -> tuple[Report, Fixed | None]:
+    """Check a model, and write a fixed one if --fix is given."""
+    from evennorm.tools.check import check as checked
+
+    settings: dict[str, Any] = {name: options[name] for name in ("batch_size", "replicas", "steps")}
+    if options["shape"] is not None:
+        settings["shape"] = _sizes(options["shape"])
+    data, batches, total = None, None, None
+    if options["data"] is not None:
+        from evennorm.tools.data import check_fit, open_data
+
+        data = open_data(options["data"], opened.framework)
+        check_fit(data, opened)
+        size, most = options["batch_size"] or 128, options["batches"] or 16
+        batches = data.batches(size, most)
+        total = None if data.samples is None else min(data.samples, size * most)
+    with between_batches():
+        measured = lambda samples: move(f"{samples:,} samples", samples, total)  # noqa: E731
+        report = checked(opened, batches, **settings, select=select, ignore=ignore, progress=measured)
+    if not options["fix"]:
+        return report, None
+    from evennorm.tools.check.fix import fix
+
+    with between_batches():
+        batch_size = options["batch_size"] or 128
+        return report, fix(opened, report, data, options["output"], batch_size=batch_size, progress=move)
 
 
 def _form(form: str | None, as_json: bool, as_sarif: bool) -> str:
@@ -186,24 +200,6 @@ def _sizes(text: str) -> list[int]:
 
 def _codes(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[int], None]]:
-    """Count samples on stderr while they are measured."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
-        task = bar.add_task("reading", total=None)
-
-        def move(samples: int) -> None:
-            stop_if_interrupted()
-            bar.update(task, description=f"{samples:,} samples")
-
-        yield move
 
 
 def _print(report: Report, notes: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evennorm.cli.group import force_option
+from evennorm.cli.progress import bar
 from evennorm.cli.sharing import pass_on, take_part
 from evennorm.errors import InputError, printable, printable_json
 from evennorm.tools.compare.confidence import DEFAULT_MAX_REPEATS
@@ -193,37 +194,10 @@ def _show(page: Path) -> None:
 
 @contextmanager
 def _bar() -> Iterator[tuple[Callable[[float, int], None], Callable[[str], None]]]:
-    """Show a progress bar on stderr; yield a function that moves it, and one that writes a line above it. Both are silent if
-    no person watches."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    # The speed is that of the last ten minutes: runs of different placements differ in length. The bar goes when it is done,
-    # so that an error is one line.
-    console = Console(stderr=True)
-    with (
-        Progress(
-            *columns, console=console, speed_estimate_period=600, transient=True, disable=not console.is_interactive
-        ) as bar,
-        remembered_interrupts() as interrupted,
-    ):
-        task = bar.add_task("loading", total=None)
-
-        def move(done: float, total: int) -> None:
-            interrupted()
-            bar.update(task, description=f"{int(done)} of {total} runs", completed=done, total=total)
-
-        def note(text: str) -> None:
-            console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
-
-        yield move, note
+    """Show a progress bar; yield a function that moves it, and one that writes a line above it."""
+    # The speed is that of the last ten minutes: runs of different placements differ in length.
+    with bar(period=600) as move, remembered_interrupts():
+        yield lambda done, total: move(f"{int(done)} of {total} runs", done, total), move.note
 
 
 @contextmanager

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
+from evennorm.cli.progress import bar
 from evennorm.errors import printable_json
 
 
@@ -21,9 +20,8 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     from evennorm.tools.doctor import diagnose
     from evennorm.tools.doctor.text import lines
 
-    if sys.stderr.isatty():
-        click.echo("trying each framework that is installed; TensorFlow alone may take ten seconds", err=True)
-    diagnosis = diagnose()
+    with bar("trying each framework that is installed"):
+        diagnosis = diagnose()
     if as_json:
         click.echo(printable_json(diagnosis.as_dict()))
     else:

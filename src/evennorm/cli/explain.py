@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evennorm.cli.group import force_option
+from evennorm.cli.progress import bar
 from evennorm.errors import InputError, printable, printable_json
 from evennorm.tools.outputs import Output, check_outputs
 
@@ -93,7 +94,8 @@ def _explain_model(model: str, shape: list[int | None] | None, batch_size: int |
 
     if shape is not None and None in shape:
         raise InputError(f"--shape of a model's inputs needs all sizes, since a batch of it is run; received {shape}")
-    explained = explain_model(model, batch_size, None if shape is None else [size or 0 for size in shape])
+    with bar():
+        explained = explain_model(model, batch_size, None if shape is None else [size or 0 for size in shape])
     if as_json:
         click.echo(printable_json(explained.as_dict()))
     else:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from evennorm.cli.explain import check_commas
 from evennorm.cli.group import force_option
+from evennorm.cli.progress import bar
 from evennorm.errors import InputError, printable_json
-from evennorm.tools.interrupts import between_batches, stop_if_interrupted
+from evennorm.tools.interrupts import between_batches
 from evennorm.tools.outputs import Output, check_outputs
 
 
@@ -86,7 +85,7 @@ def fold(
     check_outputs([Output("-o", output, ())], inputs, force)
     from evennorm.tools.fold import fold as folded
 
-    with _status() as progress, between_batches():
+    with bar() as progress, between_batches():
         report = folded(model, output, input_shape=sizes, measure=not no_speed, progress=progress, **options)
     click.echo(printable_json(report.as_dict()) if as_json else report.text())
     ctx.exit(0 if report.count("folded") else 1)
@@ -102,18 +101,3 @@ def _sizes(text: str) -> tuple[int, ...]:
     if not all(re.fullmatch(r"\s*[1-9][0-9]{0,8}\s*", part) for part in parts):
         raise InputError(f"--input-shape takes the sizes of one sample, as in 3,224,224; received {text!r}")
     return tuple(int(part) for part in parts)
-
-
-@contextmanager
-def _status() -> Iterator[Callable[[str], None]]:
-    """Show a line on the terminal that says what is being done, and remove it when that is done."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with console.status("opening") as status:
-
-        def tell(doing: str) -> None:
-            stop_if_interrupted()
-            status.update(doing)
-
-        yield tell

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from evennorm.cli.configuration import configured
+from evennorm.cli.progress import quiet_option
 from evennorm.errors import EvennormError, first_line, printable
 from evennorm.tools.extras import missing
 from evennorm.tools.interrupts import INTERRUPTED, LINE, interrupted, remembered
@@ -49,10 +50,10 @@ class Group(click.Group):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.params.append(_debug_option())
+        self.params += [_debug_option(), quiet_option()]
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        cmd.params.append(_debug_option())
+        cmd.params += [_debug_option(), quiet_option()]
         super().add_command(cmd, name)
 
     def invoke(self, ctx: click.Context) -> Any:

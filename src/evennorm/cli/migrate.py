@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from evennorm.cli.group import force_option
+from evennorm.cli.progress import bar
 from evennorm.errors import printable, printable_json
 from evennorm.tools.outputs import Output, check_outputs
 
@@ -73,7 +75,10 @@ def migrate(
     check_outputs([Output("-o", output, ())], {"OLD": old, "--architecture": architecture}, force)
     from evennorm.tools.migrate import migrate as migrated
 
-    result = migrated(old, output, architecture=architecture, written_by=written_by, partial=partial, to=to, custom=custom)
+    with bar(f"migrating {printable(Path(old).name)}"):
+        result = migrated(
+            old, output, architecture=architecture, written_by=written_by, partial=partial, to=to, custom=custom
+        )
     if as_json:
         click.echo(printable_json(result.as_dict()))
     else:

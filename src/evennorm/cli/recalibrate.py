@@ -127,7 +127,8 @@ def _print(done: Recalibration, output: str) -> None:
     for layer in (layer for layer in done.layers if layer in moved):
         table.add_row(*(Text(printable(cell)) for cell in layer.cells))
     console.print(table)
-    say(f"\n{_NOTES}", "dim")
+    for line in ["", *_NOTES.splitlines(), ""]:
+        say(line, "dim")
     if len(done.layers) > _SHOWN:
         say(f"and {len(done.layers) - _SHOWN} more, which moved less", "dim")
     for line in done.kept:

@@ -18,6 +18,7 @@ from evennorm.tools.check.neighbours import redundant_bias
 from evennorm.tools.data import Data
 from evennorm.tools.models import Opened, save_model
 from evennorm.tools.outputs import refuse_inputs
+from evennorm.tools.recalibrate import Progress
 
 STATISTICS = ("BN301", "BN302", "BN403", "BN601", "BN602")
 """Findings that recalibration fixes."""
@@ -74,12 +75,14 @@ def fix(
     *,
     batch_size: int = 128,
     batches: int | None = None,
+    progress: Progress | None = None,
 ) -> Fixed:
     """Write a copy of the model to `path`, whole or not at all.
 
     Biases before batch normalization are dropped, and subtracted from the moving means after them, so that the model
     predicts the same. A subclassed Keras model cannot be copied: its biases stay, and its statistics are set in place.
     Where moving statistics were found wrong and there is data, they are set to those of the data, which changes predictions.
+    `progress` is called as by `recalibrate`.
 
     Raises:
         InputError: the file cannot be written, or the data does not fit.
@@ -100,7 +103,7 @@ def fix(
             f"moving statistics ({', '.join(sorted(broken))}): the model is more accurate by them than by those of this data"
         )
     elif broken and data is not None:
-        recalibrated = _recalibrate(opened, model, data, batch_size, batches)
+        recalibrated = _recalibrate(opened, model, data, batch_size, batches, progress)
     elif broken:
         left.append(f"moving statistics ({', '.join(sorted(broken))}), which need --data")
     left += _training_s(report)
@@ -189,11 +192,19 @@ def _without_biases(opened: Opened, biased: dict[Any, list[Any]]) -> Any:
     return of_torch(opened.model, biased)
 
 
-def _recalibrate(opened: Opened, model: Any, data: Data, batch_size: int, batches: int | None) -> tuple[str, ...]:
+def _recalibrate(
+    opened: Opened, model: Any, data: Data, batch_size: int, batches: int | None, progress: Progress | None
+) -> tuple[str, ...]:
     from evennorm.tools.recalibrate import recalibrate
 
     done = recalibrate(
-        replace(opened, model=model), data, batches=batches, batch_size=batch_size, measure=False, keep_frozen=True
+        replace(opened, model=model),
+        data,
+        batches=batches,
+        batch_size=batch_size,
+        measure=False,
+        keep_frozen=True,
+        progress=progress,
     )
     return tuple(layer.name for layer in done.layers)
 

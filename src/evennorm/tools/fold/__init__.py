@@ -23,6 +23,9 @@ from evennorm.tools.outputs import refuse_inputs
 
 __all__ = ["Report", "fold"]
 
+Progress = Callable[[str, int, int | None], None]
+"""Gets what is being done, how much of it is done, and of how much, where that is known."""
+
 _BATCH = 32
 
 
@@ -36,7 +39,7 @@ def fold(
     weights: str | os.PathLike[str] | None = None,
     tolerance: float | None = None,
     measure: bool = True,
-    progress: Callable[[str], None] = lambda doing: None,
+    progress: Progress = lambda what, done, total: None,
 ) -> Report:
     """Fold the batch normalization of a model into the layers beside it, for inference.
 
@@ -56,7 +59,7 @@ def fold(
         weights: a file to load into the model first.
         tolerance: the largest difference allowed, as a part of the largest output; by default 1e-4 in float32.
         measure: whether to measure the speed.
-        progress: is told what is being done.
+        progress: is told what is being done, how much of it is done, and of how much, where that is known.
 
     Returns:
         A record with `layers`, `inputs` (what it holds for), `difference`, `speed` and `folded`, the model.
@@ -73,7 +76,7 @@ def fold(
         >>> [(each.layer, each.into) for each in report.layers], report.inputs
         ([('1', ('0',))], 'inputs of rank 2, as (samples, 4)')
     """
-    progress("opening")
+    progress("opening", 0, None)
     opened = open_model(model, weights)
     if tolerance is not None and not tolerance >= 0:
         raise InputError(f"the tolerance is a part of the largest output, 0 or more; received {tolerance}")
@@ -87,17 +90,17 @@ def fold(
         check_fit(given, opened)
     random, others = _examples(framework, input_shape, given)
     example = random or framework.arrays(given.first(4).x)
-    progress("folding")
+    progress("folding", 0, None)
     folded, plan = framework.fold(example, others)
     inputs = _in_words([example, *others])
     before, after = framework.run(opened.model), framework.run(folded)
     allowed = TOLERANCES[framework.dtype] if tolerance is None else tolerance
-    progress("comparing")
+    progress("comparing", 0, None)
     what = ["random inputs"] if random else []
     found = difference(before, after, [random, *others] if random else [], opened.name)
     if given is not None:
         what.append(given.name)
-        found |= _on_data(before, after, given, framework, batches, opened.name)
+        found |= _on_data(before, after, given, framework, batches, opened.name, progress)
     if not found.relative <= allowed and not repeats(before, example):
         raise InputError(
             f"{opened.name} gives other outputs each time, so that nothing can be verified; take its randomness out"
@@ -123,10 +126,10 @@ def fold(
         inputs=inputs,
     )
     if measure:
-        progress("measuring")
+        progress("measuring", 0, None)
         report = replace(report, speed=speed(before, after, example))
     if output is not None:
-        progress("writing")
+        progress("writing", 0, None)
         tensors = framework.tensors(example) if isinstance(framework, TorchModel) else ()
         files.write(opened, folded, output, tensors, inputs)
         report = replace(report, output=os.fspath(output))
@@ -184,9 +187,14 @@ def _shape(array: np.ndarray) -> str:
     return f"({', '.join(['samples', *map(str, array.shape[1:])])})"
 
 
-def _on_data(before: Run, after: Run, given: Any, framework: Framework, batches: int, name: str) -> Difference:
+def _on_data(
+    before: Run, after: Run, given: Any, framework: Framework, batches: int, name: str, progress: Progress
+) -> Difference:
+    total = batches if given.samples is None else min(batches, -(-given.samples // _BATCH))
+
     def read() -> Iterator[tuple[np.ndarray, ...]]:
-        for batch in itertools.islice(given.batches(_BATCH, batches), batches):
+        for done, batch in enumerate(itertools.islice(given.batches(_BATCH, batches), batches)):
+            progress("comparing", done, total)
             yield framework.arrays(batch.x)
 
     try:

@@ -111,7 +111,8 @@ class TorchModel:
         parameter = next(iter(self.opened.model.parameters()), None)
         device = "cpu" if parameter is None else parameter.device
         dtype = torch.float32 if parameter is None or not parameter.is_floating_point() else parameter.dtype
-        tensors = [torch.from_numpy(np.ascontiguousarray(each)).to(device) for each in batch]
+        # A copy, since data may be mapped from a file and models may write.
+        tensors = [torch.from_numpy(np.array(each, order="C")).to(device) for each in batch]
         return tuple(each.to(dtype) if each.is_floating_point() else each for each in tensors)
 
     def arrays(self, x: Any) -> tuple[np.ndarray, ...]:

@@ -1,5 +1,6 @@
 """Folded Keras models, held to the models they came from: over a grid of layers, and where folding would be wrong."""
 
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -9,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers as L  # noqa: N812
 
-from evennorm.errors import ArgumentError
+from evennorm.errors import ArgumentError, InputError
 from evennorm.keras import BatchNormalization
 from evennorm.keras.fold import fold
 from evennorm.keras.legacy import BatchNormalization as OldBatchNormalization
 from evennorm.models.fold_plan import Plan
+from evennorm.tools.fold import fold as fold_file
 
 WIDE = "float64" if keras.backend.backend() == "tensorflow" else "float32"
 """JAX has float64 for the whole process or not at all, and Keras on torch rounds it to float32 here and there."""
@@ -281,3 +283,28 @@ def test_models_that_cannot_be_rewritten() -> None:
         fold("model")
     with pytest.raises(ArgumentError, match="has no input shape yet"):
         fold(keras.Sequential([L.Dense(3)]))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx(tmp_path: Path) -> None:
+    """On torch onnxruntime computes what the model did; other backends say in one line what is needed."""
+    inputs = keras.Input((8, 8, 3))
+    x = L.Conv2D(4, 3, use_bias=False)(inputs)
+    x = L.GlobalAveragePooling2D()(L.ReLU()(L.BatchNormalization(name="norm")(x)))
+    model = keras.Model(inputs, L.Dense(2)(x))
+    rng = np.random.default_rng(0)
+    model.get_layer("norm").set_weights([rng.uniform(0.5, 2, 4) for _ in range(4)])
+    file = tmp_path / "model.onnx"
+    if keras.backend.backend() != "torch":
+        with pytest.raises(InputError, match=r"^Keras writes \.onnx on its torch backend, .* KERAS_BACKEND=torch$"):
+            fold_file(model, file)
+        assert not file.exists()
+        return
+    import onnxruntime
+
+    assert fold_file(model, file, measure=False).count("folded") == 1
+    session = onnxruntime.InferenceSession(file)
+    for samples in (1, 5):
+        x = rng.normal(size=(samples, 8, 8, 3)).astype("float32")
+        (served,) = session.run(None, {session.get_inputs()[0].name: x})
+        np.testing.assert_allclose(served, model.predict(x, verbose=0), rtol=1e-4, atol=1e-5)

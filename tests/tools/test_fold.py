@@ -190,7 +190,7 @@ def test_nothing_is_written_beyond_the_tolerance(file: Path, tmp_path: Path) -> 
         (["nothing.keras", "-o", "b.keras"], "there is no file nothing.keras"),
         (["model.keras", "-o", "b.txt"], "Keras models are written to .keras or .h5; received 'b.txt'"),
         (["model.keras", "-o", "b.pt2"], "Keras models are written to .keras or .h5; received 'b.pt2'"),
-        ([NET, "-o", "b.keras"], "folded torch models are written to .pt2, as a program"),
+        ([NET, "-o", "b.keras"], "folded torch models are written to .pt2 or .onnx, as a program"),
         (["model.keras", "-o", "no/b.keras"], "there is no folder 'no'"),
         (["cut.keras", "-o", "b.keras"], "cut.keras is damaged or cut short"),
         (["model.keras", "-o", "b.keras", "--data", "wrong.npz"], "its input 'image' takes samples of shape 8 x 8 x 3"),

@@ -22,7 +22,7 @@ from evennorm.tools.outputs import Output, check_outputs
     "--output",
     required=True,
     metavar="FILE",
-    help="Output file: .keras or .h5; for torch .pt2, .safetensors, .pt or .pth.",
+    help="Output file: .onnx; .keras or .h5; for torch .pt2, .safetensors, .pt or .pth.",
 )
 @click.option(
     "--data", metavar="DATA", help="Also compare outputs on this data: an .npz with x, a folder, or module:function."
@@ -71,7 +71,7 @@ def fold(
     \b
     evennorm fold model.keras -o folded.keras
     evennorm fold net:resnet50 --weights resnet50.pth -o resnet50.pt2 --data images/
-    evennorm fold torchvision:resnet18 --weights resnet18.pth -o resnet18.pt2
+    evennorm fold torchvision:resnet18 --weights resnet18.pth -o resnet18.onnx
 
     fold first compares the outputs. If they differ by more than the tolerance, it writes nothing.
 

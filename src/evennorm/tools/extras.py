@@ -9,6 +9,7 @@ EXTRAS = {
     **dict.fromkeys(("plotly", "jinja2"), "tools"),
     **dict.fromkeys(("keras", "h5py"), "keras"),
     **{name: name for name in ("jax", "torch", "tensorflow", "flax", "torchmetrics", "lightning")},
+    **dict.fromkeys(("onnx", "onnxscript"), "onnx"),
     "sklearn": "demo",
     "tensorboardX": "tensorboard",
     "triton": "gpu",

@@ -49,8 +49,8 @@ def fold(
 
     Args:
         model: a keras.Model, a torch.nn.Module or an nnx.Sequential of Flax, a `.keras` or `.h5` file, or `module:function`.
-        output: the file to write: `.keras` or `.h5`; `.pt2`, `.safetensors`, `.pt` or `.pth` for torch; `.safetensors` for
-            Flax. None to write none.
+        output: the file to write: `.keras` or `.h5`; `.pt2`, `.safetensors`, `.pt` or `.pth` for torch; `.onnx` for both;
+            `.safetensors` for Flax. None to write none.
         data: what to compare the outputs on besides random inputs; anything that `open_data` takes. Torch models are folded
             for the rank of its samples.
         batches: how many batches of 32 samples of it.

@@ -12,6 +12,7 @@ from typing import Any
 
 from evennorm.errors import InputError, first_line
 from evennorm.tools.atomic import replacing
+from evennorm.tools.fold import onnx_file
 from evennorm.tools.models import Opened, check_output, quiet, save_model
 from evennorm.tools.weights import as_safetensors
 
@@ -26,10 +27,14 @@ def check(framework: str, path: str | os.PathLike[str]) -> None:
     Raises:
         InputError: no model of that framework is written with this suffix, or there is no such folder.
     """
+    if Path(path).suffix == onnx_file.SUFFIX and framework != "flax":
+        onnx_file.check(framework)
+        check_output(framework, Path(path).with_suffix(".keras" if framework == "keras" else ".pt"))
+        return
     if framework == "torch" and Path(path).suffix not in (".pt2", ".safetensors", ".pt", ".pth"):
         raise InputError(
-            "folded torch models are written to .pt2, as a program that runs without the model's code, or to .safetensors, "
-            f".pt or .pth, as a state_dict; received {os.fspath(path)!r}"
+            "folded torch models are written to .pt2 or .onnx, as a program that runs without the model's code, or to "
+            f".safetensors, .pt or .pth, as a state_dict; received {os.fspath(path)!r}"
         )
     if framework == "flax" and Path(path).suffix != ".safetensors":
         raise InputError(
@@ -51,13 +56,15 @@ def write(opened: Opened, folded: Any, path: str | os.PathLike[str], example: Se
 
     Keras: `.keras` or `.h5`, which load without evennorm. torch: `.pt2`, a program of torch.export for any number of
     samples, and any size of images that the model takes; or the state_dict, whose keys are those of the model without its
-    batch normalizations.
+    batch normalizations. Both: `.onnx`, for any number of samples.
 
     Raises:
         InputError: the file cannot be written, or the model not be exported.
     """
     suffix = Path(path).suffix
-    if suffix in (".pt", ".pt2", ".pth"):
+    if suffix == onnx_file.SUFFIX:
+        onnx_file.write(opened.framework, folded, Path(path), example, {FOLDED_FOR: inputs})
+    elif suffix in (".pt", ".pt2", ".pth"):
         content = _exported(folded, example, inputs) if suffix == ".pt2" else _pickled(folded, inputs)
         with replacing(path) as partial:
             partial.write_bytes(content)

@@ -2,7 +2,9 @@
 """Build an sdist and from it a wheel, in isolation, and try the wheel in clean environments. Run by `make release-check`.
 
     .ci/release_check.py numpy jax      also: torch, tensorflow, all
+    .ci/release_check.py numpy@python3.12 numpy@python3.13      by other Pythons
 
+The wheel that the first Python from 3.12 on has built serves all later ones, by the stable ABI, and is tried so.
 What is made goes to build/release, which is cleared first.
 """
 
@@ -59,17 +61,32 @@ def must(condition: bool, words: str) -> None:
         sys.exit(f"release-check: {words}")
 
 
-def build() -> Path:
-    """The wheel, from the sdist alone, with nothing at hand but what pyproject.toml requires."""
+def source() -> Path:
+    """The sdist."""
     run(sys.executable, "-c", f"from scikit_build_core.build import build_sdist; build_sdist({str(HOME)!r})", home=ROOT)
     (sdist,) = HOME.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = archive.getnames()
     must(any(name.endswith("native/third_party/xla/xla/ffi/api/ffi.h") for name in names), "the sdist lacks XLA's headers")
     must(not any("/.venv/" in name or "/build/" in name for name in names), "the sdist holds what was built here")
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", HOME, sdist)
-    (wheel,) = HOME.glob("*.whl")
+    return sdist
+
+
+def build(sdist: Path, python: str) -> Path:
+    """The wheel, from the sdist alone, with nothing at hand but what pyproject.toml requires."""
+    before = set(HOME.glob("*.whl"))
+    run(python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", HOME, sdist)
+    (wheel,) = set(HOME.glob("*.whl")) - before
+    look(wheel)
+    audit(wheel)
     return wheel
+
+
+def abi(python: str) -> str:
+    """What tells the wheels apart: cp311, or abi3 of all later ones."""
+    asked = "import sys; print(sys.version_info.minor)"
+    minor = subprocess.run([python, "-c", asked], capture_output=True, text=True, check=True).stdout
+    return f"cp3{minor.strip()}" if int(minor) < 12 else "abi3"
 
 
 def look(wheel: Path) -> None:
@@ -95,15 +112,15 @@ def audit(wheel: Path) -> None:
     if sys.platform != "linux":
         return
     home = HOME / "audit"
-    run(sys.executable, "-m", "venv", home)
+    run(sys.executable, "-m", "venv", "--clear", home)
     run(home / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "auditwheel")
     run(home / "bin" / "auditwheel", "show", wheel)
 
 
-def attempt(wheel: Path, name: str) -> None:
+def attempt(wheel: Path, name: str, base: str = sys.executable) -> None:
     """Install the wheel into an environment of its own, and let the doctor look at that."""
-    home = HOME / name
-    run(sys.executable, "-m", "venv", home)
+    home = HOME / f"{name}-{Path(base).resolve().name}"
+    run(base, "-m", "venv", "--clear", home)
     python = home / "bin" / "python"
     quiet = ("--quiet", "--disable-pip-version-check", "--constraint", ROOT / "constraints.txt")
     run(python, "-m", "pip", "install", *quiet, f"{wheel}{ENVIRONMENTS[name]}")
@@ -116,19 +133,26 @@ def attempt(wheel: Path, name: str) -> None:
         run(home / "bin" / "evennorm", "check", "--explain", "BN101")
     else:
         must("pip install 'evennorm[tools]'" in command.stderr, f"evennorm without click said {command.stderr!r}")
+    shutil.rmtree(home)  # gigabytes, with torch and TensorFlow in it
 
 
 def main() -> None:
     names = sys.argv[1:] or ["numpy", "jax"]
-    must(set(names) <= set(ENVIRONMENTS), f"environments are {', '.join(ENVIRONMENTS)}; received {' '.join(names)}")
+    wanted = [(name.partition("@")[0], name.partition("@")[2] or sys.executable) for name in names]
+    must(
+        {name for name, _ in wanted} <= set(ENVIRONMENTS),
+        f"environments are {', '.join(ENVIRONMENTS)}, or with @PYTHON behind one; received {' '.join(names)}",
+    )
+    for _, python in wanted:
+        must(shutil.which(python) is not None, f"no such Python: {python}")
     shutil.rmtree(HOME, ignore_errors=True)
     HOME.mkdir(parents=True)
-    wheel = build()
-    look(wheel)
-    audit(wheel)
-    for name in names:
-        attempt(wheel, name)
-    print(f"release-check: {wheel.name} serves in {', '.join(names)}")
+    sdist, wheels = source(), {}
+    for name, python in wanted:
+        kind = abi(python)
+        wheels[kind] = wheels.get(kind) or build(sdist, python)
+        attempt(wheels[kind], name, python)
+    print(f"release-check: {', '.join(wheel.name for wheel in wheels.values())} serve in {', '.join(names)}")
 
 
 if __name__ == "__main__":

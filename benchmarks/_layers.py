@@ -31,6 +31,10 @@ class Layer:
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         raise NotImplementedError
 
+    def of_complex(self) -> Layer:
+        """The same layer, told to expect complex numbers where it has to be told."""
+        return self
+
     def takes_residual(self) -> bool:
         """Whether something is added to the output before the activation, in the same pass."""
         return "residual" in arguments(self)
@@ -204,16 +208,19 @@ class Haiku(Layer):
 class Equinox(Layer):
     name = "Equinox"
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: str | None = None) -> None:
         import equinox
         import jax
 
         self.kind, self.jax = equinox.nn.BatchNorm, jax
         self.layer, self.state = equinox.nn.make_with_state(equinox.nn.BatchNorm)(
-            CHANNELS, "batch", eps=EPSILON, momentum=0.9, mode="batch"
+            CHANNELS, "batch", eps=EPSILON, momentum=0.9, dtype=dtype, mode="batch"
         )
         self.weights, self.rest = equinox.partition(self.layer, equinox.is_inexact_array)
         self.combine = equinox.combine
+
+    def of_complex(self) -> Layer:
+        return Equinox("complex64")
 
     def train(self, x: np.ndarray, **options: Any) -> np.ndarray:
         if options:

@@ -204,7 +204,7 @@ def test_never_into_a_layer_that_is_used_elsewhere() -> None:
     _, plan = check(trained(keras.Model(x, L.Add(name="sum", dtype=WIDE)([norm("bn")(y), y]))))
     assert plan["bn"].why.startswith("sum reads the values of conv too")
     _, plan = check(trained(keras.Model(x, [norm("bn")(y), y])))
-    assert plan["bn"].why == "the values of conv leave the model too; the values behind it leave the model"
+    assert plan["bn"].why == "the values of conv leave the model too; the values after it leave the model"
     shared = norm("bn")
     folded, plan = check(trained(keras.Model(x, [shared(conv(x)), L.ReLU(dtype=WIDE)(shared(other(x)))])))
     assert set(plan["bn"].into) == {"conv", "other"}

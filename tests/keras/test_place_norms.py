@@ -90,7 +90,7 @@ def test_what_cannot_be_normalized_is_refused():
         place(unknown, "before", norm="layer")
     single = keras.Sequential([keras.Input((3,)), layers.Dense(1, "relu"), layers.Dense(2)])
     for norm in ("layer", "group", "rms"):
-        with pytest.raises(ArgumentError, match=f"{norm} normalization of a single value forgets it"):
+        with pytest.raises(ArgumentError, match=f"{norm} normalization of a single value loses it"):
             place(single, "before", norm=norm)
     with pytest.raises(ArgumentError, match="norm is one of batch, layer, group, rms; received 'instance'"):
         place(network(), "before", norm="instance")

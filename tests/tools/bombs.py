@@ -169,7 +169,7 @@ HDF5 = {
     packed_twice: "packed by filters [1, 1]",
     shape_beyond_64_bits: "announces 73,786,976,294,838 MB",
     data_over_each_other: "they lie over each other",
-    same_weights_under_many_names: "is another name for what stands elsewhere in it",
+    same_weights_under_many_names: "is another name for an object elsewhere in it",
     linked: "is a link, which Keras never writes",
     linked_to_a_file: "leads out of the file",
     kept_in_a_file: "keeps its data in other files",

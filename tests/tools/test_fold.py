@@ -199,7 +199,7 @@ def test_nothing_is_written_beyond_the_tolerance(file: Path, tmp_path: Path) -> 
         ([NET, "-o", "b.pt", "--input-shape", "3,x"], "--input-shape takes the sizes of one sample, as in 3,224,224"),
         ([NET, "-o", "b.pt", "--data", "wrong.npz"], "wrong.npz does not fit"),
         ([NET, "-o", "b.pt", "--tolerance", "-1"], "the tolerance is a part of the largest output, 0 or more"),
-        ([f"{__name__}:noisy", "-o", "b.pt"], "gives other outputs each time, so that nothing can be verified"),
+        ([f"{__name__}:noisy", "-o", "b.pt"], "gives other outputs each time, so nothing can be verified"),
         ([f"{__name__}:broken", "-o", "b.pt"], "gives outputs that are not finite"),
     ],
 )

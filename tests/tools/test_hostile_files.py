@@ -62,7 +62,7 @@ LIES = {
     "broken": (npy_header("(((("), "its header is broken"),
     "negative": (npy_header("(-2, -1)"), "no array has the shape (-2, -1)"),
     "no integer": (npy_header("(1.5,)"), "its header is broken"),
-    "values of no size": (npy_header("(1000000000000,)", "|S0"), "take no place"),
+    "values of no size": (npy_header("(1000000000000,)", "|S0"), "take no space"),
     "objects": (npy_header("(1,)", "|O"), "pickled Python objects"),
     "many axes": (npy_header(str((1,) * 60)), "its header is broken"),
 }

@@ -205,7 +205,7 @@ def test_a_group_that_holds_itself(saved, tmp_path) -> None:
     path.write_bytes((saved[0] / "model.h5").read_bytes())
     with h5py.File(path, "a") as file:
         file["model_weights/again"] = file["model_weights"]
-    refused(path, "is another name for what stands elsewhere in it")
+    refused(path, "is another name for an object elsewhere in it")
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])

@@ -201,7 +201,7 @@ def test_errors_have_torchs_types_and_our_words(name: str) -> None:
         ({"memory": "none"}, "one of 'save', 'inplace'; received memory='none'"),
         (
             {"memory": "inplace", "activation": "relu"},
-            "relu has forgotten what was below zero; choose activation among None",
+            "relu has lost what was below zero; choose activation among None",
         ),
         ({"memory": "inplace", "activation": "leaky_relu", "negative_slope": 0.0}, "above 0; received negative_slope=0.0"),
         ({"memory": "inplace", "activation": "elu", "alpha": -1.0}, "received alpha=-1.0"),
@@ -218,7 +218,7 @@ def test_arguments(options, words: str) -> None:
     [
         ({"momentum": -1.0}, r"received momentum=-1.0"),
         ({"activation": "gelu"}, "received 'gelu'"),
-        ({"activation": "relu", "memory": "inplace"}, "relu has forgotten"),
+        ({"activation": "relu", "memory": "inplace"}, "relu has lost"),
     ],
 )
 def test_attributes_set_later(attributes, words: str) -> None:

@@ -51,7 +51,7 @@ def test_a_module_that_has_an_activation_takes_no_other() -> None:
     with pytest.raises(ArgumentError) as caught:
         BatchNorm2d(3, activation="elu")(X.float(), slope=0.0)
     assert str(caught.value) == (
-        "slope is that of an activation for one call of a module that has none; received slope=0.0 and a module with "
+        "slope applies an activation in one call of a module that has none; received slope=0.0 and a module with "
         "activation='elu'; leave one of them out"
     )
 

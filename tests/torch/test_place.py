@@ -257,7 +257,7 @@ def mlp():
         (mlp, {"0": "before"}, (3,), "'0' of class Linear has none of its own"),
         (mlp, {"relu": "before"}, (3,), r"keys \(0, 1\); received 'relu'"),
         (mlp, "none", (4,), r"fails on inputs of shape \(2, 4\): .*; give an input_shape \(of one sample\)"),
-        (mlp, "none", None, "one of input_shape, .* or inputs tells; received neither"),
+        (mlp, "none", None, "one of input_shape, .* or inputs; received neither"),
         (mlp, "none", (0,), r"sizes above 0; received \(0,\)"),
         (lambda: "model.pt", "none", (3,), "place takes a torch.nn.Module; received str"),
         (lambda: torch.jit.script(mlp()), "none", (3,), "compiled by TorchScript"),

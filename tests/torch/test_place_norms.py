@@ -86,5 +86,5 @@ def test_what_does_not_fit_is_refused(norm, options, message):
 @pytest.mark.parametrize("norm", ["layer", "group", "rms"])
 def test_a_single_value_is_refused(norm):
     model = nn.Sequential(nn.Linear(4, 1), nn.Tanh(), nn.Linear(1, 2))
-    with pytest.raises(ArgumentError, match=r"single value forgets it; a hidden tensor has shape \(2, 1\)"):
+    with pytest.raises(ArgumentError, match=r"single value loses it; a hidden tensor has shape \(2, 1\)"):
         place(model, "before", norm=norm, input_shape=(4,))

@@ -63,7 +63,7 @@ def normalize_by(
     """Normalize by statistics that do not come from x. All arrays but x have a shape that broadcasts against it.
 
     So nothing asks for a size of x: programs that are written for other machines hold arithmetic alone, which converters
-    make part of the layer in front.
+    fold into the layer before.
     """
     deviation = xp.sqrt(variance + epsilon)
     z = (x - mean) / deviation if gamma is None else (x - mean) * (gamma / deviation)

@@ -148,7 +148,7 @@ def _count_findings(geometry: Geometry, data_format: DataFormat) -> Iterator[Fin
 
 def _more_values(geometry: Geometry, data_format: DataFormat) -> str:
     if "batch" not in data_format.roles:
-        return "give the shape with its batch axis in front, ? where its size is unknown"
+        return "give the shape with its batch axis first, ? where its size is unknown"
     if 0 in geometry.axis:
         return "choose an axis that leaves the batch to be averaged over"
     return (

@@ -22,9 +22,9 @@ def fold(model: nnx.Module, x: Any) -> tuple[nnx.Module, Plan]:
     """Return a copy of `model` that computes the same in evaluation with fewer layers, and a plan of what became of each
     batch normalization.
 
-    Each batch normalization becomes part of the nnx.Linear or nnx.Conv behind or in front of which it stands, where that is
-    exact, and a function that gives back its input stands in its place: all other paths in the state stay. The others are
-    kept. Computed in float64. The copy is for inference.
+    Each batch normalization becomes part of the nnx.Linear or nnx.Conv before or after it, where that is exact, and a
+    function that returns its input replaces it: all other paths in the state stay. The others are kept. Computed in
+    float64. The copy is for inference.
 
     Args:
         model: an nnx.Sequential, of others in it too: it says in which order it calls its layers, and nothing else does.

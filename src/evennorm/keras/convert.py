@@ -73,8 +73,8 @@ def revert(model: keras.Model) -> keras.Model:
     for layer in result._flatten_layers():
         if not isinstance(layer, keras.Model) and (foreign := _of_evennorm(layer)):
             raise ArgumentError(
-                f"what revert gives is loaded by Keras alone, which does not know {foreign} of {layer.name!r}; keep "
-                "evennorm for this model, or replace it there"
+                f"revert returns a model that Keras loads without evennorm, and Keras does not know {foreign} of "
+                f"{layer.name!r}; keep evennorm for this model, or replace it there"
             )
     return result
 

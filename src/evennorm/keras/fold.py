@@ -26,7 +26,7 @@ def fold(model: keras.Model) -> tuple[keras.Model, Plan]:
     """Return a copy of `model` that predicts the same with fewer layers, and a plan of what became of each batch
     normalization.
 
-    Each batch normalization becomes part of the convolution, dense layer or embedding behind or in front of which it stands,
+    Each batch normalization becomes part of the convolution, dense layer or embedding before or after it,
     where that is exact; else one `keras.layers.Rescaling`. Computed in float64. Activations that our layers apply stay, as
     layers of their own. The copy is for inference: its batch normalizations are gone, and it is not compiled. Names of
     layers stay.

@@ -57,7 +57,7 @@ def made(norm: str, tensor: Tensor, axis: int, name: str, **options: Any) -> ker
         )
     if sizes == [1]:
         raise ArgumentError(
-            f"{norm} normalization of a single value forgets it; the tensor {tensor.name!r} has shape "
+            f"{norm} normalization of a single value loses it; the tensor {tensor.name!r} has shape "
             f"{tuple(tensor.shape)}; use batch normalization there"
         )
     return _CLASSES[norm](axis=axes, name=name, **options)
@@ -79,7 +79,7 @@ def groups_of(tensor: Tensor, axis: int) -> int:
         return 1
     if channels == 1:
         raise ArgumentError(
-            f"group normalization of a single value forgets it; the tensor {tensor.name!r} has shape {tuple(tensor.shape)}; "
+            f"group normalization of a single value loses it; the tensor {tensor.name!r} has shape {tuple(tensor.shape)}; "
             "use batch normalization there"
         )
     return max(groups for groups in range(1, MOST_GROUPS + 1) if channels % groups == 0 and channels // groups > 1)

@@ -35,7 +35,7 @@ def place(model: keras.Model, where: Where, drop_bias: bool = True, *, norm: str
     layer whose bias that one stood in for gets its bias, zero. Everything else is copied with its weights, names, dtype
     policies and trainable flags. The original is left as it was, and the result is not compiled.
 
-    A hidden layer is any that stands in front of the output layers: the last layers with weights on the way to each output,
+    A hidden layer is any that comes before the output layers: the last layers with weights on the way to each output,
     with all that follows them. Activations are those that Dense, EinsumDense and the convolutions apply themselves,
     activation layers, and `keras.activations` or `keras.ops` called on tensors; softmax is none, since what reads it needs
     probabilities. Recurrent and attention layers keep theirs inside and are left alone, as are wrappers such as
@@ -49,12 +49,12 @@ def place(model: keras.Model, where: Where, drop_bias: bool = True, *, norm: str
             becomes a layer of its own; "after", after the activation; "input", as the first layer after every input of
             numbers, but for what must see raw values or tells which axis is the channel (preprocessing, masking, reshaping).
             Or a function that is called with each hidden layer and returns None, "before" (only for layers with or of an
-            activation) or "after" (directly behind any layer). Or a mapping from names of hidden layers to these words;
+            activation) or "after" (directly after any layer). Or a mapping from names of hidden layers to these words;
             `sites` lists those that have both places.
         drop_bias: leave out the bias of a layer whose output goes to the normalization only: beta does its work.
         norm: "batch", or "layer", "group" or "rms" for Keras's own layers in the same places: layer and RMS normalization of
             an image take all of its values, of other tensors the channels; group normalization takes at most 32 groups.
-        **options: arguments for each new layer, such as `momentum` or `epsilon`. Its axis is 1 behind
+        **options: arguments for each new layer, such as `momentum` or `epsilon`. Its axis is 1 after
             channels-first layers, else -1; it is named after the layer that it normalizes, and takes over dtype
             policy and trainable flag.
 

@@ -126,7 +126,7 @@ class _Position:
         if what.flattens:
             real = [1 + i for i, size in enumerate(what.flattens) if size != 1]
             if len(real) != 1:
-                raise _NoWayError(f"{step.layer} makes one row of the channels of all positions in between")
+                raise _NoWayError(f"{step.layer} flattens the channels of all positions into one row in between")
             return replace(self, axis=real[0])
         if what.axes is None:
             return self
@@ -201,10 +201,10 @@ class _Planner:
 
     def _into_readers(self, step: Step, position: _Position) -> list[str]:
         if self._leaves(step):
-            raise _NoWayError("the values behind it leave the model")
+            raise _NoWayError("the values after it leave the model")
         readers = self._readers_of(step)
         if not readers:
-            raise _NoWayError("who reads it is not known")
+            raise _NoWayError("it is not known what reads it")
         found: list[str] = []
         for reader in readers:
             what = self._what(reader)

@@ -7,8 +7,8 @@ it.
 
 A linear map with kernel W and bias b, of which a convolution has one per tap t:
 
-    behind it:       scale * (sum_t W_t x_t + b) + shift  =  sum_t (scale * W_t) x_t + (scale * b + shift)
-    in front of it:  sum_t W_t (scale * x_t + shift) + b  =  sum_t (W_t * scale) x_t + (b + sum_t W_t shift)
+    after it:   scale * (sum_t W_t x_t + b) + shift  =  sum_t (scale * W_t) x_t + (scale * b + shift)
+    before it:  sum_t W_t (scale * x_t + shift) + b  =  sum_t (W_t * scale) x_t + (b + sum_t W_t shift)
 
 The second holds where every output sees all taps: zeros that a convolution puts around its input were not shifted.
 """

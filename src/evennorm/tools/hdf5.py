@@ -32,7 +32,7 @@ def check_hdf5_file(file: str | os.PathLike[str] | io.BytesIO, name: str) -> Non
     file.
 
     Raises:
-        InputError: it is damaged, leads out of itself, or announces what nothing stands behind.
+        InputError: it is damaged, leads out of itself, or announces more than it holds.
         MissingExtra: h5py is not installed.
     """
     try:
@@ -117,7 +117,7 @@ class _Check:
                 found = group[key]
                 address = h5py.h5o.get_info(found.id).addr
                 if address in seen:
-                    raise self.refuse(f"{place} is another name for what stands elsewhere in it, which Keras never writes")
+                    raise self.refuse(f"{place} is another name for an object elsewhere in it, which Keras never writes")
                 seen.add(address)
                 if len(seen) > _MOST_OBJECTS:
                     raise self.refuse(f"it holds more than {_MOST_OBJECTS:,} groups and data sets")
@@ -132,9 +132,7 @@ class _Check:
             attribute = found.attrs.get_id(key)
             count = math.prod(attribute.shape or ())
             if count * attribute.dtype.itemsize > max(self.size, 1 << 16):
-                raise self.refuse(
-                    f"the attribute {key!r} of {place} announces {count:,} values, and nothing stands behind them"
-                )
+                raise self.refuse(f"the attribute {key!r} of {place} announces {count:,} values, more than the file holds")
             elements += count * references(attribute.dtype)
         return elements
 

@@ -149,7 +149,7 @@ def _recognized(model: Any, name: str) -> Opened:
     if torch is not None and isinstance(model, torch.nn.Module):
         if isinstance(model, torch.jit.ScriptModule):
             raise InputError(
-                f"{name} is a TorchScript program, whose layers nobody can watch; give the module it was made of"
+                f"{name} is a TorchScript program, whose layers cannot be observed; give the module it was made from"
             )
         inner = getattr(model, "_orig_mod", model)  # of torch.compile
         parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)

@@ -37,7 +37,7 @@ def checked_activation(name: str | None, negative_slope: float, alpha: float, me
     if memory == "inplace":
         if name not in INVERTIBLE:
             raise ArgumentError(
-                f'memory="inplace" finds the input again from the output, and {name} has forgotten what was below zero; '
+                f'memory="inplace" recovers the input from the output, where {name} has lost what was below zero; '
                 f'choose activation among {_listed(INVERTIBLE)}, or memory="save"'
             )
         for parameter, value, used in (("negative_slope", negative_slope, "leaky_relu"), ("alpha", alpha, "elu")):
@@ -58,7 +58,7 @@ def activation_of_call(activation: str | None, negative_slope: float, slope: flo
         return activation, negative_slope
     if activation is not None:
         raise ArgumentError(
-            f"slope is that of an activation for one call of a module that has none; received slope={slope} and a module "
+            f"slope applies an activation in one call of a module that has none; received slope={slope} and a module "
             f"with activation={activation!r}; leave one of them out"
         )
     return "leaky_relu", slope
@@ -204,7 +204,7 @@ def call_of(
         raise UnsupportedError(COMPLEX.format(name="input", dtype=dtype))
     if not dtype.is_floating_point:
         raise UnsupportedError(
-            f"batch normalization takes a mean, which whole numbers need not have; input is of a floating dtype; received "
+            f"batch normalization takes a mean, which is rarely a whole number; input is of a floating dtype; received "
             f"{dtype}; call input.float() first"
         )
     known = [size if isinstance(size, int) else None for size in shape]
@@ -230,7 +230,7 @@ def check_residual(input: Tensor, residual: Tensor, memory: str) -> None:
     """
     if memory == "inplace":
         raise ArgumentError(
-            'memory="inplace" finds its input again from the output alone, which a residual is not a part of; received a '
+            'memory="inplace" recovers its input from the output alone, which cannot tell a residual apart; received a '
             'residual; add it to the result, or choose memory="save"'
         )
     for what in ("shape", "dtype", "device"):

@@ -28,8 +28,8 @@ def fold(model: nn.Module, inputs: Sequence[Any], others: Sequence[Sequence[Any]
     """Return a copy of `model` that computes the same in evaluation with fewer layers, and a plan of what became of each
     batch normalization.
 
-    Each batch normalization becomes part of the convolution, linear layer or embedding behind or in front of which it
-    stands, where that is exact; else one scale and shift. Computed in float64. Activations that our modules apply stay, as
+    Each batch normalization becomes part of the convolution, linear layer or embedding before or after it,
+    where that is exact; else one scale and shift. Computed in float64. Activations that our modules apply stay, as
     modules of their own.
 
     The copy is for inference. Where torch.fx can follow the model's code it is a torch.fx.GraphModule, in which the batch

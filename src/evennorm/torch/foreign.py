@@ -39,7 +39,7 @@ class AskedByQuantization:
         for _ in range(3):
             if module is not None and frame.f_code.co_filename.startswith(_QUANTIZATION):
                 raise ArgumentError(
-                    "torch.ao.quantization knows torch.nn's batch normalization alone, by its type; received "
+                    "torch.ao.quantization recognizes only torch.nn's batch normalization, by its type; received "
                     f"{type(module).__module__}.{type(module).__name__}; call evennorm.torch.revert(model) first"
                 )
             if frame.f_back is None:
@@ -65,5 +65,5 @@ def _check_synchronizable(module: _BatchNorm) -> None:
         raise ArgumentError(
             "torch.nn.SyncBatchNorm only normalizes, and would lose what else the module does; received "
             f"{type(module).__name__} with {' and '.join(lost)}; call evennorm.torch.SyncBatchNorm.convert_sync_batchnorm, "
-            "which keeps it all but ghost batches and memory"
+            "which keeps all of it except ghost batches and memory"
         )

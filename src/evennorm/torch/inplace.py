@@ -149,7 +149,7 @@ def _check_gamma(gamma: Tensor, beta: Tensor | None, dtype: torch.dtype, activat
         worst = int(torch.where(refused, gamma.abs(), torch.inf).argmin())
         offset = "" if beta is None else f" and beta = {float(beta[worst]):.3g}"
         raise ArgumentError(
-            f'memory="inplace" finds its input again by dividing by gamma, so that {rule}; received {int(refused.sum())} of '
+            f'memory="inplace" recovers its input by dividing by gamma, so that {rule}; received {int(refused.sum())} of '
             f"{gamma.numel()} channels that are not: channel {worst} has gamma = {float(gamma[worst]):.3g}{offset}; keep "
             'gamma away from 0, or choose memory="save"'
         )

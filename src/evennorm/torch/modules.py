@@ -295,7 +295,7 @@ class BatchNorm2d(_BatchNorm, batchnorm.BatchNorm2d):
 
     In training mean and variance are those of the batch, and `running = (1 - momentum) * running + momentum * batch`, with
     the unbiased variance; after `eval()` they are the running ones. Arguments, state_dict and results of torch's module are
-    the same here. Kept for the backward pass are the input and, behind a residual, one bit per element.
+    the same here. Kept for the backward pass are the input and, after a residual, one bit per element.
 
     Args:
         num_features: C, the number of channels.

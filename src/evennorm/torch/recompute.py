@@ -1,6 +1,6 @@
 """Keep no output of batch normalization for the backward pass inside `recompute_outputs`, and compute it again there.
 
-A convolution behind normalization and ReLU keeps its input for its own gradient, and the normalization keeps x. One follows
+A convolution after normalization and ReLU keeps its input for its own gradient, and the normalization keeps x. One follows
 from the other, by a pass that costs about as much as a copy.
 """
 

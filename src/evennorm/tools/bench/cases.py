@@ -132,7 +132,7 @@ def parsed_shapes(text: str) -> list[tuple[tuple[int, ...], str]]:
         [((256, 1024), 'last'), ((8, 64, 7, 7), 'first')]
     """
     rule = (
-        "shapes are sizes as they lie in memory, batch first, at least two, :first behind those with channels on axis 1, "
+        "shapes are sizes as they lie in memory, batch first, at least two, :first after those with channels on axis 1, "
         f"as in 32x56x56x64,8x64x7x7:first; or {' or '.join(SETS)}"
     )
     found = []

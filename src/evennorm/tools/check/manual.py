@@ -30,7 +30,7 @@ def manual(code: str) -> str:
         raise ArgumentError(f"there is no finding {code!r}; there are {', '.join(rule.code for rule in RULES)}")
     path = next((path for folder in _FOLDERS if (path := folder / f"{rule.code}.md").is_file()), None)
     if path is None:
-        raise InputError(f"the page of {rule.code} is not installed; install evennorm anew")
+        raise InputError(f"the page of {rule.code} is not installed; reinstall evennorm")
     lines = path.read_text(encoding="utf-8").splitlines()
     # Links lead to other files of the documentation, which are not here.
     return "\n".join(line for line in lines if not line.startswith(("Run both: ", "[All findings]"))).rstrip() + "\n"

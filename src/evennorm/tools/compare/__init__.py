@@ -91,7 +91,7 @@ def compare(
             points, for the demo, `article-cnn` on the digits, 3; of another metric 0.
         tensorboard: folder that takes the curves of every run, in a folder of its own.
         task: `classification`, `multilabel` or `regression`; None chooses it from the labels.
-        metric: what runs are judged by: Keras's name, or for torch models that of torchmetrics; `:min` or `:max` behind it
+        metric: what runs are judged by: Keras's name, or for torch models that of torchmetrics; `:min` or `:max` after it
             says which is better. None is `accuracy`, `binary_accuracy` or `mean_absolute_error`.
         device: where torch models are trained: `cpu`, `cuda` or `mps`; None is the best there is.
         advantages: whether to train from larger and smaller initial weights too, and to record one hidden unit's input.

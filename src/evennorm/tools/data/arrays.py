@@ -282,7 +282,7 @@ def _check_plain(what: str, dtype: np.dtype) -> None:
     if dtype.hasobject:
         raise InputError(f"{what} is not opened: it holds pickled Python objects; write arrays of numbers")
     if dtype.itemsize == 0:
-        raise InputError(f"{what} is not opened: values of {dtype} take no place, so that any number of them fits")
+        raise InputError(f"{what} is not opened: values of {dtype} take no space, so any number of them would fit")
 
 
 def _lie(dtype: np.dtype, shape: tuple[int, ...], held: int) -> str:

@@ -102,9 +102,7 @@ def fold(
         what.append(given.name)
         found |= _on_data(before, after, given, framework, batches, opened.name, progress)
     if not found.relative <= allowed and not repeats(before, example):
-        raise InputError(
-            f"{opened.name} gives other outputs each time, so that nothing can be verified; take its randomness out"
-        )
+        raise InputError(f"{opened.name} gives other outputs each time, so nothing can be verified; remove its randomness")
     if not found.relative <= allowed:
         raise InputError(
             f"the outputs of {opened.name} differ by {found.largest:.2g} once it is folded, {found.relative:.2g} of the "

@@ -1,6 +1,6 @@
 """Set the moving statistics of a model to those of data, and change nothing else.
 
-Layer by layer, so that each normalization is measured on what the recalibrated ones in front of it give; or in one pass, in
+Layer by layer, so that each normalization is measured on the outputs of the recalibrated ones before it; or in one pass, in
 which each normalizes by the batch, as in training (Wu & Johnson 2021, arXiv 2105.07576, "precise batch norm").
 """
 

@@ -39,7 +39,7 @@ class Passes:
         program: the model.
         data, size, limit: the batches.
         room: bytes that a frontier may take.
-        tick: is called behind each batch.
+        tick: called after each batch.
     """
 
     def __init__(self, program: Program, data: Data, size: int, limit: int | None, room: int, tick: Callable[[], None]):

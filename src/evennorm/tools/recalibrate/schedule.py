@@ -1,7 +1,7 @@
 """Plan which statistics of a model can be taken in the same pass.
 
-A normalization depends on those in front of it: their statistics are to be settled first. Those that depend on each other (a
-layer that is called twice, the second time behind itself) are settled together, by repetition.
+A normalization depends on those before it, whose statistics are settled first. Those that depend on each other (a
+layer that is called twice, the second time after itself) are settled together, by repetition.
 """
 
 from __future__ import annotations

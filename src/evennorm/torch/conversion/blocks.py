@@ -1,6 +1,6 @@
 """Run the batch normalizations of a module together with what follows them, by a graph of its forward.
 
-It stays the object it is. Its own code still serves wherever the graph does not hold: for arguments other than the tensors
+The object stays the same. Its own code still runs wherever the graph does not hold: for arguments other than the tensors
 that it requires, and once something was changed that the code has read.
 """
 

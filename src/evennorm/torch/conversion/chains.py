@@ -1,6 +1,6 @@
 """Run each batch normalization of an nn.Sequential together with the activation after it.
 
-Which modules stand behind each other is looked up at every call: a Sequential may be indexed, sliced, extended and refilled.
+Every call looks up which modules follow each other: a Sequential may be indexed, sliced, extended and refilled.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ def convert(model: Model, fuse: bool = True, inplace: bool = False) -> Model:
 
     Args:
         model: any module, before it is wrapped in DataParallel or the like, or compiled.
-        fuse: compute a ReLU or LeakyReLU that follows, and an addition in between, in the same step: behind each other in an
-            nn.Sequential, or as the forward of a module says that torch.fx can trace. See `report` for what was done.
+        fuse: compute a ReLU or LeakyReLU that follows, and an addition in between, in the same step: in an nn.Sequential,
+            or in the forward of a module that torch.fx can trace. See `report` for what was done.
         inplace: change `model` itself; else a copy, made by copy.deepcopy.
 
     Raises:

@@ -32,7 +32,7 @@ def normalized(
 ) -> Any:
     """Compute activation(norm(x) + residual), or += with `inplace`; without `norm`, x is already normalized.
 
-    `through` are modules that stand directly behind the normalization and did nothing when the model was converted.
+    `through` are modules that come directly after the normalization and did nothing when the model was converted.
     """
     if norm is not None and _in_one_step(norm, x, residual, activation) and all(map(does_nothing, through)):
         return norm.forward(x, residual, slope=slope_of(activation))  # no hook sees the call

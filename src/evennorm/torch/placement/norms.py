@@ -51,7 +51,7 @@ def made(norm: str, shape: Sequence[int], axis: int, **options: Any) -> nn.Modul
     return kind(sizes, **options)
 
 
-_SINGLE = "{} normalization of a single value forgets it; a hidden tensor has shape {}; use batch normalization there"
+_SINGLE = "{} normalization of a single value loses it; a hidden tensor has shape {}; use batch normalization there"
 
 
 def groups_of(shape: Sequence[int], axis: int) -> int:

@@ -36,7 +36,7 @@ def place(
     modes and keys in the state_dict. The original is left as it was. The copy is a torch.fx.GraphModule, to train and to
     save by its state_dict; it computes nothing in place.
 
-    A hidden layer is any that stands in front of the output layers: the last layers with weights on the way to each output,
+    A hidden layer is any that comes before the output layers: the last layers with weights on the way to each output,
     with all that follows them. Activations are modules, functions and methods alike: nn.ReLU, F.relu, torch.relu, x.relu_().
     Softmax is none, since what reads it needs probabilities. Recurrent layers and attention keep theirs inside and are left
     alone, and so are modules whose code torch.fx cannot follow.
@@ -45,9 +45,9 @@ def place(
         model: a module whose code torch.fx can follow, before it is wrapped or compiled. What is shared stays shared: a
             layer with weights that is called twice gets one normalization, called twice.
         where: "none"; "before", between a layer and its activation; "after", after the activation; "input", as the first
-            layer behind every input of numbers, but for steps that tell which axis is the channel (reshaping).
+            layer after every input of numbers, but for steps that tell which axis is the channel (reshaping).
             Or a function that is called with each hidden `Site` (`name`, `kind`, `module`, `is_activation`) and returns
-            None, "before" (only for activations) or "after" (directly behind any); or a mapping from sites' names to these.
+            None, "before" (only for activations) or "after" (directly after any); or a mapping from sites' names to these.
         drop_bias: leave out the bias of a layer whose output goes to the normalization only: beta does its work.
         input_shape: of one sample, without the batch: (3, 32, 32). The model is run on a batch of two such.
         inputs: in its place, example inputs of at least two samples, where there are several or they are no floats.
@@ -281,8 +281,8 @@ def _example(model: nn.Module, input_shape: Sequence[int] | None, inputs: Tensor
     if (input_shape is None) == (inputs is None):
         given = "neither" if inputs is None else "both"
         raise ArgumentError(
-            f"a torch model is rewritten along its shapes, which one of input_shape, such as (3, 32, 32) for one sample, or "
-            f"inputs tells; received {given}"
+            f"rewriting a torch model needs its shapes, from one of input_shape, such as (3, 32, 32) for one sample, or "
+            f"inputs; received {given}"
         )
     if inputs is not None:
         return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)

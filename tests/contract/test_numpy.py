@@ -177,11 +177,11 @@ def untouched(base: np.ndarray, out: np.ndarray) -> np.ndarray:
 @compiled
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_compiled_kernels_serve(dtype: str) -> None:
-    assert numpy_cpu.serves(dtype_of(dtype))
+    assert numpy_cpu.supports(dtype_of(dtype))
 
 
 def test_the_reference_kernel_can_be_forced() -> None:
-    code = "import numpy as np; from evennorm.numpy import cpu; print(cpu.serves(np.dtype('float32')))"
+    code = "import numpy as np; from evennorm.numpy import cpu; print(cpu.supports(np.dtype('float32')))"
     run = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -215,7 +215,7 @@ def test_the_reference_gives_the_same(options: dict, dtype: str, monkeypatch: py
         return [y, *found[1:], *batch_norm_gradient(dy, x, found, gamma, beta, **options)]
 
     compiled = results()
-    monkeypatch.setattr(numpy_cpu, "serves", lambda dtype: False)
+    monkeypatch.setattr(numpy_cpu, "supports", lambda dtype: False)
     bound = 1e-12 if dtype == "float64" else 1e-5
     for a, b in zip(compiled, results(), strict=True):
         assert (a is None) == (b is None)

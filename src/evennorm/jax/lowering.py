@@ -63,17 +63,17 @@ def _register(primitive: Primitive, as_composed: Callable[..., Any], on_cpu: Cal
         ready = kernels_are_registered()
         if not ready:
             parts.warn_once("jax")
-        serves = ready and _kernel_may_serve(ctx, params["given"], params["options"])
-        if serves and _spread_by_xla(ctx.module_context.axis_context):
+        is_supported = ready and _kernel_supports(ctx, params["given"], params["options"])
+        if is_supported and _spread_by_xla(ctx.module_context.axis_context):
             call = _on_parts(ctx, **params)
         else:
-            call = on_cpu(**params) if serves else None
+            call = on_cpu(**params) if is_supported else None
         return (as_composed if call is None else call)(ctx, *operands, **({} if call else params))
 
     mlir.register_lowering(primitive, choose, platform="cpu")
 
 
-def _kernel_may_serve(ctx: Any, given: Names, options: Options) -> bool:
+def _kernel_supports(ctx: Any, given: Names, options: Options) -> bool:
     module = ctx.module_context
     exported = getattr(module.lowering_parameters, "for_export", False)
     return options.kernel == "cpu" and "mask" not in given and not exported
@@ -90,7 +90,7 @@ def _on_parts(ctx: Any, given: Names, linear: Names, options: Options, wanted: N
     """Return a function that runs the kernels on each device's part, where the mesh is known."""
     context, x = ctx.module_context.axis_context, ctx.avals_in[0]
     mesh = getattr(context, "abstract_mesh", None)
-    if mesh is None or mesh.empty or options.exchanged or not partitioned.serves(given, linear, wanted, x):
+    if mesh is None or mesh.empty or options.exchanged or not partitioned.supports(given, linear, wanted, x):
         return None
     cut = partitioned.backward if linear else partitioned.forward
     target = _kernel_of(xla.BACKWARD if linear else xla.FORWARD, options)

@@ -52,7 +52,7 @@ def ask_for_devices(*primitives: Any) -> None:
         _asking.update(primitives)
 
 
-def serves(given: Names, linear: Names, wanted: Names, x: Any) -> bool:
+def supports(given: Names, linear: Names, wanted: Names, x: Any) -> bool:
     """Return whether kernels can compute parts: not under vmap, nor for ghost batches, nor for packed bits of an
     activation."""
     return "signs" not in (*given, *wanted) and linear in ((), ("y",)) and x.ndim == 4 and x.shape[0] == 1

@@ -56,5 +56,5 @@ def choose(
         return "triton" if there and dtype in triton.DTYPES else "reference"
     if compiled is None:
         compiled = {"jax": xla, "tensorflow": tensorflow}.get(engine, cpu).AVAILABLE
-    serves = compiled and device == "cpu" and dtype in cpu.DTYPES and (training or engine not in ("jax", "tensorflow"))
-    return "cpu" if serves else "reference"
+    is_supported = compiled and device == "cpu" and dtype in cpu.DTYPES and (training or engine not in ("jax", "tensorflow"))
+    return "cpu" if is_supported else "reference"

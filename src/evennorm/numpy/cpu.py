@@ -35,7 +35,7 @@ class _Lent:
 
 
 @lru_cache(maxsize=16)
-def serves(dtype: np.dtype) -> bool:
+def supports(dtype: np.dtype) -> bool:
     warn_once("numpy")
     return choose("numpy", dtype.name) == "cpu"
 

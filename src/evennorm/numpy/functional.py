@@ -183,7 +183,7 @@ class _NumPyEngine(Engine):
 
 def supports(call: Call, x: np.ndarray, mask: Any = None) -> bool:
     """Return whether the compiled kernels support a call; the reference takes all others."""
-    return mask is None and cpu.serves(x.dtype) and (call.geometry.permutation is None or call.group_size is None)
+    return mask is None and cpu.supports(x.dtype) and (call.geometry.permutation is None or call.group_size is None)
 
 
 engine = _NumPyEngine("numpy", xp, partial(reference.forward, xp))

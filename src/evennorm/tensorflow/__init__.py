@@ -42,7 +42,7 @@ def _train(
     residual: Tensor | None,
     mask: Tensor | None,
 ) -> tuple[Tensor, Moments]:
-    kernel = choose("tensorflow", x.dtype.name, compiled=compiled.serves(x, gamma, beta, residual), device=_device())
+    kernel = choose("tensorflow", x.dtype.name, compiled=compiled.supports(x, gamma, beta, residual), device=_device())
     if not compiled.AVAILABLE:
         warn_once("tensorflow")
     if kernel == "cpu" and mask is None and call.negative_slope >= 0:

@@ -54,7 +54,7 @@ def _(loop: Any) -> Any:
     return wrap(tf.raw_ops.DeviceIndex(device_names=loop.get_attr("device_names")), False)
 
 
-def serves(x: Tensor, *others: Tensor | None) -> bool:
+def supports(x: Tensor, *others: Tensor | None) -> bool:
     """Return whether the operations support these tensors: not in forward mode, for which TensorFlow looks into
     operations, even through a custom_gradient."""
     tensors = [tf.convert_to_tensor(tensor) for tensor in (x, *others) if tensor is not None]

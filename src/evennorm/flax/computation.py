@@ -90,7 +90,7 @@ def by_running_statistics(
     )
 
 
-def followed(layer: Settings, mean: jax.Array, variance: jax.Array, moments: Moments) -> tuple[Any, Any, jax.Array]:
+def updated_stats(layer: Settings, mean: jax.Array, variance: jax.Array, moments: Moments) -> tuple[Any, Any, jax.Array]:
     """Return the running statistics after one more batch, in their shape and dtype, and whether it was accepted."""
     if isinstance(moments.count, int) and moments.count == 1:
         warnings.warn(

@@ -11,7 +11,7 @@ from flax.linen import dtypes
 
 from evennorm.core.call import refuse_complex
 from evennorm.flax import arguments
-from evennorm.flax.computation import by_batch, by_running_statistics, followed, geometry_of
+from evennorm.flax.computation import by_batch, by_running_statistics, geometry_of, updated_stats
 
 __all__ = ["BatchNorm"]
 
@@ -77,6 +77,6 @@ class BatchNorm(nn.BatchNorm):
             axis_name = None if starting else self.axis_name
             y, moments = by_batch(self, x, scale, bias, mask=mask, residual=residual, axis_name=axis_name)
             if not starting:
-                mean.value, variance.value, accepted = followed(self, mean.value, variance.value, moments)
+                mean.value, variance.value, accepted = updated_stats(self, mean.value, variance.value, moments)
                 self.sow("intermediates", "refused", ~accepted)
         return jnp.asarray(y, dtype)

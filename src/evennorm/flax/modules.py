@@ -15,7 +15,7 @@ from evennorm.core.call import refuse_complex
 from evennorm.core.moments import Moments
 from evennorm.errors import ArgumentError, ShapeError
 from evennorm.flax import arguments
-from evennorm.flax.computation import by_batch, by_running_statistics, followed, geometry_of
+from evennorm.flax.computation import by_batch, by_running_statistics, geometry_of, updated_stats
 from evennorm.kernels import choose
 
 
@@ -130,7 +130,7 @@ class BatchNorm(nnx.BatchNorm):
             )
 
     def _follow(self, moments: Moments) -> None:
-        self.mean[...], self.var[...], accepted = followed(self, self.mean[...], self.var[...], moments)
+        self.mean[...], self.var[...], accepted = updated_stats(self, self.mean[...], self.var[...], moments)
         if hasattr(self, "__captures__"):  # elsewhere `sow` would make it a variable of the module
             self.sow(nnx.Intermediate, "refused", ~accepted)
 

@@ -261,7 +261,7 @@ class BatchNormalization(keras.layers.Layer):
             self._warn_once("range", f"{self.name}: {message}")
         if self.mode == 0:
             self._warn_of_single_values(moments)
-            moving.follow(self, self._engine, self._bookkeeping, moments)
+            moving.update_moving_stats(self, self._engine, self._bookkeeping, moments)
         return y
 
     def _per_sample(self, x: Any, geometry: Geometry) -> Any:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from evennorm.keras.layer import BatchNormalization
 
 
-def follow(layer: BatchNormalization, engine: Engine, bookkeeping: Bookkeeping, moments: Moments) -> None:
+def update_moving_stats(layer: BatchNormalization, engine: Engine, bookkeeping: Bookkeeping, moments: Moments) -> None:
     """Update the moving statistics by one batch."""
     if not _in_place(layer, engine, bookkeeping, moments):
         _by_assignment(layer, engine.xp, bookkeeping, moments)
@@ -44,11 +44,11 @@ def _by_assignment(layer: BatchNormalization, xp: Namespace, bookkeeping: Bookke
     moments = Moments(moments.count, *(xp.stop_gradient(statistic) for statistic in moments[1:]))
     batch = running.summary(xp, moments, layer.unbiased_variance)
     decay = _decay(layer, xp, batch)
-    _follow_mean(layer.moving_mean, bookkeeping.moving_mean_low, xp, batch, decay)
+    _update_mean(layer.moving_mean, bookkeeping.moving_mean_low, xp, batch, decay)
     if layer.renorm:
-        _follow_renorm(layer, xp, batch, decay)
+        _update_renorm(layer, xp, batch, decay)
     else:
-        _follow_one(layer.moving_variance, xp, batch.variance, decay, batch.has_variance)
+        _update_one(layer.moving_variance, xp, batch.variance, decay, batch.has_variance)
     bookkeeping.count(batch.accepted)
 
 
@@ -82,24 +82,24 @@ def _decay(layer: BatchNormalization, xp: Namespace, batch: running.Batch) -> An
     return running.cumulative_decay(xp, before)
 
 
-def _follow_mean(variable: Any, low: Any, xp: Namespace, batch: running.Batch, decay: Any) -> None:
+def _update_mean(variable: Any, low: Any, xp: Namespace, batch: running.Batch, decay: Any) -> None:
     old = running.RunningMean(_flat(variable, batch.mean), _flat(low, batch.mean))
     new = running.updated_mean(xp, old, batch, decay)
     variable.assign(ops.reshape(new.mean, variable.shape))
     low.assign(ops.reshape(new.low, low.shape))
 
 
-def _follow_one(variable: Any, xp: Namespace, value: Any, decay: Any, where: Any) -> Any:
+def _update_one(variable: Any, xp: Namespace, value: Any, decay: Any, where: Any) -> Any:
     new = running.updated(xp, _flat(variable, value), value, decay, where)
     variable.assign(ops.reshape(new, variable.shape))
     return new
 
 
-def _follow_renorm(layer: BatchNormalization, xp: Namespace, batch: running.Batch, decay: Any) -> None:
+def _update_renorm(layer: BatchNormalization, xp: Namespace, batch: running.Batch, decay: Any) -> None:
     stddev = renorm.stddev(xp, batch, layer.epsilon)
-    _follow_one(layer.renorm_mean, xp, batch.mean + batch.mean_low, layer.renorm_momentum, batch.has_mean)
-    _follow_one(layer.renorm_stddev, xp, stddev, layer.renorm_momentum, batch.has_variance)
-    new = _follow_one(layer.moving_stddev, xp, stddev, decay, batch.has_variance)
+    _update_one(layer.renorm_mean, xp, batch.mean + batch.mean_low, layer.renorm_momentum, batch.has_mean)
+    _update_one(layer.renorm_stddev, xp, stddev, layer.renorm_momentum, batch.has_variance)
+    new = _update_one(layer.moving_stddev, xp, stddev, decay, batch.has_variance)
     variance = ops.reshape(renorm.variance(xp, new, layer.epsilon), layer.moving_variance.shape)
     has_variance = ops.reshape(batch.has_variance, layer.moving_variance.shape)
     layer.moving_variance.assign(ops.where(has_variance, variance, ops.cast(layer.moving_variance, variance.dtype)))

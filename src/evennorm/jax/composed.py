@@ -47,20 +47,20 @@ class Options(NamedTuple):
 
 
 def forward(given: Arrays, _: Arrays, options: Options, wanted: Names) -> Arrays:
-    """Compute y and the statistics of x; and signs, if wanted: one bit per element, which of them the activation let
+    """Compute y and the statistics of x; and relu_mask, if wanted: one bit per element, set where the activation let it
     through."""
     statistics = moments(xp, reference.wide(xp, given["x"]), given.get("mask"))
     return {**_named(statistics), **by_given(given, statistics, options, wanted)}
 
 
 def by_given(given: Arrays, statistics: Moments, options: Options, wanted: Names) -> Arrays:
-    """Compute y by statistics from elsewhere; and signs, if wanted."""
+    """Compute y by statistics from elsewhere; and relu_mask, if wanted."""
     x, gamma, beta, residual = given["x"], *map(given.get, ("gamma", "beta", "residual"))
-    if "signs" not in wanted:
+    if "relu_mask" not in wanted:
         return {"y": reference.infer(xp, options, x, statistics, gamma, beta, residual)}
     wide = reference.wide(xp, residual)
     z = normalize(xp, reference.wide(xp, x), statistics, gamma, beta, options.epsilon, residual=wide)
-    return {"y": xp.astype(activate(xp, z, options.negative_slope), xp.dtype(x)), "signs": _packed(~(z <= 0))}
+    return {"y": xp.astype(activate(xp, z, options.negative_slope), xp.dtype(x)), "relu_mask": _packed(~(z <= 0))}
 
 
 def tangent(saved: Arrays, moving: Arrays, options: Options, wanted: Names) -> Arrays:
@@ -157,11 +157,11 @@ def _statistics(saved: Arrays) -> Moments:
 
 
 def gated(z: jax.Array, saved: Arrays, options: Options) -> jax.Array:
-    """Multiply `z` by the activation's derivative: by the signs that were kept, else by those of the normalized x."""
+    """Multiply `z` by the activation's derivative: by the mask that was kept, else by the sign of the normalized x."""
     if options.negative_slope == 1:
         return z
-    if "signs" in saved:
-        closed = ~_unpacked(saved["signs"], z.shape)
+    if "relu_mask" in saved:
+        closed = ~_unpacked(saved["relu_mask"], z.shape)
     else:
         x, gamma, beta = reference.wide(xp, saved["x"]), saved.get("gamma"), saved.get("beta")
         closed = normalize(xp, x, _statistics(saved), gamma, beta, options.epsilon) <= 0
@@ -176,10 +176,10 @@ def _packed(view: jax.Array) -> jax.Array:
     return jnp.packbits(view.reshape(_runs(view.shape)), axis=-1, bitorder="little")
 
 
-def _unpacked(signs: jax.Array, shape: tuple[Any, ...]) -> jax.Array:
+def _unpacked(relu_mask: jax.Array, shape: tuple[Any, ...]) -> jax.Array:
     if not _has_bits(shape):
-        return signs
-    bits = jnp.unpackbits(signs, axis=-1, count=_runs(shape)[-1], bitorder="little")
+        return relu_mask
+    bits = jnp.unpackbits(relu_mask, axis=-1, count=_runs(shape)[-1], bitorder="little")
     return bits.reshape(shape).astype(bool)
 
 
@@ -188,7 +188,7 @@ def _has_bits(shape: tuple[Any, ...]) -> bool:
 
 
 def _runs(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the runs of contiguous elements by which the compiled kernels keep signs; each begins a byte."""
+    """Return the runs of contiguous elements by which the compiled kernels keep the mask; each begins a byte."""
     groups, outer, channel, inner = shape
     if channel == 1:
         return groups, outer * inner

@@ -55,7 +55,7 @@ def ask_for_devices(*primitives: Any) -> None:
 def supports(given: Names, linear: Names, wanted: Names, x: Any) -> bool:
     """Return whether kernels can compute parts: not under vmap, nor for ghost batches, nor for packed bits of an
     activation."""
-    return "signs" not in (*given, *wanted) and linear in ((), ("y",)) and x.ndim == 4 and x.shape[0] == 1
+    return "relu_mask" not in (*given, *wanted) and linear in ((), ("y",)) and x.ndim == 4 and x.shape[0] == 1
 
 
 def forward(kernel: Kernel, options: Options, given: Names, wanted: Names) -> Callable[..., Any]:

@@ -89,13 +89,13 @@ def _forward_jvp(
 ) -> tuple[list[Any], list[Any]]:
     by_name = dict(zip(given, primals, strict=True))
     moving = {name: t for name, t in zip(given, tangents, strict=True) if moves(t)}
-    keeps_signs = "residual" in given and options.negative_slope != 1
-    needed = (*wanted, "signs") if keeps_signs and "signs" not in wanted else wanted
+    keeps_relu_mask = "residual" in given and options.negative_slope != 1
+    needed = (*wanted, "relu_mask") if keeps_relu_mask and "relu_mask" not in wanted else wanted
     results = dict(
         zip(needed, forward_p.bind(*primals, given=given, linear=(), options=options, wanted=needed), strict=True)
     )
     saved: dict[str, Any] = {name: by_name[name] for name in ("x", "gamma", "beta") if name in given}
-    saved |= {name: results[name] for name in (*STATISTICS, *(("signs",) if keeps_signs else ()))}
+    saved |= {name: results[name] for name in (*STATISTICS, *(("relu_mask",) if keeps_relu_mask else ()))}
     if "mask" in given:
         saved["mask"] = by_name["mask"]
     beside = moving.pop("residual") if "residual" in moving and options.negative_slope == 1 else None

@@ -46,8 +46,8 @@ def _together(devices: Devices, options: Options, names: Names) -> Callable[...,
         given = dict(zip(names, arrays, strict=True))
         local = _local_moments(given, options)
         whole = merged(xp, devices.gathered(packed(xp, local)), *local.mean.shape)
-        signs = ("signs",) if "residual" in given and options.negative_slope != 1 else ()
-        found = composed.by_given(given, whole, options, ("y", *signs))
+        mask_name = ("relu_mask",) if "residual" in given and options.negative_slope != 1 else ()
+        found = composed.by_given(given, whole, options, ("y", *mask_name))
         return found | dict(zip(("count", *STATISTICS), whole, strict=True)) | dict(zip(LOCAL, local[1:], strict=True))
 
     def moved(primals: Any, tangents: Any) -> Any:
@@ -101,8 +101,8 @@ def _moved_y(
     saved |= {name: varying_like(found[name], given["x"]) for name in STATISTICS}
     if "mask" in given:
         saved["alone"] = given["mask"] & (found["count"] <= 1)[:, None, :, None]
-    if "signs" in found:
-        saved["signs"] = found["signs"]
+    if "relu_mask" in found:
+        saved["relu_mask"] = found["relu_mask"]
     beside = moving.pop("residual", None) if options.negative_slope == 1 else None
     ty = None
     if moving:

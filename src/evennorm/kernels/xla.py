@@ -19,8 +19,8 @@ FORWARD, BACKWARD = "evennorm_forward", "evennorm_backward"
 
 # The positions of the arrays that follow x in each call.
 FORWARD_GIVEN = ("gamma", "beta", "residual")
-FORWARD_WANTED = ("y", "mean", "mean_low", "variance", "signs")
-BACKWARD_GIVEN = ("gamma", "beta", "mean", "mean_low", "variance", "signs", "d_y", "d_mean_low", "d_variance")
+FORWARD_WANTED = ("y", "mean", "mean_low", "variance", "relu_mask")
+BACKWARD_GIVEN = ("gamma", "beta", "mean", "mean_low", "variance", "relu_mask", "d_y", "d_mean_low", "d_variance")
 BACKWARD_WANTED = ("x", "gamma", "beta", "residual")
 
 

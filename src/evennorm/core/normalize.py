@@ -195,7 +195,7 @@ def input_gradient(
     return xp.where(single if mask is None else single & mask, alone, dx)
 
 
-def given_gradients(
+def fixed_stats_gradients(
     xp: Namespace, moments: Moments, gamma: Array | None, epsilon: float, sum_dz: Array, sum_dz_xhat: Array
 ) -> tuple[Array, Array, Array]:
     """Compute the derivatives of `normalize` by statistics that do not come from x: the factor of dz in dx, d mean, d

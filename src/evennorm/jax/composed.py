@@ -17,7 +17,7 @@ from evennorm.core.moments import Moments, count_of, moments, per_channel
 from evennorm.core.normalize import (
     acting,
     activate,
-    given_gradients,
+    fixed_stats_gradients,
     gradient_sums,
     moments_gradient,
     normalize,
@@ -50,10 +50,10 @@ def forward(given: Arrays, _: Arrays, options: Options, wanted: Names) -> Arrays
     """Compute y and the statistics of x; and relu_mask, if wanted: one bit per element, set where the activation let it
     through."""
     statistics = moments(xp, reference.wide(xp, given["x"]), given.get("mask"))
-    return {**_named(statistics), **by_given(given, statistics, options, wanted)}
+    return {**_named(statistics), **by_fixed_stats(given, statistics, options, wanted)}
 
 
-def by_given(given: Arrays, statistics: Moments, options: Options, wanted: Names) -> Arrays:
+def by_fixed_stats(given: Arrays, statistics: Moments, options: Options, wanted: Names) -> Arrays:
     """Compute y by statistics from elsewhere; and relu_mask, if wanted."""
     x, gamma, beta, residual = given["x"], *map(given.get, ("gamma", "beta", "residual"))
     if "relu_mask" not in wanted:
@@ -93,7 +93,7 @@ def backward(saved: Arrays, cotangents: Arrays, options: Options, wanted: Names)
         dy = jnp.where(acting(xp, mask, reference.wide(xp, saved["x"]), dy), dy, 0.0)
     dz = gated(dy, saved, options)
     if options.exchanged:
-        return _backward_by_given(saved, dz, cotangents, options, wanted)
+        return _backward_by_fixed_stats(saved, dz, cotangents, options, wanted)
     gamma, beta = saved.get("gamma"), saved.get("beta")
     linear = options._replace(negative_slope=1.0)  # dz has the activation's derivative already
     g = reference.backward(xp, linear, dz, saved["x"], statistics, gamma, beta, None, mask, d_mean, d_variance)
@@ -101,7 +101,7 @@ def backward(saved: Arrays, cotangents: Arrays, options: Options, wanted: Names)
     return {name: found[name] for name in wanted}
 
 
-def _backward_by_given(saved: Arrays, dz: jax.Array, sums: Arrays, options: Options, wanted: Names) -> Arrays:
+def _backward_by_fixed_stats(saved: Arrays, dz: jax.Array, sums: Arrays, options: Options, wanted: Names) -> Arrays:
     """Compute the same where the statistics are inputs: only the sums over dz need x, and a kernel may have taken them.
 
     A value that is `alone` in its channel on all devices is its own mean, and its dz acts on neither: exactly, as elsewhere.
@@ -119,7 +119,7 @@ def _backward_by_given(saved: Arrays, dz: jax.Array, sums: Arrays, options: Opti
         moving = jnp.where(saved["alone"], 0.0, dz)
         sum_moving, _ = gradient_sums(xp, moving, x, statistics)
     by_gamma = saved.get("gamma"), options.epsilon
-    scale, d_mean, d_variance = given_gradients(xp, statistics, *by_gamma, sum_moving, sum_dz_xhat)
+    scale, d_mean, d_variance = fixed_stats_gradients(xp, statistics, *by_gamma, sum_moving, sum_dz_xhat)
     found = {
         "x": moving * per_channel(xp, scale),
         "gamma": jnp.sum(sum_dz_xhat, 0),

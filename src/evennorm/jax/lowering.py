@@ -126,14 +126,14 @@ def _forward(given: Names, linear: Names, options: Options, wanted: Names) -> Ca
 
 def _backward(given: Names, linear: Names, options: Options, wanted: Names) -> Callable[..., Any] | None:
     if "y" in linear and options.exchanged:
-        return mlir.lower_fun(partial(_backward_by_given, given, options, wanted), multiple_results=True)
+        return mlir.lower_fun(partial(_backward_by_fixed_stats, given, options, wanted), multiple_results=True)
     if "y" not in linear or options.exchanged or ("residual" in wanted and "x" not in wanted):
         return None
     operands = (*given[1:], *(f"d_{name}" for name in linear))
     return _call(xla.BACKWARD, (operands, xla.BACKWARD_GIVEN), (wanted, xla.BACKWARD_WANTED), options)
 
 
-def _backward_by_given(given: Names, options: Options, wanted: Names, *operands: Any) -> list[Any]:
+def _backward_by_fixed_stats(given: Names, options: Options, wanted: Names, *operands: Any) -> list[Any]:
     """Compute the sums over dz by the kernel; XLA fuses the elementwise rest with the operations around it."""
     saved, dy = dict(zip(given, operands[:-1], strict=True)), operands[-1]
     sums = ("gamma", "beta")

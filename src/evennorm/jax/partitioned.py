@@ -69,7 +69,7 @@ def forward(kernel: Kernel, options: Options, given: Names, wanted: Names) -> Ca
         row = packed(xp, Moments(x.shape[1] * x.shape[3], **local))
         whole = merged(xp, jax.lax.all_gather(row, axes), *local["mean"].shape)
         found = {name: getattr(whole, name) for name in local}
-        return found | (composed.by_given(arrays, whole, options, ("y",)) if "y" in wanted else {})
+        return found | (composed.by_fixed_stats(arrays, whole, options, ("y",)) if "y" in wanted else {})
 
     def of_all(*operands: jax.Array) -> tuple[jax.Array, ...]:
         return _in_order(composed.forward(dict(zip(given, operands, strict=True)), {}, options, wanted), wanted)

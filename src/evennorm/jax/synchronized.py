@@ -47,7 +47,7 @@ def _together(devices: Devices, options: Options, names: Names) -> Callable[...,
         local = _local_moments(given, options)
         whole = merged(xp, devices.gathered(packed(xp, local)), *local.mean.shape)
         mask_name = ("relu_mask",) if "residual" in given and options.negative_slope != 1 else ()
-        found = composed.by_given(given, whole, options, ("y", *mask_name))
+        found = composed.by_fixed_stats(given, whole, options, ("y", *mask_name))
         return found | dict(zip(("count", *STATISTICS), whole, strict=True)) | dict(zip(LOCAL, local[1:], strict=True))
 
     def moved(primals: Any, tangents: Any) -> Any:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from evennorm.errors import InputError
 from evennorm.tools.data import open_data
-from evennorm.tools.data.arrays import Packed
+from evennorm.tools.data.arrays import CompressedArray
 from evennorm.tools.data.batch import leaves
 
 X = np.arange(50 * 6, dtype="float32").reshape(50, 2, 3)
@@ -59,7 +59,7 @@ def test_a_limit_takes_batches_from_all_over(tmp_path, how) -> None:
 def test_nothing_is_read_into_memory(tmp_path) -> None:
     from evennorm.tools.data.arrays import _member
 
-    for how, kind in (("stored", np.memmap), ("compressed", Packed)):
+    for how, kind in (("stored", np.memmap), ("compressed", CompressedArray)):
         path = write(tmp_path / f"{how}.npz", how)
         with zipfile.ZipFile(path) as archive:
             assert isinstance(_member(path, archive, archive.getinfo("x.npy")), kind)

@@ -88,7 +88,7 @@ class LayerStatistics:
 
 
 @dataclass(frozen=True)
-class Packed:
+class HostTensor:
     """A tensor in host memory, with its mask."""
 
     value: np.ndarray
@@ -195,18 +195,18 @@ class Program:
 
     # Keeping values
 
-    def pack(self, value: Any) -> Packed | None:
+    def pack(self, value: Any) -> HostTensor | None:
         if not backend.is_tensor(value) or isinstance(value, keras.KerasTensor) or getattr(value, "is_sparse", False):
             return None
         try:
             mask = backend.get_keras_mask(value)
             dtype = backend.standardize_dtype(value.dtype)
             plain = ops.cast(value, "float32") if dtype == "bfloat16" else value
-            return Packed(np.array(_to_numpy(plain)), None if mask is None else np.array(_to_numpy(mask)), dtype)
+            return HostTensor(np.array(_to_numpy(plain)), None if mask is None else np.array(_to_numpy(mask)), dtype)
         except (TypeError, ValueError, NotImplementedError):  # ragged or sparse
             return None
 
-    def unpack(self, packed: Packed) -> Any:
+    def unpack(self, packed: HostTensor) -> Any:
         value = ops.convert_to_tensor(packed.value, packed.dtype)
         if packed.mask is not None:
             backend.set_keras_mask(value, ops.convert_to_tensor(packed.mask))

@@ -63,7 +63,7 @@ class ModuleStatistics:
 
 
 @dataclass(frozen=True)
-class Packed:
+class HostTensor:
     """A tensor in host memory."""
 
     value: torch.Tensor
@@ -206,12 +206,12 @@ class Program:
 
     # Keeping values
 
-    def pack(self, value: Any) -> Packed | None:
+    def pack(self, value: Any) -> HostTensor | None:
         if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
             return None
-        return Packed(value.detach().clone().cpu(), value.device)
+        return HostTensor(value.detach().clone().cpu(), value.device)
 
-    def unpack(self, packed: Packed) -> torch.Tensor:
+    def unpack(self, packed: HostTensor) -> torch.Tensor:
         return packed.value.clone().to(packed.device)  # calls may write in place
 
 

@@ -38,7 +38,7 @@ _BYTES = 8
 
 
 @dataclass(frozen=True)
-class Packed:
+class CompressedArray:
     """An array inside a compressed .npz file, which can only be read from its beginning."""
 
     path: Path
@@ -107,7 +107,7 @@ def open_npz(path: Path) -> Data:
 
 
 def npz_arrays(path: Path, mapped: bool = True) -> dict[str, Any]:
-    """Return the arrays of a `.npz` file by their names, most of them unread: in memory, mapped, or `Packed`.
+    """Return the arrays of a `.npz` file by their names, most of them unread: in memory, mapped, or `CompressedArray`.
 
     Args:
         path: of the file.
@@ -140,7 +140,7 @@ def read_npz(path: Path, keys: Sequence[str], which: str = "") -> list[np.ndarra
             f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; it holds {', '.join(arrays) or 'nothing'}"
         )
     with _refusing(path):
-        return [array.whole() if isinstance(array, Packed) else array for array in (arrays[key] for key in keys)]
+        return [array.whole() if isinstance(array, CompressedArray) else array for array in (arrays[key] for key in keys)]
 
 
 @contextmanager
@@ -224,7 +224,7 @@ def from_arrays(name: str, arrays: Mapping[str, Any]) -> Data:
 
 
 def _rows(name: str, array: Any, wanted: list[tuple[int, int]]) -> Iterator[np.ndarray]:
-    if not isinstance(array, Packed):
+    if not isinstance(array, CompressedArray):
         yield from (np.asarray(array[start:stop]) for start, stop in wanted)
         return
     try:
@@ -236,7 +236,7 @@ def _rows(name: str, array: Any, wanted: list[tuple[int, int]]) -> Iterator[np.n
 
 
 def _array(value: Any) -> Any:
-    if isinstance(value, np.ndarray | Packed):
+    if isinstance(value, np.ndarray | CompressedArray):
         return value
     if hasattr(value, "detach"):
         value = value.detach().cpu()
@@ -261,7 +261,7 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, mappe
     if fortran or not shape or not _size(shape):
         with archive.open(member) as file:
             return np.lib.format.read_array(file, allow_pickle=False)
-    return Packed(path, member.filename, shape, dtype)
+    return CompressedArray(path, member.filename, shape, dtype)
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype, int]:

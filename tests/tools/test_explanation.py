@@ -160,7 +160,7 @@ MESSAGES = [
         0,
         "each mean is computed from one value: the variance is 0, and so is every normalized value, so the layer returns "
         "beta",
-        "give the shape with its batch axis in front, ? where its size is unknown",
+        "give the shape with its batch axis first, ? where its size is unknown",
     ),
 ]
 

@@ -21,7 +21,7 @@ def escaped(text: object) -> str:
 
 
 def titled(title: str, *parts: str) -> str:
-    """The whole output of a cell: a title, and what the functions below made.
+    """Return the whole output of a cell: a title, and what the functions below made.
 
     Example:
         >>> titled("net <1>", paragraphs(["a & b"]))
@@ -31,18 +31,18 @@ def titled(title: str, *parts: str) -> str:
 
 
 def paragraphs(lines: Iterable[str]) -> str:
-    """A paragraph for each line that is not empty."""
+    """Return a paragraph for each line that is not empty."""
     return "".join(f"<p>{escaped(line)}</p>" for line in lines if line)
 
 
 def bullets(lines: Iterable[str]) -> str:
-    """A list; nothing where it has no items."""
+    """Return a list; nothing where it has no items."""
     items = "".join(f"<li>{escaped(line)}</li>" for line in lines)
     return f"<ul>{items}</ul>" if items else ""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table; nothing where it has no rows."""
+    """Return a table; nothing where it has no rows."""
     body = "".join(f"<tr>{''.join(f'<td{_CELL}>{escaped(cell)}</td>' for cell in row)}</tr>" for row in rows)
     heads = "".join(f"<th{_CELL}>{escaped(name)}</th>" for name in head)
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>" if body else ""

@@ -120,7 +120,8 @@ def parsed_shape(text: str) -> list[int | None]:
 
 
 def check_commas(option: str, text: str) -> None:
-    """
+    """Check that sizes are separated by commas.
+
     Raises:
         InputError: the sizes are separated by something else, as in 32x28x28.
 

@@ -92,7 +92,8 @@ def fold(
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    """
+    """Parse sizes separated by commas.
+
     Raises:
         InputError: something else than whole numbers above 0.
     """

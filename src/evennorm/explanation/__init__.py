@@ -144,7 +144,7 @@ class Explanation:
         return explanation_lines(self, width)
 
     def _repr_html_(self) -> str:
-        """For a notebook: the figure, the parameters, and what looks wrong with its remedy."""
+        """Return HTML for a notebook: the figure, the parameters, and what looks wrong with its remedy."""
         from evennorm.tools.explain.drawing import draw
 
         rows = [(p.name, p.shape, f"{p.size:,}", "yes" if p.trainable else "no") for p in self.parameters]

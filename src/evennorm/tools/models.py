@@ -191,7 +191,7 @@ def _from_library(name: str, trained: bool) -> Opened:
 
 
 def prepare_keras_if_installed() -> None:
-    """For user's code that may import Keras or not."""
+    """Prepare Keras, if it is installed, for user's code that may import it."""
     if importlib.util.find_spec("keras") is not None:
         prepare_keras()
 
@@ -231,7 +231,8 @@ def _no_pickles(path: Path) -> str:
 
 
 def check_keras_file(path: Path) -> None:
-    """
+    """Check that a file is a `.keras` file that is safe to read.
+
     Raises:
         InputError: it is no `.keras` file, a damaged one, or announces far more than it stores.
         MissingExtra: h5py is not installed.

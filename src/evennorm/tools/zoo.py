@@ -13,7 +13,7 @@ LIBRARIES = ("timm", "torchvision")
 
 
 def is_of_library(name: str) -> bool:
-    """Whether a model is named as in `timm:NAME` or `torchvision:NAME`.
+    """Return whether a model is named as in `timm:NAME` or `torchvision:NAME`.
 
     Example:
         >>> is_of_library("timm:resnet18"), is_of_library("nets:resnet18")
@@ -24,7 +24,7 @@ def is_of_library(name: str) -> bool:
 
 
 def maker(model: str, label: str = "", classes: int | None = None, channels: int | None = None) -> Callable[[], Any]:
-    """What builds the model with fresh weights.
+    """Return the function that builds the model with fresh weights.
 
     Args:
         model: `timm:NAME` or `torchvision:NAME`.

@@ -57,7 +57,7 @@ class Recalibrate(Callback):
         self._settings = {"batches": batches, "batch_size": batch_size, "one_pass": one_pass, "keep_frozen": keep_frozen}
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Opens the data, so that what cannot be read is told before anything is trained."""
+        """Open the data, so that an error in reading it is reported before anything is trained."""
         from evennorm.tools.recalibrate.at_end import AtEnd
 
         self.report = None

@@ -41,7 +41,7 @@ class Report:
         }
 
     def _repr_html_(self) -> str:
-        """For a notebook: how many findings of each level there are, and a row for each."""
+        """Return HTML for a notebook: how many findings of each level there are, and a row for each."""
         layers = sum(1 for _ in each_layer(self.network))
         return notebook.titled(
             f"{self.network.name}: {layers:,} batch normalization{'' if layers == 1 else 's'}",

@@ -118,13 +118,13 @@ def counted(findings: Iterable[Finding]) -> dict[str, int]:
 
 
 def in_words(findings: Iterable[Finding]) -> str:
-    """How many there are of each level: "1 error, 2 notes"."""
+    """Return how many there are of each level: "1 error, 2 notes"."""
     counts = (f"{number:,} {level}{'' if number == 1 else 's'}" for level, number in counted(findings).items())
     return ", ".join(counts) or "Nothing looks wrong."
 
 
 def html_table(findings: Iterable[Finding]) -> str:
-    """A row for each, for a notebook."""
+    """Return a table for a notebook, with a row for each finding."""
     head = ("code", "level", "layer", "what", "what to do")
     return notebook.table(head, [(f.code, f.level, f.layer or "the model", f.what, f.remedy) for f in findings])
 

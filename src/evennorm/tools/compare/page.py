@@ -78,7 +78,7 @@ def _shown(value: Any) -> Any:
 
 
 def cells_of(comparison: Comparison) -> Callable[[Row], dict[str, Any]]:
-    """What makes the cells of a row of the comparison's table."""
+    """Return the function that makes the cells of a row of the comparison's table."""
     metric = comparison.settings.measure
 
     def cells(row: Row) -> dict[str, Any]:

@@ -106,7 +106,8 @@ class Comparison:
         }
 
     def _repr_html_(self) -> str:
-        """For a notebook: the verdict, and a row for each placement at each learning rate; `report.html` has all of it."""
+        """Return HTML for a notebook: the verdict, and a row for each placement at each learning rate; `report.html` has all
+        of it."""
         from evennorm.tools.compare.page import cells_of
 
         settings = self.settings

@@ -75,7 +75,7 @@ class Report:
         return "\n".join(map(printable, lines)).lstrip("\n")
 
     def _repr_html_(self) -> str:
-        """For a notebook: what became of the model, and a row for each batch normalization."""
+        """Return HTML for a notebook: what became of the model, and a row for each batch normalization."""
         return notebook.titled(
             f"{self.model}: {self._summary()}",
             notebook.table(("layer", "what became of it"), [(each.layer, _sentence(each)) for each in self.layers]),

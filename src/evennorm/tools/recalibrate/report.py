@@ -72,7 +72,7 @@ class Recalibration:
         return [f"left as it was: {name}, since {why}" for name, why in self.left]
 
     def _repr_html_(self) -> str:
-        """For a notebook: a row for each layer, what was left, and what became of the outputs."""
+        """Return HTML for a notebook: a row for each layer, what was left, and the change of the outputs."""
         effect = [] if self.effect is None else self.effect.lines
         return notebook.titled(
             self.title,

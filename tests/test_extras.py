@@ -23,7 +23,7 @@ OPTIONAL = {"torchvision", "timm"}
 """Whose networks are taken where they are installed."""
 OF_OTHERS = {("evennorm.jax.nnx", "flax"), ("evennorm.torch.lightning", "lightning")}
 """Modules of an engine that need a package of another extra."""
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "tensorflow": "tensorflow-cpu"}
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "tensorflow": "tensorflow-cpu", "haiku": "dm-haiku"}
 
 
 def modules() -> dict[str, Path]:
@@ -73,6 +73,8 @@ def test_every_package_that_is_imported_is_in_an_extra() -> None:
         ("evennorm.numpy", set()),
         ("evennorm.jax", {"jax", "flax"}),
         ("evennorm.flax", {"jax", "flax"}),
+        ("evennorm.equinox", {"jax", "equinox"}),
+        ("evennorm.haiku", {"jax", "haiku"}),
         ("evennorm.torch", {"torch", "gpu", "lightning"}),
         ("evennorm.tensorflow", {"tensorflow"}),
         ("evennorm.kernels", {"gpu", "jax", "torch", "tensorflow"}),
@@ -159,7 +161,7 @@ def alone(extra: str, program: str, *arguments: str, without: tuple[str, ...] = 
     )
 
 
-@pytest.mark.parametrize("extra", ["jax", "torch", "tensorflow", "keras", "flax", "tools"])
+@pytest.mark.parametrize("extra", ["jax", "torch", "tensorflow", "keras", "flax", "equinox", "haiku", "tools"])
 def test_with_one_extra_alone(extra: str) -> None:
     """Whatever fails names a package of another extra; what this extra's modules need is there."""
     floors = {"tools": "evennorm.cli"}

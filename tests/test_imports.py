@@ -11,7 +11,9 @@ import pytest
 HEAVY = (
     "numpy",
     "jax",
+    "equinox",
     "flax",
+    "haiku",
     "torch",
     "triton",
     "tensorflow",
@@ -59,7 +61,7 @@ def test_the_package_itself_costs_next_to_nothing() -> None:
     assert len(loaded) < 100
 
 
-FRAMEWORKS = ("flax", "jax", "keras", "numpy", "tensorflow", "torch")
+FRAMEWORKS = ("equinox", "flax", "haiku", "jax", "keras", "numpy", "tensorflow", "torch")
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
@@ -138,6 +140,8 @@ def test_the_command_is_quick_to_speak() -> None:
         ("evennorm.tensorflow", "tensorflow", "tensorflow"),
         ("evennorm.keras", "keras", "keras"),
         ("evennorm.flax", "flax", "flax"),
+        ("evennorm.equinox", "equinox", "equinox"),
+        ("evennorm.haiku", "haiku", "haiku"),
     ],
 )
 def test_a_missing_framework_is_named_with_the_way_to_get_it(module: str, framework: str, extra: str) -> None:

@@ -21,7 +21,7 @@ import notebooks
 DOCS = Path(__file__).resolve().parents[1]
 ROOT = DOCS.parent
 LINK = re.compile(r"(?<=\]\()((?:\.\./)+[^)#\s]+)")
-MODULES = ("", "keras", "keras.legacy", "torch", "jax", "numpy", "tensorflow", "flax")
+MODULES = ("", "keras", "keras.legacy", "torch", "jax", "numpy", "tensorflow", "flax", "equinox", "haiku")
 TOOLS = (
     "explain.explain",
     "explain.model.explain_model",

@@ -1,7 +1,7 @@
 """Batch normalization you can see, trust and afford: one layer with one meaning on every framework.
 
-`evennorm.flax`, `evennorm.jax`, `evennorm.keras`, `evennorm.numpy`, `evennorm.tensorflow` and `evennorm.torch` load their
-frameworks, and do so when they are first asked for.
+`evennorm.equinox`, `evennorm.flax`, `evennorm.haiku`, `evennorm.jax`, `evennorm.keras`, `evennorm.numpy`,
+`evennorm.tensorflow` and `evennorm.torch` load their frameworks, and do so when they are first asked for.
 
 Example:
     >>> import evennorm
@@ -37,14 +37,16 @@ __all__ = [
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from evennorm import equinox as equinox
     from evennorm import flax as flax
+    from evennorm import haiku as haiku
     from evennorm import jax as jax
     from evennorm import keras as keras
     from evennorm import numpy as numpy
     from evennorm import tensorflow as tensorflow
     from evennorm import torch as torch
 else:
-    _FRAMEWORKS = ("flax", "jax", "keras", "numpy", "tensorflow", "torch")
+    _FRAMEWORKS = ("equinox", "flax", "haiku", "jax", "keras", "numpy", "tensorflow", "torch")
 
     def __getattr__(name: str) -> "ModuleType":
         if name not in _FRAMEWORKS:

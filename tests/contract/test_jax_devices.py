@@ -109,6 +109,16 @@ def test_an_axis_of_one_device_is_no_exchange() -> None:
     assert count.tolist() == [8]
 
 
+@pytest.mark.parametrize("shape", [(1, 3), (1, 4, 3), (2, 3)])
+def test_under_vmap_all_hold_the_same_moments(shape: tuple[int, ...]) -> None:
+    """Of an axis of size 1 too, so that a caller may ask for them with out_axes=None."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), "float32")
+    mapped = jax.vmap(lambda x: batch_norm(x, axis_name="d")[1], axis_name="d", out_axes=None)
+    moments = mapped(x)
+    np.testing.assert_allclose(moments.mean + moments.mean_low, x.reshape(-1, 3).mean(0), atol=1e-6)
+    np.testing.assert_allclose(moments.variance, x.reshape(-1, 3).var(0), atol=1e-6)
+
+
 def test_several_axes() -> None:
     """The parts of both, as one batch."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 5)), "float32")

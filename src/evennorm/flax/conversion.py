@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from flax import nnx
 
 from evennorm.errors import ArgumentError
-from evennorm.flax import arguments
 from evennorm.flax.modules import BatchNorm
+from evennorm.jax import layer_arguments
 
 Model = TypeVar("Model", bound=nnx.Module)
 
@@ -44,7 +44,7 @@ def convert(model: Model, inplace: bool = False) -> Model:
     found = list(_of_class(model, nnx.BatchNorm))
     for path, module in found:
         try:
-            arguments.check(module.momentum, module.epsilon)
+            layer_arguments.check(module.momentum, module.epsilon)
         except ArgumentError as error:
             raise ArgumentError(f"{path or 'the model'}: {error}") from error
     for _, module in found:

@@ -10,8 +10,8 @@ from flax import linen as nn
 from flax.linen import dtypes
 
 from evennorm.core.call import refuse_complex
-from evennorm.flax import arguments
-from evennorm.flax.computation import by_batch, by_running_statistics, geometry_of, updated_stats
+from evennorm.jax import layer_arguments
+from evennorm.jax.layers import by_batch, by_running_statistics, geometry_of, updated_stats
 
 __all__ = ["BatchNorm"]
 
@@ -59,7 +59,7 @@ class BatchNorm(nn.BatchNorm):
         self, x: Any, use_running_average: bool | None = None, *, mask: Any = None, residual: Any = None
     ) -> jax.Array:
         by_running = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
-        arguments.check(self.momentum, self.epsilon, self.activation, self.negative_slope, self.virtual_batch_size)
+        layer_arguments.check(self.momentum, self.epsilon, self.activation, self.negative_slope, self.virtual_batch_size)
         refuse_complex(x=x)
         x = jnp.asarray(x)
         shape = geometry_of(self, x).parameter_shape

@@ -14,8 +14,8 @@ from flax.nnx.nn import dtypes
 from evennorm.core.call import refuse_complex
 from evennorm.core.moments import Moments
 from evennorm.errors import ArgumentError, ShapeError
-from evennorm.flax import arguments
-from evennorm.flax.computation import by_batch, by_running_statistics, geometry_of, updated_stats
+from evennorm.jax import layer_arguments
+from evennorm.jax.layers import by_batch, by_running_statistics, geometry_of, updated_stats
 from evennorm.kernels import choose
 
 
@@ -84,7 +84,7 @@ class BatchNorm(nnx.BatchNorm):
         unbiased: bool = False,
     ) -> None:
         """Set what Flax's layer does not have."""
-        arguments.check(self.momentum, self.epsilon, activation, negative_slope, virtual_batch_size)
+        layer_arguments.check(self.momentum, self.epsilon, activation, negative_slope, virtual_batch_size)
         self.activation = activation
         self.negative_slope = negative_slope
         self.virtual_batch_size = virtual_batch_size

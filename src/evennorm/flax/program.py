@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from evennorm.errors import InputError
-from evennorm.flax.computation import broadcasting, geometry_of
+from evennorm.jax.layers import broadcasting, geometry_of
 from evennorm.jax.nnx import assign, modules_of, state_of
 from evennorm.models.program import Call, Key, Observer
 from evennorm.models.state import BatchNormState

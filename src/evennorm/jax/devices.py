@@ -60,12 +60,12 @@ class Devices(NamedTuple):
         return jnp.reshape(jax.lax.psum(rows, self.names)[own], jnp.shape(row))
 
     def alike(self, found: Any) -> Any:
-        """Return arrays of a single device as arrays that all devices hold, where types say so: one program for any number
-        of devices."""
+        """Return arrays of a single device as arrays that all devices hold, where types or vmap say so: one program for any
+        number of devices."""
         if self.groups is not None:
             return found
         names = frozenset(self.names)
-        return jax.tree.map(lambda a: jax.lax.psum(a, self.names) if names & varying_axes(a) else a, found)
+        return jax.tree.map(lambda a: jax.lax.psum(a, self.names) if self.by_vmap or names & varying_axes(a) else a, found)
 
     def _all(self, row: jax.Array) -> jax.Array:
         if self.by_vmap:

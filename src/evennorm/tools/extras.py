@@ -8,7 +8,7 @@ EXTRAS = {
     **dict.fromkeys(("click", "rich", "optuna", "sqlalchemy", "scipy", "matplotlib", "PIL", "safetensors"), "tools"),
     **dict.fromkeys(("plotly", "jinja2"), "tools"),
     **dict.fromkeys(("keras", "h5py"), "keras"),
-    **{name: name for name in ("jax", "torch", "tensorflow", "flax", "torchmetrics", "lightning")},
+    **{name: name for name in ("jax", "torch", "tensorflow", "equinox", "flax", "haiku", "torchmetrics", "lightning")},
     **dict.fromkeys(("onnx", "onnxscript"), "onnx"),
     "sklearn": "demo",
     "tensorboardX": "tensorboard",

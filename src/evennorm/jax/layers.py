@@ -1,5 +1,4 @@
-"""Compute what both of Flax's layers have in common: from arrays and a layer's settings to the output and the new
-statistics."""
+"""Compute what layers of JAX libraries have in common: from arrays and settings to the output and the new statistics."""
 
 from __future__ import annotations
 
@@ -15,8 +14,8 @@ from evennorm.core.geometry import Geometry, cached_geometry
 from evennorm.core.moments import Moments
 from evennorm.core.running import RunningMean
 from evennorm.errors import ShapeError
-from evennorm.flax.arguments import checked_momentum
 from evennorm.jax import batch_norm, normalize
+from evennorm.jax.layer_arguments import checked_momentum
 from evennorm.jax.namespace import xp
 
 
@@ -65,7 +64,8 @@ def by_batch(
         axis_name=axis_name,
         axis_index_groups=None if axis_name is None else layer.axis_index_groups,
     )
-    return y, _grouped(moments, geometry, x, layer.virtual_batch_size)
+    groups = 1 if layer.virtual_batch_size is None else x.shape[0] // layer.virtual_batch_size
+    return y, by_channel(moments, geometry.channel, groups)
 
 
 def by_running_statistics(
@@ -128,13 +128,10 @@ def broadcasting(mask: Any, geometry: Geometry) -> jax.Array:
     return mask.reshape((1,) * missing + mask.shape)
 
 
-def _grouped(moments: Moments, geometry: Geometry, x: jax.Array, virtual_batch_size: int | None) -> Moments:
-    groups = 1 if virtual_batch_size is None else x.shape[0] // virtual_batch_size
-
-    def rows(statistic: jax.Array) -> jax.Array:
-        return jax.lax.stop_gradient(statistic).reshape(groups, geometry.channel)
-
+def by_channel(moments: Moments, channels: int, groups: int = 1) -> Moments:
+    """Return the moments of one batch, or of its ghost batches, as constants (groups, channel)."""
+    rows = (jax.lax.stop_gradient(statistic).reshape(groups, channels) for statistic in moments[1:])
     count = moments.count
     if not isinstance(count, int) and jnp.ndim(count):
-        count = jnp.broadcast_to(count, moments.mean.shape).reshape(groups, geometry.channel)
-    return Moments(count, *(rows(statistic) for statistic in moments[1:]))
+        count = jnp.broadcast_to(count, moments.mean.shape).reshape(groups, channels)
+    return Moments(count, *rows)

@@ -1,4 +1,4 @@
-"""Check the arguments that Flax's layers lack, and those that Flax does not check."""
+"""Check the arguments that layers of JAX libraries share."""
 
 from __future__ import annotations
 

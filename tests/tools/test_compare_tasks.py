@@ -289,6 +289,13 @@ def test_both_frameworks_learn_it(task, name):
         assert found.value == pytest.approx(np.mean((p > 0) == data.y_test))
 
 
+def test_a_margin_in_the_unit_of_an_error():
+    chosen = {"task": "regression", "metric": "mean_absolute_error"}
+    assert settings("out", **chosen, equivalent=3.0).equivalent == 3
+    with pytest.raises(ArgumentError, match=r"a difference that counts as none is 0 or more and finite; received -1$"):
+        settings("out", **chosen, equivalent=-1.0)
+
+
 def errors(*values):
     return [record(test=value, validation=value) for value in values]
 

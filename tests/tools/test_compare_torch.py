@@ -210,6 +210,9 @@ def test_a_whole_comparison_and_again(compared):
     [
         (["--model", "torch_nets:build", "--engine", "jax"], "a torch.nn.Module is trained by torch; received --engine jax"),
         (["--model", "torch_nets:build", "--device", "tpu"], "devices here are cpu.*; received --device tpu"),
+        (["--model", "torch_nets:build", "--device", "cpu:x"], "devices here are cpu.*; received --device cpu:x"),
+        (["--model", "torch_nets:build", "--device", "cpu:1"], "devices here are cpu.*; received --device cpu:1"),
+        (["--model", "torch_nets:build", "--device", ""], "--device is empty; give it a value, or leave it out"),
         (["--model", "paper-mlp", "--device", "cpu"], "--device is for models of PyTorch"),
         (["--model", "net.pt2"], "a .pt2 file holds a program"),
         (["--model", "torch_nets:build", "--task", "ranking"], "tasks are .*; received 'ranking'"),

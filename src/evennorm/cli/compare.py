@@ -162,6 +162,9 @@ def compare(
 
     Exit codes: 0 all runs are trained; 2 the comparison could not be made; 130 interrupted.
     """
+    for name, value in {**options, "worker": worker, "serve": serve}.items():
+        if value == "" and name not in ("norms", "study"):  # which say more
+            raise InputError(f"--{name.replace('_', '-')} is empty; give it a value, or leave it out")
     if worker is not None or serve is not None:
         take_part(ctx, worker, options, _bar) if worker is not None else pass_on(ctx, str(serve), options["storage"])
         return

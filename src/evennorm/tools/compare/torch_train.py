@@ -34,10 +34,11 @@ def choose_device(asked: str | None) -> str:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if asked is None:
         return next(device for device, found in there.items() if found)
-    if not there.get(asked.partition(":")[0], False):
-        raise ArgumentError(
-            f"devices here are {', '.join(device for device, found in there.items() if found)}; received --device {asked}"
-        )
+    kind, colon, index = asked.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not there.get(kind, False) or (colon and not (index.isdecimal() and int(index) < count)):
+        found = ", ".join(device for device, is_there in there.items() if is_there)
+        raise ArgumentError(f"devices here are {found}; received --device {asked or repr(asked)}")
     return asked
 
 

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-sys.path.insert(0, str(DOCS / "_site"))
-import notebooks  # noqa: E402
+sys.path.append(str(DOCS / "_site"))
+try:
+    import notebooks
+finally:
+    sys.path.pop()  # which has modules of names that others use: examples
 
 
 def words(text: str) -> list[str]:

@@ -338,5 +338,5 @@ def test_a_seed_that_nobody_gave_is_in_no_configuration():
 )
 def test_revert_refuses_what_keras_alone_does_not_know(layer):
     model = keras.Sequential([keras.Input((4, 3)), OURS(), layer()])
-    with pytest.raises(ArgumentError, match=r"loaded by Keras alone, which does not know evennorm.* of 'odd'"):
+    with pytest.raises(ArgumentError, match=r"Keras loads without evennorm, and Keras does not know evennorm.* of 'odd'"):
         revert(model)

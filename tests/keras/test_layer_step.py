@@ -80,8 +80,8 @@ def test_the_page() -> None:
     )
     assert "| jax | 100 % (100 % to 100 %) | 50 % (25 % to 75 %) |" in text
     assert (
-        "inputs (64, 48, 48, 1), float32, Adam. Medians of\n3 steps in milliseconds, with their quartiles, from 1\nprocesses"
-        in text
+        "inputs (64, 48, 48, 1), float32, Adam. Figures are medians of\n"
+        "3 steps in milliseconds with their quartiles, from 1\nprocesses" in text
     )
     assert "Measured on a device, with keras 3." in text
 

@@ -222,7 +222,7 @@ def test_the_command(here: list[tuple[str, str]], tmp_path: Path) -> None:
     assert "MLP, 4 x 256, batch 4, training steps, in turns" in lines
     assert "The articles' network, 24 px, batch 2, training steps, in turns" in lines
     assert "convert: 3 normalizations, of which 3 alone" in lines
-    assert "share      of an eager step that its normalization takes, by the step without" in lines
+    assert "share      the part of an eager step that normalization takes, compared with a step without it" in lines
     assert lines[-1] == f"All samples: {path}"
     found = read(path)
     assert [(str(step.network), step.contestant) for step in found.measured] == [
@@ -259,7 +259,10 @@ def test_alone_the_option_means_all_networks(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (("--network", "vgg"), "networks are mlp, article, resnet18, resnet50, mobilenet, or all; "),
+        (
+            ("--network", "vgg"),
+            "networks are mlp, article, resnet18, resnet50, mobilenet, timm:NAME, torchvision:NAME, or all; ",
+        ),
         (("--network", "mlp", "--threads", "0"), "the number of threads must be at least 1; received 0"),
         (("--network", "mlp", "--rounds", "0"), "the number of rounds must be at least 1; received 0"),
         (("--network", "mlp", "--engine", "jax"), "networks are measured on torch; received --engine jax"),

@@ -207,7 +207,7 @@ def test_a_terminal_gets_colours_and_its_own_width(columns, width):
 def test_help_names_every_option():
     result = command("--help")
     assert result.exit_code == 0
-    options = ["--shape", "--axis", "--batch", "--svg", "--json", "--force", "--debug"]
+    options = ["--shape", "--axis", "--batch", "--svg", "--json", "--force", "--debug", "--quiet"]
     assert re.findall(r"^  (--\w+)", result.stdout, re.MULTILINE) == options
 
 
@@ -226,7 +226,7 @@ def test_the_page_shows_real_output(arguments, output, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     keras.utils.clear_session()  # it numbers models without a name
     result = command(*shlex.split(arguments))
-    assert result.stdout == output
+    assert result.stdout == output, result.output
     for figure in Path("docs").iterdir():
         assert figure.read_text(encoding="utf-8") == (DOCS / figure.name).read_text(encoding="utf-8")
 

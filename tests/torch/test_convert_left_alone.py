@@ -274,3 +274,19 @@ def test_layers_of_evennorm_with_an_activation_of_their_own() -> None:
     torch.testing.assert_close(ours(X), model(X))
     assert type(ours) is nn.Sequential
     assert report(ours).layers[0].steps == ("leaky_relu",)
+
+
+def test_a_name_that_breaks_the_code_of_a_graph_leaves_a_module_unfused() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module("a\nb", nn.BatchNorm2d(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(getattr(self, "a\nb")(x))
+
+    model = Block()
+    converted = convert(model)
+    assert isinstance(getattr(converted, "a\nb"), evennorm.torch.BatchNorm2d)
+    torch.testing.assert_close(converted(X), model(X))
+    assert "a name that torch.fx cannot write into code" in str(report(converted))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,19 +18,20 @@ CHANNELS = 32
 EPSILON = 1e-3
 
 
-class Layer:
+class Layer(ABC):
     """A layer of one library, with momentum 0.9 of the old average and epsilon 1e-3."""
 
     name: str
     kind: Any
     """What a user calls: its signature tells what it can do."""
 
+    @abstractmethod
     def train(self, x: np.ndarray, **options: Any) -> np.ndarray:
         """One training step's output; the moving statistics follow."""
-        raise NotImplementedError
 
+    @abstractmethod
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        raise NotImplementedError
+        """Moving mean and variance."""
 
     def of_complex(self) -> Layer:
         """The same layer, told to expect complex numbers where it has to be told."""
@@ -39,9 +41,9 @@ class Layer:
         """Whether something is added to the output before the activation, in the same pass."""
         return "residual" in arguments(self)
 
+    @abstractmethod
     def kept(self, x: np.ndarray) -> tuple[float | None, float | None]:
         """What a layer with ReLU keeps for backward, in arrays like x; and what it does with a dense layer behind it."""
-        raise NotImplementedError
 
 
 class Torch(Layer):

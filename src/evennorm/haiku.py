@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import jax
@@ -94,8 +93,8 @@ class BatchNorm(hk.BatchNorm):
         mask: Any = None,
     ) -> jax.Array:
         refuse_complex(inputs=inputs)
-        kept, channels = self._channels(inputs.shape)
-        shape = cached_geometry(inputs.shape, channels).parameter_shape
+        geometry = cached_geometry(inputs.shape, self._channels(inputs.ndim))
+        kept, shape = geometry.broadcast_shape, geometry.parameter_shape
         made: list[Any] = []
         for name, created, given, init in (
             ("scale", self.create_scale, scale, self.scale_init),
@@ -105,7 +104,7 @@ class BatchNorm(hk.BatchNorm):
                 raise ArgumentError(f"a module takes no {name} that creates its own; received both; use create_{name}=False")
             made.append(hk.get_parameter(name, kept, inputs.dtype, init).reshape(shape) if created else None)
         given_now = scale is not None or offset is not None  # which may differ from sample to sample
-        options: dict[str, Any] = {"axis": channels, "epsilon": self.eps}
+        options: dict[str, Any] = {"axis": geometry.axis, "epsilon": self.eps}
         if not given_now:
             options |= {"activation": self.activation, "negative_slope": self.negative_slope, "residual": residual}
         if is_training or test_local_stats:
@@ -117,7 +116,7 @@ class BatchNorm(hk.BatchNorm):
                 inputs, made[0], made[1], mask=mask, **options, **(names if self.cross_replica_axis else {})
             )
             if is_training:
-                batch = running.summary(xp, by_channel(moments, prod(shape)))
+                batch = running.summary(xp, by_channel(moments, geometry.channel))
                 accepted = jnp.all(batch.has_variance)
                 self.mean_ema.update((batch.mean + batch.mean_low).reshape(kept).astype(inputs.dtype), accepted)
                 self.var_ema.update(batch.variance.reshape(kept).astype(inputs.dtype), accepted)
@@ -127,12 +126,10 @@ class BatchNorm(hk.BatchNorm):
         if not given_now:
             return y
         y = y * (1 if scale is None else scale) + (0 if offset is None else offset) + (0 if residual is None else residual)
-        slope = slope_of(self.activation, self.negative_slope)
-        return (y if slope is None else jnp.where(y > 0, y, slope * y)).astype(inputs.dtype)
+        return jax.nn.leaky_relu(y, slope_of(self.activation, self.negative_slope)).astype(inputs.dtype)
 
-    def _channels(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the shape of the statistics, and the axes of the channels."""
-        rank = len(shape)
-        reduced = None if self.axis is None else {axis % rank for axis in self.axis}
-        channels = {self.channel_index % rank} if reduced is None else set(range(rank)) - reduced
-        return tuple(size if axis in channels else 1 for axis, size in enumerate(shape)), tuple(sorted(channels))
+    def _channels(self, rank: int) -> tuple[int, ...]:
+        """Return the axes of the channels; `axis` of Haiku names all others."""
+        if self.axis is None:
+            return (self.channel_index,)
+        return tuple(sorted(set(range(rank)) - {axis % rank for axis in self.axis}))

@@ -343,17 +343,19 @@ def bounded_weights(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress Keras's warnings, both kinds."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet(*others: str) -> Iterator[None]:
+    """Suppress Keras's warnings, both kinds, and those of other loggers by their names."""
+    loggers = [logging.getLogger(name) for name in ("absl", *others)]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _reason(error: Exception) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from evennorm.errors import InputError, MissingExtra, first_line
 from evennorm.tools.atomic import replacing
+from evennorm.tools.models import quiet
 
 SUFFIX = ".onnx"
 
@@ -47,7 +45,7 @@ def write(framework: str, folded: Any, path: Path, example: Sequence[Any], metad
     """
     with replacing(path) as partial:
         try:
-            with _silent():
+            with quiet("torch.onnx", "torch.export", "onnxscript", "tf2onnx"):
                 if framework == "keras":
                     folded.export(partial, format="onnx", verbose=False)
                 else:
@@ -75,19 +73,3 @@ def _exported(folded: Any, example: Sequence[Any], metadata: dict[str, str]) -> 
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model)
     return model.SerializeToString(deterministic=True)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Silence what exporters say of themselves."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "absl", "tf2onnx")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

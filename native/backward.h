@@ -1,4 +1,4 @@
-// The gradient of forward.h: two sums per channel, and what follows from them for every element. See core/normalize.py.
+// The gradient of forward.h: two sums per channel, and from them the gradient of every element. See core/normalize.py.
 #pragma once
 
 #include "schedule.h"
@@ -21,7 +21,7 @@ class BackwardGroup {
         d_residual_(shifted(call.d_residual, g)),
         layout_(laid_out()),
         coefficients_(layout_, 5),
-        signs_(call.signs == nullptr ? nullptr : const_cast<uint8_t*>(call.signs) + g * layout_.sign_bytes()) {}
+        mask_(call.mask == nullptr ? nullptr : const_cast<uint8_t*>(call.mask) + g * layout_.mask_bytes()) {}
 
   void run(Visit what, Workers& workers) {
     if (what == Visit::apply) {
@@ -38,7 +38,7 @@ class BackwardGroup {
   }
 
   void sums(const Chunk& chunk, int64_t c, int64_t channels, double* first, double* second) const {
-    with_gate([&](auto gate) { sums_with<gate.activation, gate.from_signs>(chunk, c, channels, first, second); });
+    with_gate([&](auto gate) { sums_with<gate.activation, gate.from_mask>(chunk, c, channels, first, second); });
   }
 
   bool finish(int64_t c, int64_t channels, const double* first, const double* second, bool) {
@@ -49,24 +49,24 @@ class BackwardGroup {
   }
 
   void apply(const Chunk& chunk, int64_t c, int64_t channels) const {
-    with_gate([&](auto gate) { apply_with<gate.activation, gate.from_signs>(chunk, c, channels); });
+    with_gate([&](auto gate) { apply_with<gate.activation, gate.from_mask>(chunk, c, channels); });
     if (past_cache_) fence();
   }
 
  private:
-  template <Activation activation_, bool from_signs_>
+  template <Activation activation_, bool from_mask_>
   struct Gate {
     static constexpr Activation activation = activation_;
-    static constexpr bool from_signs = from_signs_;
+    static constexpr bool from_mask = from_mask_;
   };
   template <class Body>
   void with_gate(const Body& body) const {
-    const bool from_signs = signs_ != nullptr;
+    const bool from_mask = mask_ != nullptr;
     switch (activation_of(call_.negative_slope)) {
       case Activation::none: return body(Gate<Activation::none, false>{});
-      case Activation::relu: return from_signs ? body(Gate<Activation::relu, true>{}) : body(Gate<Activation::relu, false>{});
+      case Activation::relu: return from_mask ? body(Gate<Activation::relu, true>{}) : body(Gate<Activation::relu, false>{});
       case Activation::leaky_relu:
-        return from_signs ? body(Gate<Activation::leaky_relu, true>{}) : body(Gate<Activation::leaky_relu, false>{});
+        return from_mask ? body(Gate<Activation::leaky_relu, true>{}) : body(Gate<Activation::leaky_relu, false>{});
     }
   }
 
@@ -78,7 +78,7 @@ class BackwardGroup {
   Layout laid_out() {
     View* const views[] = {&dx_, &x_, &dy_, &d_residual_};
     const int absent = dx_.data == nullptr ? 1 : 0;
-    return layout_of(call_.shape, views + absent, 4 - absent, call_.signs != nullptr);
+    return layout_of(call_.shape, views + absent, 4 - absent, call_.mask != nullptr);
   }
 
   template <class T, class Pointer>
@@ -98,18 +98,18 @@ class BackwardGroup {
 
   static constexpr auto part = [](const auto& p, int64_t at) { return p.data == nullptr ? nullptr : p.data + at; };
 
-  template <Activation activation, bool from_signs>
+  template <Activation activation, bool from_mask>
   void sums_with(const Chunk& chunk, int64_t c, int64_t channels, double* first, double* second) const {
     const A slope = static_cast<A>(call_.negative_slope);
     Buffer<S> x_scratch(direct(layout_, x_) ? 0 : chunk.positions() * channels);
     Buffer<S> dy_scratch(direct(layout_, dy_) ? 0 : chunk.positions() * channels);
     const Placed<S> x = place<S>(layout_, x_, chunk, c, channels, x_scratch.get());
     const Placed<S> dy = place<S>(layout_, dy_, chunk, c, channels, dy_scratch.get());
-    const Placed<uint8_t> signs = layout_.signs(signs_, chunk, c);
+    const Placed<uint8_t> mask = layout_.mask(mask_, chunk, c);
     if (layout_.kind == Kind::planes) {
       for (int64_t i = 0; i < channels; ++i) {
-        const Pair pair = gradient_planes<S, activation, from_signs>(
-            {part(dy, i * dy.channel), dy.outer}, {part(x, i * x.channel), x.outer}, {part(signs, i * signs.channel), signs.outer},
+        const Pair pair = gradient_planes<S, activation, from_mask>(
+            {part(dy, i * dy.channel), dy.outer}, {part(x, i * x.channel), x.outer}, {part(mask, i * mask.channel), mask.outer},
             chunk.outers, chunk.inners, Parameters<A, false>(coefficients_.all.from(c + i)), slope);
         first[i] += pair.first;
         second[i] += pair.second;
@@ -121,13 +121,13 @@ class BackwardGroup {
     for (int64_t o = 0; o < chunk.outers; ++o) {
       over_rows(layout_, chunk.inners, [&](int64_t rows, int64_t n, int64_t r) {
         const auto from = [&](const auto& p) { return part(p, o * p.outer + r * p.inner); };
-        gradient_rows<S, activation, from_signs>({from(dy), dy.inner * glue}, {from(x), x.inner * glue}, {from(signs), signs.inner * glue},
+        gradient_rows<S, activation, from_mask>({from(dy), dy.inner * glue}, {from(x), x.inner * glue}, {from(mask), mask.inner * glue},
                                                  rows, n, Parameters<A, true>(coefficients_.all), slope, totals.first(), totals.second());
       });
     }
   }
 
-  template <Activation activation, bool from_signs>
+  template <Activation activation, bool from_mask>
   void apply_with(const Chunk& chunk, int64_t c, int64_t channels) const {
     const A slope = static_cast<A>(call_.negative_slope);
     Buffer<S> x_scratch(direct(layout_, x_) ? 0 : chunk.positions() * channels);
@@ -136,12 +136,12 @@ class BackwardGroup {
     const Placed<S> dy = place<S>(layout_, dy_, chunk, c, channels, dy_scratch.get());
     const Placed<S> dx = place<S>(layout_, dx_, chunk, c, channels, nullptr);
     const Placed<S> dz = place<S>(layout_, d_residual_, chunk, c, channels, nullptr);
-    const Placed<uint8_t> signs = layout_.signs(signs_, chunk, c);
+    const Placed<uint8_t> mask = layout_.mask(mask_, chunk, c);
     if (layout_.kind == Kind::planes) {
       for (int64_t i = 0; i < channels; ++i) {
-        input_gradient_runs<S, activation, from_signs, false>(
+        input_gradient_runs<S, activation, from_mask, false>(
             {part(dy, i * dy.channel), dy.outer}, {part(x, i * x.channel), x.outer}, {part(dx, i * dx.channel), dx.outer},
-            {part(dz, i * dz.channel), dz.outer}, {part(signs, i * signs.channel), signs.outer}, chunk.outers, chunk.inners,
+            {part(dz, i * dz.channel), dz.outer}, {part(mask, i * mask.channel), mask.outer}, chunk.outers, chunk.inners,
             Parameters<A, false>(coefficients_.all.from(c + i)), slope, past_cache_);
       }
       return;
@@ -150,10 +150,10 @@ class BackwardGroup {
     for (int64_t o = 0; o < chunk.outers; ++o) {
       over_rows(layout_, chunk.inners, [&](int64_t rows, int64_t n, int64_t r) {
         const auto from = [&](const auto& p) { return part(p, o * p.outer + r * p.inner); };
-        input_gradient_runs<S, activation, from_signs, true>({from(dy), dy.inner * glue}, {from(x), x.inner * glue},
-                                                             {from(dx), dx.inner * glue}, {from(dz), dz.inner * glue},
-                                                             {from(signs), signs.inner * glue}, rows, n, Parameters<A, true>(coefficients_.all), slope,
-                                                             past_cache_);
+        input_gradient_runs<S, activation, from_mask, true>({from(dy), dy.inner * glue}, {from(x), x.inner * glue},
+                                                            {from(dx), dx.inner * glue}, {from(dz), dz.inner * glue},
+                                                            {from(mask), mask.inner * glue}, rows, n, Parameters<A, true>(coefficients_.all),
+                                                            slope, past_cache_);
       });
     }
   }
@@ -164,7 +164,7 @@ class BackwardGroup {
   View dy_, x_, dx_, d_residual_;
   Layout layout_;
   CoefficientBuffer<A> coefficients_;
-  uint8_t* signs_;
+  uint8_t* mask_;
 };
 
 template <class S>

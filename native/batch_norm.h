@@ -26,14 +26,14 @@ struct View {
   int64_t group = 0, outer = 0, channel = 0, inner = 0;  // strides, in elements
 };
 
-// Statistics of one value per channel that follow the batches of a training, as core/running.py defines, of the type computed in.
+// Running statistics, one value per channel, which a forward pass updates as core/running.py defines. Of the type computed in.
 struct Running {
-  void* mean = nullptr;       // null where nothing follows
+  void* mean = nullptr;       // null where there are none to update
   void* mean_low = nullptr;   // what rounding took from the mean
   void* variance = nullptr;
-  int64_t* batches = nullptr;  // counts every batch, and with a decay below 0 those that were not refused; or null
-  int64_t* refused = nullptr;  // counts those that changed nothing, being empty or not finite; or null
-  double decay = 0;  // weight of the old values; below 0, all batches that were counted weigh the same
+  int64_t* batches = nullptr;  // counts every batch, and with a decay below 0 only those not skipped; or null
+  int64_t* skipped = nullptr;  // counts the batches that changed nothing, because they were empty or not finite; or null
+  double decay = 0;  // weight of the old values; below 0, all counted batches weigh the same
   bool unbiased = true;
 };
 
@@ -47,23 +47,23 @@ struct Forward {
   void* mean;            // (groups, channel): the mean rounded to a float
   void* mean_low;        // (groups, channel): what rounding left; null at inference
   void* variance;        // (groups, channel), biased
-  uint8_t* signs;        // sign_bytes many, one bit per element: whether the activation was open; or null
+  uint8_t* mask;         // the activation mask, mask_bytes long: a bit per element, 1 if its derivative is 1; or null
   double epsilon;
   double negative_slope;  // 1: no activation, 0: relu, else leaky relu
-  Running running{};      // follow the moments of this batch, not given ones
+  Running running{};      // updated by the moments of this batch, not by given ones
 };
 
 struct Backward {
   Dtype dtype;
   Shape shape;
-  View dy, x, dx, d_residual;  // d_residual only where an activation follows the residual; else it is dy
+  View dy, x, dx, d_residual;  // d_residual only if an activation comes after the residual; else it is dy
   const void* gamma;
   const void* beta;
   const void* mean;
   const void* mean_low;
   const void* variance;
-  const uint8_t* signs;  // as written by forward; null where the activation's sign is recomputed from x
-  const void* d_mean;      // (groups, channel): derivatives that reach the moments on another way, or null
+  const uint8_t* mask;   // the activation mask that forward wrote; null where it is recomputed from x
+  const void* d_mean;      // (groups, channel): derivatives that reach the moments in another way, or null
   const void* d_variance;
   void* sum_dz;          // (groups, channel); both sums may be null where gradient_sums and input_gradient are one call
   void* sum_dz_centred;  // (groups, channel): sum of dz * (x - mean)
@@ -77,18 +77,18 @@ struct Backward {
 // One set of kernels per instruction set; `operations()` is the best that this processor has.
 struct Operations {
   const char* name;
-  // False where running statistics refused the batch; true where they took it, or there are none.
+  // False if running statistics skipped the batch; true if they were updated, or there are none.
   bool (*moments)(const Forward&, Workers&);
   bool (*forward)(const Forward&, Workers&);  // moments, then normalize while the data is still in cache
   void (*normalize)(const Forward&, Workers&);
   void (*gradient_sums)(const Backward&, Workers&);
   void (*input_gradient)(const Backward&, Workers&);
   void (*backward)(const Backward&, Workers&);  // gradient_sums, then input_gradient
-  // Bytes that the signs of an output need: every run of contiguous elements starts on a new byte.
-  int64_t (*sign_bytes)(const Shape&, const View& y);
+  // Bytes of an output's activation mask: every run of contiguous elements starts on a new byte.
+  int64_t (*mask_bytes)(const Shape&, const View& y);
 };
 
 const Operations& operations();
-const Operations* operations(const char* name);  // "avx512", "avx2" or "baseline"; null where this processor has it not
+const Operations* operations(const char* name);  // "avx512", "avx2" or "baseline"; null if this processor does not have it
 
 }  // namespace evennorm

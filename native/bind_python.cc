@@ -81,12 +81,12 @@ bool update_running_stats(Dtype dtype, const Running& running, const void* mean,
                           int64_t channels) {
   const auto as = [&]<class A>(A*) {
     const auto array = [](const void* address) { return static_cast<const A*>(address); };
-    return follow_batch<A>(running, {array(mean), array(mean_low), array(variance)}, count, 1, channels);
+    return update_stats_and_counters<A>(running, {array(mean), array(mean_low), array(variance)}, count, 1, channels);
   };
   return dtype == Dtype::float64 ? as(static_cast<double*>(nullptr)) : as(static_cast<float*>(nullptr));
 }
 
-// What a forward pass answers: as `Fate` in kernels/cpu.py.
+// What a forward pass returns: kernels/cpu.py and torch_plan.h read the numbers.
 enum Fate { kAccepted, kSkipped, kUnfit };
 
 // Forward passes over arrays of one shape that lie in one way.
@@ -109,7 +109,7 @@ class ForwardPlan {
   int64_t mask_bytes() const {
     View y = call_.y;
     y.data = at(1);
-    return current().sign_bytes(call_.shape, y);
+    return current().mask_bytes(call_.shape, y);
   }
 
   // By the moments of x, which are written to `statistics`.
@@ -128,7 +128,7 @@ class ForwardPlan {
     call.running.decay = decay;
     call.running.unbiased = unbiased;
     call.running.batches = static_cast<int64_t*>(arrays.row(batches, 1, kInteger, 64));
-    call.running.refused = static_cast<int64_t*>(arrays.row(skipped, 1, kInteger, 64));
+    call.running.skipped = static_cast<int64_t*>(arrays.row(skipped, 1, kInteger, 64));
     const bool whole = running_mean.is_none() == running_mean_low.is_none() && running_mean.is_none() == running_variance.is_none();
     if (!arrays.fit() || !whole) return kUnfit;
     return run(current().forward, call) ? kAccepted : kSkipped;
@@ -198,7 +198,7 @@ class ForwardPlan {
     call.y.data = arrays.array(y);
     call.gamma = row(arrays, gamma);
     call.beta = row(arrays, beta);
-    call.signs = static_cast<uint8_t*>(arrays.array(mask));
+    call.mask = static_cast<uint8_t*>(arrays.array(mask));
     return call;
   }
 
@@ -237,7 +237,7 @@ class BackwardPlan {
     return run(arrays, call, current().backward);
   }
 
-  // The first half, up to what devices exchange: sum dz and sum dz * (x - mean), one behind the other, and what follows from them.
+  // The first half, up to what devices exchange: sum dz and sum dz * (x - mean), one behind the other, and the gradients of gamma and beta.
   int gradient_sums(nb::handle dy, nb::handle x, nb::handle gamma, nb::handle beta, nb::handle statistics, nb::handle mask,
                     nb::handle sums, nb::handle d_gamma, nb::handle d_beta) const {
     Arrays arrays(exchange);
@@ -297,7 +297,7 @@ class BackwardPlan {
     call.mean = all.mean;
     call.mean_low = all.mean_low;
     call.variance = all.variance;
-    call.signs = static_cast<const uint8_t*>(arrays.array(mask));
+    call.mask = static_cast<const uint8_t*>(arrays.array(mask));
     return call;
   }
 
@@ -341,8 +341,8 @@ NB_MODULE(_cpu, m) {
     if (!arrays.fit()) throw std::invalid_argument("statistics are dense, of one dtype and in CPU memory");
     const auto as = [&]<class A>(A*) {
       const auto array = [](void* address) { return static_cast<A*>(address); };
-      return follow<A>({array(moments[0]), array(moments[1]), array(moments[2])}, count, groups, channels, unbiased, decay,
-                       array(running[0]), array(running[1]), array(running[2]));
+      return update_running_stats<A>({array(moments[0]), array(moments[1]), array(moments[2])}, count, groups, channels, unbiased,
+                                     decay, array(running[0]), array(running[1]), array(running[2]));
     };
     return bits == 64 ? as(static_cast<double*>(nullptr)) : as(static_cast<float*>(nullptr));
   });

@@ -1,7 +1,7 @@
 // evennorm/kernels/_tensorflow.so: the kernels as operations of TensorFlow on the CPU, on dense views (groups, outer, channel, inner).
 // tf.load_op_library makes Python functions of them. T is the type of x, U the one that it is computed in.
 //
-// gamma, beta, residual and signs are empty where there are none. Numbers are text, because TensorFlow's own attributes are floats.
+// gamma, beta, residual and mask are empty where there are none. Numbers are text, because TensorFlow's own attributes are floats.
 #include <algorithm>
 #include <array>
 #include <cstdlib>
@@ -42,7 +42,7 @@ void demand(bool holds, const char* rule) {
 }
 
 struct Attributes {
-  int64_t keep_signs;
+  int64_t keep_mask;
   double epsilon, negative_slope;
 
   Attributes(TF_OpKernelConstruction* from, const Status& status) {
@@ -58,7 +58,7 @@ struct Attributes {
       check(status);
       return std::strtod(text, nullptr);
     };
-    keep_signs = whole("keep_signs");
+    keep_mask = whole("keep_mask");
     epsilon = real("epsilon");
     negative_slope = real("negative_slope");
   }
@@ -163,11 +163,11 @@ struct Dense {
     return TF_TensorData(tensor.get());
   }
 
-  int64_t sign_bytes() const {
+  int64_t mask_bytes() const {
     View dense{};
     const int64_t row = shape.channel * shape.inner;
     dense = {nullptr, shape.outer * row, row, shape.inner, 1};
-    return operations().sign_bytes(shape, dense);
+    return operations().mask_bytes(shape, dense);
   }
 };
 
@@ -178,8 +178,8 @@ void forward(const Attributes& attributes, Call& call) {
   const std::array<int64_t, 2> each{dense.sizes[0], dense.sizes[2]};
   const Tensor y = call.output(0, dense.type, item, dense.sizes), mean = call.output(1, computed, computed_item, each),
                mean_low = call.output(2, computed, computed_item, each), variance = call.output(3, computed, computed_item, each);
-  const int64_t sign_bytes = attributes.keep_signs != 0 ? dense.sign_bytes() : 0;
-  const Tensor signs = call.output(4, TF_UINT8, 1, std::array<int64_t, 1>{sign_bytes});
+  const int64_t mask_bytes = attributes.keep_mask != 0 ? dense.mask_bytes() : 0;
+  const Tensor mask = call.output(4, TF_UINT8, 1, std::array<int64_t, 1>{mask_bytes});
   const Forward arrays{
       .dtype = dtype,
       .shape = dense.shape,
@@ -191,7 +191,7 @@ void forward(const Attributes& attributes, Call& call) {
       .mean = data(mean),
       .mean_low = data(mean_low),
       .variance = data(variance),
-      .signs = attributes.keep_signs != 0 ? static_cast<uint8_t*>(data(signs)) : nullptr,
+      .mask = attributes.keep_mask != 0 ? static_cast<uint8_t*>(data(mask)) : nullptr,
       .epsilon = attributes.epsilon,
       .negative_slope = attributes.negative_slope,
   };
@@ -199,30 +199,30 @@ void forward(const Attributes& attributes, Call& call) {
 }
 
 void backward(const Attributes& attributes, Call& call) {
-  const bool keeps_signs = attributes.keep_signs != 0;
+  const bool keeps_mask = attributes.keep_mask != 0;
   const Tensor dy = call.input(), d_mean = call.input(), d_variance = call.input(), x = call.input(), gamma = call.input(),
-               beta = call.input(), mean = call.input(), mean_low = call.input(), variance = call.input(), signs = call.input();
+               beta = call.input(), mean = call.input(), mean_low = call.input(), variance = call.input(), mask = call.input();
   const Dense dense(x);
   const auto [dtype, computed, item, computed_item] = dense.precision;
   const auto size = [](const Tensor& tensor) { return std::array<int64_t, 1>{TF_TensorElementCount(tensor.get())}; };
   const Tensor dx = call.output(0, dense.type, item, dense.sizes);
   const Tensor d_gamma = call.output(1, computed, computed_item, size(gamma));
   const Tensor d_beta = call.output(2, computed, computed_item, size(beta));
-  const Tensor d_residual = call.output(3, dense.type, item, keeps_signs ? dense.sizes : std::array<int64_t, 4>{});
-  demand(!keeps_signs || TF_TensorElementCount(signs.get()) == dense.sign_bytes(), "evennorm: signs are those of forward");
+  const Tensor d_residual = call.output(3, dense.type, item, keeps_mask ? dense.sizes : std::array<int64_t, 4>{});
+  demand(!keeps_mask || TF_TensorElementCount(mask.get()) == dense.mask_bytes(), "evennorm: mask must be the one that forward returned");
   const Backward arrays{
       .dtype = dtype,
       .shape = dense.shape,
       .dy = dense.view(dy),
       .x = dense.view(x),
       .dx = dense.view(dx),
-      .d_residual = keeps_signs ? dense.view(d_residual) : View{},
+      .d_residual = keeps_mask ? dense.view(d_residual) : View{},
       .gamma = dense.optional_per_channel(gamma),
       .beta = dense.optional_per_channel(beta),
       .mean = dense.per_group(mean),
       .mean_low = dense.per_group(mean_low),
       .variance = dense.per_group(variance),
-      .signs = keeps_signs ? static_cast<const uint8_t*>(data(signs)) : nullptr,
+      .mask = keeps_mask ? static_cast<const uint8_t*>(data(mask)) : nullptr,
       .d_mean = dense.per_group(d_mean),
       .d_variance = dense.per_group(d_variance),
       .sum_dz = nullptr,
@@ -323,7 +323,7 @@ void register_one(const Operation& operation) {
   const Status status;
   TF_OpDefinitionBuilder* const builder = TF_NewOpDefinitionBuilder(operation.name);
   for (const char* attribute :
-       {"T: {float, double, half, bfloat16}", "U: {float, double}", "keep_signs: int", "epsilon: string", "negative_slope: string"}) {
+       {"T: {float, double, half, bfloat16}", "U: {float, double}", "keep_mask: int", "epsilon: string", "negative_slope: string"}) {
     TF_OpDefinitionBuilderAddAttr(builder, attribute);
   }
   for (const char* input : operation.inputs) TF_OpDefinitionBuilderAddInput(builder, input);
@@ -345,12 +345,12 @@ void register_one(const Operation& operation) {
                 forward_shapes,
                 run<forward>,
                 {"x: T", "gamma: U", "beta: U", "residual: T"},
-                {"y: T", "mean: U", "mean_low: U", "variance: U", "signs: uint8"}});
+                {"y: T", "mean: U", "mean_low: U", "variance: U", "mask: uint8"}});
   register_one({"EvennormBackward",
                 backward_shapes,
                 run<backward>,
                 {"dy: T", "d_mean: U", "d_variance: U", "x: T", "gamma: U", "beta: U", "mean: U", "mean_low: U", "variance: U",
-                 "signs: uint8"},
+                 "mask: uint8"},
                 {"dx: T", "d_gamma: U", "d_beta: U", "d_residual: T"}});
   return true;
 }();

@@ -142,13 +142,13 @@ PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
     place(call.mean, call.mean_low, call.variance, statistics);
     if (masked) {
       mask = at::detail::empty_cpu({plan->mask_bytes}, at::kByte);
-      call.signs = static_cast<uint8_t*>(mask.data_ptr());
+      call.mask = static_cast<uint8_t*>(mask.data_ptr());
     }
     call.running.mean = address(mean);
     call.running.mean_low = address(mean_low);
     call.running.variance = address(variance);
     call.running.batches = static_cast<int64_t*>(address(batches));
-    call.running.refused = static_cast<int64_t*>(address(skipped));
+    call.running.skipped = static_cast<int64_t*>(address(skipped));
     call.running.unbiased = true;
     // Without a count nothing moves, as in torch.
     call.running.decay = momentum != -1 ? 1.0 - std::bit_cast<double>(momentum) : batches.defined() ? -1.0 : 1.0;
@@ -206,7 +206,7 @@ void update_running_stats(const Tensor& mean, const Tensor& mean_low, const Tens
   running.mean = mean.data_ptr();
   running.mean_low = mean_low.data_ptr();
   running.variance = variance.data_ptr();
-  running.refused = static_cast<int64_t*>(skipped.data_ptr());
+  running.skipped = static_cast<int64_t*>(skipped.data_ptr());
   running.batches = batches ? static_cast<int64_t*>(batches->data_ptr()) : nullptr;
   running.decay = momentum ? 1.0 - *momentum : batches ? -1.0 : 1.0;
   kernels->update_running_stats(type == at::kDouble ? Dtype::float64 : Dtype::float32, running, batch_mean.data_ptr(),

@@ -126,7 +126,7 @@ struct Views {
 ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs rest, ffi::RemainingRets results, int64_t given,
                    int64_t wanted, double epsilon, double negative_slope) {
   enum { gamma, beta, residual, all_given };
-  enum { y, mean, mean_low, variance, signs, all_wanted };
+  enum { y, mean, mean_low, variance, mask, all_wanted };
   Views views;
   Arrays<ffi::RemainingArgs, all_given> in;
   Arrays<ffi::RemainingRets, all_wanted> out;
@@ -148,7 +148,7 @@ ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs re
         .mean = wanted_at(mean),
         .mean_low = wanted_at(mean_low),
         .variance = wanted_at(variance),
-        .signs = static_cast<uint8_t*>(wanted_at(signs)),
+        .mask = static_cast<uint8_t*>(wanted_at(mask)),
         .epsilon = epsilon,
         .negative_slope = negative_slope,
     };
@@ -159,7 +159,7 @@ ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs re
 
 ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs rest, ffi::RemainingRets results, int64_t given,
                     int64_t wanted, double epsilon, double negative_slope) {
-  enum { gamma, beta, mean, mean_low, variance, signs, dy, d_mean, d_variance, all_given };
+  enum { gamma, beta, mean, mean_low, variance, mask, dy, d_mean, d_variance, all_given };
   enum { dx, d_gamma, d_beta, d_residual, all_wanted };
   Views views;
   Arrays<ffi::RemainingArgs, all_given> in;
@@ -183,7 +183,7 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs r
         .mean = given_at(mean),
         .mean_low = given_at(mean_low),
         .variance = given_at(variance),
-        .signs = static_cast<const uint8_t*>(given_at(signs)),
+        .mask = static_cast<const uint8_t*>(given_at(mask)),
         .d_mean = given_at(d_mean),
         .d_variance = given_at(d_variance),
         .sum_dz = nullptr,

@@ -123,8 +123,8 @@ Average<A> average_of(const Statistics<A>& batch, int64_t from, int64_t width, i
 }  // namespace
 
 template <class A>
-bool follow(const Statistics<A>& batch, int64_t count, int64_t groups, int64_t channels, bool unbiased, double decay, A* running_mean,
-            A* running_mean_low, A* running_variance) {
+bool update_running_stats(const Statistics<A>& batch, int64_t count, int64_t groups, int64_t channels, bool unbiased, double decay,
+                          A* running_mean, A* running_mean_low, A* running_variance) {
   if (count == 0 || groups == 0 || channels == 0) return false;
   const auto each_part = [&](const auto& body) {
     for (int64_t c = 0; c < channels; c += kTogether) {
@@ -162,19 +162,20 @@ bool follow(const Statistics<A>& batch, int64_t count, int64_t groups, int64_t c
 }
 
 template <class A>
-bool follow_batch(const Running& running, const Statistics<A>& batch, int64_t count, int64_t groups, int64_t channels) {
+bool update_stats_and_counters(const Running& running, const Statistics<A>& batch, int64_t count, int64_t groups, int64_t channels) {
   // An array of no channels may be null too; its batches are counted.
-  const bool counts = running.batches != nullptr || running.refused != nullptr;
+  const bool counts = running.batches != nullptr || running.skipped != nullptr;
   if (running.mean == nullptr && (channels > 0 || !counts)) return true;
   double decay = running.decay;
   if (decay < 0) {
     const A before = running.batches == nullptr ? 0 : static_cast<A>(*running.batches);
     decay = running.batches == nullptr ? 1 : before / (before + 1);
   }
-  const bool accepted = follow<A>(batch, count, groups, channels, running.unbiased, decay, static_cast<A*>(running.mean),
-                                  static_cast<A*>(running.mean_low), static_cast<A*>(running.variance));
+  const bool accepted =
+      update_running_stats<A>(batch, count, groups, channels, running.unbiased, decay, static_cast<A*>(running.mean),
+                              static_cast<A*>(running.mean_low), static_cast<A*>(running.variance));
   if (running.batches != nullptr && (accepted || running.decay >= 0)) ++*running.batches;
-  if (running.refused != nullptr && !accepted) ++*running.refused;
+  if (running.skipped != nullptr && !accepted) ++*running.skipped;
   return accepted;
 }
 
@@ -185,8 +186,8 @@ bool follow_batch(const Running& running, const Statistics<A>& batch, int64_t co
   template void input_gradient_of<A>(const Statistics<A>&, const A*, double, const A*, const A*, const A*, const A*, double, int64_t, \
                                      Coefficients<A>);                                                                               \
   template void parameter_gradients_of<A>(const A*, double, const A*, const A*, int64_t, int64_t, A*, A*);                           \
-  template bool follow<A>(const Statistics<A>&, int64_t, int64_t, int64_t, bool, double, A*, A*, A*);                                \
-  template bool follow_batch<A>(const Running&, const Statistics<A>&, int64_t, int64_t, int64_t);
+  template bool update_running_stats<A>(const Statistics<A>&, int64_t, int64_t, int64_t, bool, double, A*, A*, A*);                  \
+  template bool update_stats_and_counters<A>(const Running&, const Statistics<A>&, int64_t, int64_t, int64_t);
 EVENNORM_FOR(float)
 EVENNORM_FOR(double)
 

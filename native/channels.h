@@ -52,14 +52,14 @@ template <class A>
 void parameter_gradients_of(const A* variance, double epsilon, const A* sum_dz, const A* sum_dz_centred, int64_t groups,
                             int64_t channels, A* d_gamma, A* d_beta);
 
-// Lets running statistics follow one batch of `count` values per group and channel, as core/running.py defines: false, and nothing
-// is written, where the batch is empty or not finite. Ghost batches, (groups, channels), count the same.
+// Updates running statistics by one batch of `count` values per group and channel, as core/running.py defines. If the batch is
+// empty or not finite, writes nothing and returns false. Ghost batches, (groups, channels), weigh the same.
 template <class A>
-bool follow(const Statistics<A>& batch, int64_t count, int64_t groups, int64_t channels, bool unbiased, double decay, A* running_mean,
-            A* running_mean_low, A* running_variance);
+bool update_running_stats(const Statistics<A>& batch, int64_t count, int64_t groups, int64_t channels, bool unbiased, double decay,
+                          A* running_mean, A* running_mean_low, A* running_variance);
 
-// The same for `running` as a call has it, and counts the batch. True where there are no running statistics.
+// The same for the running statistics of a call, whose counters it updates too. True if the call has none.
 template <class A>
-bool follow_batch(const Running& running, const Statistics<A>& batch, int64_t count, int64_t groups, int64_t channels);
+bool update_stats_and_counters(const Running& running, const Statistics<A>& batch, int64_t count, int64_t groups, int64_t channels);
 
 }  // namespace evennorm

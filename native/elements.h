@@ -21,7 +21,7 @@ struct Linear {
   EVENNORM_INLINE Vec<A> operator()(Vec<A> centred) const { return centred * scale + shift; }
 };
 
-// Where the activation is closed. GCC 12 fails on this comparison of two doubles on a processor that has SSE2 only.
+// Where the activation's derivative is its slope. GCC 12 fails on this comparison of two doubles on a processor that has SSE2 only.
 template <class V>
 EVENNORM_INLINE auto not_positive(V z) {
 #if defined(__SSE2__) && !defined(__AVX2__)
@@ -32,12 +32,12 @@ EVENNORM_INLINE auto not_positive(V z) {
 #endif
 }
 
-// Value where z is positive or NaN, the slope's share of it elsewhere.
+// The value where z is positive or NaN, elsewhere the slope times the value.
 template <Activation activation, class Mask, class V, class A>
-EVENNORM_INLINE V gated(Mask closed, V value, A negative_slope) {
+EVENNORM_INLINE V gated(Mask sloped, V value, A negative_slope) {
   if constexpr (activation == Activation::none) return value;
-  else if constexpr (activation == Activation::relu) return select(closed, V{}, value);
-  else return select(closed, value * negative_slope, value);
+  else if constexpr (activation == Activation::relu) return select(sloped, V{}, value);
+  else return select(sloped, value * negative_slope, value);
 }
 
 // dx = scale * dz - centred * slope - offset.
@@ -48,32 +48,32 @@ struct InputGradient {
   EVENNORM_INLINE Vec<A> operator()(Vec<A> dz, Vec<A> centred) const { return dz * scale - (centred * slope + offset); }
 };
 
-// A bit per element of a run, whether the activation let it through.
+// The activation mask of a vector of a run: a bit per element, 1 if the activation's derivative is 1.
 template <class A>
-inline void store_signs(uint8_t* signs, int64_t i, unsigned bits) {
+inline void store_mask(uint8_t* mask, int64_t i, unsigned bits) {
   if constexpr (kLanes<A> >= 8) {
-    std::memcpy(signs + i / 8, &bits, kLanes<A> / 8);
+    std::memcpy(mask + i / 8, &bits, kLanes<A> / 8);
   } else {
     const int shift = static_cast<int>(i % 8);
-    signs[i / 8] = static_cast<uint8_t>(shift == 0 ? bits : signs[i / 8] | bits << shift);
+    mask[i / 8] = static_cast<uint8_t>(shift == 0 ? bits : mask[i / 8] | bits << shift);
   }
 }
 
 // The last vector of a run may have fewer bytes left than it has lanes.
 template <class A>
-inline void store_some_signs(uint8_t* signs, int64_t i, unsigned bits, int64_t n) {
-  if (kLanes<A> >= 16 && n <= 8) signs[i / 8] = static_cast<uint8_t>(bits);
-  else store_signs<A>(signs, i, bits);
+inline void store_some_mask(uint8_t* mask, int64_t i, unsigned bits, int64_t n) {
+  if (kLanes<A> >= 16 && n <= 8) mask[i / 8] = static_cast<uint8_t>(bits);
+  else store_mask<A>(mask, i, bits);
 }
 
 template <class A>
-inline unsigned load_signs(const uint8_t* signs, int64_t i, int64_t n) {
+inline unsigned load_mask(const uint8_t* mask, int64_t i, int64_t n) {
   if constexpr (kLanes<A> >= 16) {
-    uint16_t bits = signs[i / 8];
-    if (n > 8) std::memcpy(&bits, signs + i / 8, 2);
+    uint16_t bits = mask[i / 8];
+    if (n > 8) std::memcpy(&bits, mask + i / 8, 2);
     return bits;
   } else {
-    return signs[i / 8] >> (i % 8);
+    return mask[i / 8] >> (i % 8);
   }
 }
 

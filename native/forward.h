@@ -23,7 +23,7 @@ class ForwardGroup {
         mean_(static_cast<A*>(call.mean) + g * call.shape.channel),
         mean_low_(call.mean_low == nullptr ? nullptr : static_cast<A*>(call.mean_low) + g * call.shape.channel),
         variance_(static_cast<A*>(call.variance) + g * call.shape.channel),
-        signs_(call.signs == nullptr ? nullptr : call.signs + g * layout_.sign_bytes()) {}
+        mask_(call.mask == nullptr ? nullptr : call.mask + g * layout_.mask_bytes()) {}
 
   void run(Visit what, Workers& workers) {
     if (what == Visit::apply) {
@@ -109,7 +109,7 @@ class ForwardGroup {
   Layout laid_out() {
     View* const views[] = {&y_, &x_, &residual_};
     const int absent = y_.data == nullptr ? 1 : 0;
-    return layout_of(call_.shape, views + absent, 3 - absent, call_.signs != nullptr);
+    return layout_of(call_.shape, views + absent, 3 - absent, call_.mask != nullptr);
   }
 
   void set_linear(int64_t c, int64_t channels) {
@@ -127,12 +127,12 @@ class ForwardGroup {
     const Placed<S> x = place<S>(layout_, x_, chunk, c, channels, x_scratch.get());
     const Placed<S> residual = place<S>(layout_, residual_, chunk, c, channels, residual_scratch.get());
     const Placed<S> y = place<S>(layout_, y_, chunk, c, channels, nullptr);
-    const Placed<uint8_t> signs = layout_.signs(signs_, chunk, c);
+    const Placed<uint8_t> mask = layout_.mask(mask_, chunk, c);
     const auto part = [](const auto& p, int64_t at) { return p.data == nullptr ? nullptr : p.data + at; };
     if (layout_.kind == Kind::planes) {
       for (int64_t i = 0; i < channels; ++i) {
         normalize_runs<S, activation, false>({part(x, i * x.channel), x.outer}, {part(residual, i * residual.channel), residual.outer},
-                                             {part(y, i * y.channel), y.outer}, {part(signs, i * signs.channel), signs.outer},
+                                             {part(y, i * y.channel), y.outer}, {part(mask, i * mask.channel), mask.outer},
                                              chunk.outers, chunk.inners, Parameters<A, false>(coefficients_.all.from(c + i)), slope, past_cache_);
       }
       return;
@@ -142,7 +142,7 @@ class ForwardGroup {
       over_rows(layout_, chunk.inners, [&](int64_t rows, int64_t n, int64_t r) {
         const auto span = [&](const auto& p) { return part(p, o * p.outer + r * p.inner); };
         normalize_runs<S, activation, true>({span(x), x.inner * glue}, {span(residual), residual.inner * glue}, {span(y), y.inner * glue},
-                                            {span(signs), signs.inner * glue}, rows, n, Parameters<A, true>(coefficients_.all), slope, past_cache_);
+                                            {span(mask), mask.inner * glue}, rows, n, Parameters<A, true>(coefficients_.all), slope, past_cache_);
       });
     }
   }
@@ -153,7 +153,7 @@ class ForwardGroup {
   Layout layout_;
   CoefficientBuffer<A> coefficients_;
   A *mean_, *mean_low_, *variance_;
-  uint8_t* signs_;
+  uint8_t* mask_;
 };
 
 template <class S>
@@ -168,7 +168,7 @@ bool forward_as(const Forward& call, Visit what, Workers& workers) {
   }
   const Statistics<A> batch{static_cast<const A*>(call.mean), static_cast<const A*>(call.mean_low), static_cast<const A*>(call.variance)};
   const Shape& shape = call.shape;
-  return what == Visit::apply || follow_batch<A>(call.running, batch, shape.outer * shape.inner, shape.groups, shape.channel);
+  return what == Visit::apply || update_stats_and_counters<A>(call.running, batch, shape.outer * shape.inner, shape.groups, shape.channel);
 }
 
 inline bool forward_any(const Forward& call, Visit what, Workers& workers) {

@@ -82,15 +82,15 @@ struct Layout {
   }
   int64_t width() const { return channel * glue; }
 
-  // Where the signs of a position, or of a channel's plane, begin: each run on a byte of its own.
-  int64_t sign_bytes() const { return sign_run() * (kind == Kind::rows ? count() : outer * channel); }
-  int64_t sign_run() const { return kind == Kind::rows ? ceil_div(channel, 8) : ceil_div(inner, 8); }
-  Placed<uint8_t> signs(uint8_t* signs, const Chunk& chunk, int64_t c) const {
-    if (signs == nullptr) return {nullptr, 0, 0, 0};
+  // Where the activation mask of a position, or of a channel's plane, begins: each run on a byte of its own.
+  int64_t mask_bytes() const { return mask_run_bytes() * (kind == Kind::rows ? count() : outer * channel); }
+  int64_t mask_run_bytes() const { return kind == Kind::rows ? ceil_div(channel, 8) : ceil_div(inner, 8); }
+  Placed<uint8_t> mask(uint8_t* mask, const Chunk& chunk, int64_t c) const {
+    if (mask == nullptr) return {nullptr, 0, 0, 0};
     if (kind == Kind::rows) {
-      return {signs + (chunk.outer * inner + chunk.inner) * sign_run(), inner * sign_run(), 0, sign_run()};
+      return {mask + (chunk.outer * inner + chunk.inner) * mask_run_bytes(), inner * mask_run_bytes(), 0, mask_run_bytes()};
     }
-    return {signs + (chunk.outer * channel + c) * sign_run() + chunk.inner / 8, channel * sign_run(), sign_run(), 0};
+    return {mask + (chunk.outer * channel + c) * mask_run_bytes() + chunk.inner / 8, channel * mask_run_bytes(), mask_run_bytes(), 0};
   }
 };
 
@@ -98,7 +98,7 @@ inline bool mergeable(const View& v, int64_t inner) { return v.data == nullptr |
 
 // The layout that serves all `views`, the first of which leads: it is dense, if it is written to. Their strides are brought into
 // its order.
-inline Layout layout_of(const Shape& shape, View* const* views, int count, bool has_signs) {
+inline Layout layout_of(const Shape& shape, View* const* views, int count, bool has_mask) {
   int64_t outer = shape.outer, inner = shape.inner;
   const View& leader = *views[0];
   const auto swap = [&] {
@@ -122,8 +122,8 @@ inline Layout layout_of(const Shape& shape, View* const* views, int count, bool 
     merge = merge && mergeable(*views[i], inner);
     dense = dense && (views[i]->data == nullptr || (views[i]->channel == 1 && views[i]->inner == shape.channel));
   }
-  // The signs of planes are counted by run, and the backward pass may see other strides of its other arrays.
-  if (merge && (rows || !has_signs)) {
+  // The bits of planes are counted by run, and the backward pass may see other strides of its other arrays.
+  if (merge && (rows || !has_mask)) {
     for (int i = 0; i < count; ++i) views[i]->outer = views[i]->inner * inner * outer;
     inner *= outer;
     outer = 1;
@@ -138,7 +138,7 @@ inline Layout layout_of(const Shape& shape, View* const* views, int count, bool 
     if (inner >= positions) layout.chunk_inners = positions;
     else layout.chunk_outers = positions / (inner > 0 ? inner : 1);
     const int64_t lanes = kVectorBytes / 4;
-    if (dense && merge && shape.channel <= 256 && (!has_signs || shape.channel % 8 == 0)) {
+    if (dense && merge && shape.channel <= 256 && (!has_mask || shape.channel % 8 == 0)) {
       while (layout.glue < 16 && (layout.width() % lanes != 0 || layout.width() < 4 * lanes)) ++layout.glue;
     }
   } else if (inner >= 2 * plane_chunk) {

@@ -15,7 +15,7 @@ struct Span {
   S* run(int64_t r) const { return data == nullptr ? nullptr : data + r * stride; }
 };
 
-struct Signs {
+struct MaskSpan {
   uint8_t* data = nullptr;
   int64_t stride = 0;
 
@@ -111,7 +111,7 @@ void moment_rows(Span<const S> x, int64_t rows, int64_t n, const Compute<S>* shi
 // y.
 
 template <class S, Activation activation, bool rows>
-void normalize_runs(Span<const S> x, Span<const S> residual, Span<S> y, Signs signs, int64_t runs, int64_t n,
+void normalize_runs(Span<const S> x, Span<const S> residual, Span<S> y, MaskSpan mask, int64_t runs, int64_t n,
                     Parameters<Compute<S>, rows> parameters, Compute<S> negative_slope, bool past_cache) {
   using A = Compute<S>;
   const auto write = [&](S* p, Vec<A> v) { past_cache ? store_past_cache(p, v) : store(p, v); };
@@ -119,7 +119,7 @@ void normalize_runs(Span<const S> x, Span<const S> residual, Span<S> y, Signs si
   for (int64_t r = 0; r < runs; ++r) {
     const S *px = x.run(r), *pr = residual.run(r);
     S* py = y.run(r);
-    uint8_t* ps = signs.run(r);
+    uint8_t* ps = mask.run(r);
     if (pr == nullptr) {
       // The last vector overlaps the one before. It is read first: y may be x.
       const int64_t last = n - kLanes<A>;
@@ -143,38 +143,39 @@ void normalize_runs(Span<const S> x, Span<const S> residual, Span<S> y, Signs si
           n,
           [&](int64_t i) {
             const Vec<A> z = value(parameters.linear(i), load(px + i)) + load(pr + i);
-            if (activation != Activation::none && ps) store_signs<A>(ps, i, ~mask_to_bits(not_positive(z)) & kAllLanes<A>);
+            if (activation != Activation::none && ps) store_mask<A>(ps, i, ~mask_to_bits(not_positive(z)) & kAllLanes<A>);
             write(py + i, gated<activation>(not_positive(z), z, negative_slope));
           },
           [&](int64_t i, int64_t left) {
             const Vec<A> z = value(parameters.linear(i), load_some(px + i, left)) + load_some(pr + i, left);
-            if (activation != Activation::none && ps) store_some_signs<A>(ps, i, ~mask_to_bits(not_positive(z)) & kAllLanes<A>, left);
+            if (activation != Activation::none && ps) store_some_mask<A>(ps, i, ~mask_to_bits(not_positive(z)) & kAllLanes<A>, left);
             store_some(py + i, gated<activation>(not_positive(z), z, negative_slope), left);
           });
     }
   }
 }
 
-// dz, from saved signs or from the sign of z.
-template <class A, Activation activation, bool from_signs>
-EVENNORM_INLINE Vec<A> gate(Vec<A> dy, Vec<A> centred, const Linear<A>& linear, const uint8_t* signs, int64_t i, int64_t n, A negative_slope) {
+// dz, from the saved activation mask or from the sign of z.
+template <class A, Activation activation, bool from_mask>
+EVENNORM_INLINE Vec<A> gate(Vec<A> dy, Vec<A> centred, const Linear<A>& linear, const uint8_t* mask, int64_t i, int64_t n,
+                            A negative_slope) {
   if constexpr (activation == Activation::none) return dy;
-  else if constexpr (from_signs) return gated<activation>(~bits_to_mask<A>(load_signs<A>(signs, i, n)), dy, negative_slope);
+  else if constexpr (from_mask) return gated<activation>(~bits_to_mask<A>(load_mask<A>(mask, i, n)), dy, negative_slope);
   else return gated<activation>(not_positive(linear(centred)), dy, negative_slope);
 }
 
 // Sums of dz and of dz * (x - mean).
 
-template <class S, Activation activation, bool from_signs>
-Pair gradient_planes(Span<const S> dy, Span<const S> x, Signs signs, int64_t planes, int64_t n,
+template <class S, Activation activation, bool from_mask>
+Pair gradient_planes(Span<const S> dy, Span<const S> x, MaskSpan mask, int64_t planes, int64_t n,
                      Parameters<Compute<S>, false> parameters, Compute<S> negative_slope) {
   using A = Compute<S>;
   const Linear<A> linear = parameters.linear(0);
-  const bool overlap = n >= kLanes<A> && !from_signs;
+  const bool overlap = n >= kLanes<A> && !from_mask;
   const auto inside = overlap ? last_lanes<A>(n % kLanes<A>) : first_lanes<A>(n % kLanes<A>);
   const auto terms = [&](Vec<A> g, Vec<A> v, int64_t plane, int64_t i, int64_t left) {
     const Vec<A> centred = linear.centred(v);
-    const Vec<A> dz = gate<A, activation, from_signs>(g, centred, linear, signs.run(plane), i, left, negative_slope);
+    const Vec<A> dz = gate<A, activation, from_mask>(g, centred, linear, mask.run(plane), i, left, negative_slope);
     return Terms<A>{dz, dz * centred};
   };
   return sum_planes<A>(
@@ -194,11 +195,11 @@ Pair gradient_planes(Span<const S> dy, Span<const S> x, Signs signs, int64_t pla
       });
 }
 
-template <class S, Activation activation, bool from_signs>
+template <class S, Activation activation, bool from_mask>
 struct GradientBlock {
   using A = Compute<S>;
   Span<const S> dy, x;
-  Signs signs;
+  MaskSpan mask;
   Parameters<A, true> parameters;
   A negative_slope;
 
@@ -213,8 +214,8 @@ struct GradientBlock {
       const S *const pg = block.dy.data + r * block.dy.stride + i, *const px = block.x.data + r * block.x.stride + i;
       const Vec<A> centred = linear.centred(left ? load_some(px, left) : load(px));
       const Vec<A> g = left ? load_some(pg, left) : load(pg);
-      const uint8_t* const ps = from_signs ? block.signs.data + r * block.signs.stride : nullptr;
-      const Vec<A> dz = gate<A, activation, from_signs>(g, centred, linear, ps, i, left ? left : kLanes<A>, block.negative_slope);
+      const uint8_t* const ps = from_mask ? block.mask.data + r * block.mask.stride : nullptr;
+      const Vec<A> dz = gate<A, activation, from_mask>(g, centred, linear, ps, i, left ? left : kLanes<A>, block.negative_slope);
       return {dz, dz * centred};
     }
   };
@@ -222,32 +223,32 @@ struct GradientBlock {
   EVENNORM_INLINE Stream some(int64_t i, int64_t left) const { return {*this, parameters.linear(i), i, left}; }
 };
 
-template <class S, Activation activation, bool from_signs>
-void gradient_rows(Span<const S> dy, Span<const S> x, Signs signs, int64_t rows, int64_t n,
+template <class S, Activation activation, bool from_mask>
+void gradient_rows(Span<const S> dy, Span<const S> x, MaskSpan mask, int64_t rows, int64_t n,
                    Parameters<Compute<S>, true> parameters, Compute<S> negative_slope, double* first, double* second) {
   sum_rows<Compute<S>>(rows, n, first, second,
-                       GradientBlock<S, activation, from_signs>{dy, x, signs, parameters, negative_slope});
+                       GradientBlock<S, activation, from_mask>{dy, x, mask, parameters, negative_slope});
 }
 
 // dx, and dz where a residual asks for it.
 
-template <class S, Activation activation, bool from_signs, bool rows>
-void input_gradient_runs(Span<const S> dy, Span<const S> x, Span<S> dx, Span<S> d_residual, Signs signs, int64_t runs, int64_t n,
+template <class S, Activation activation, bool from_mask, bool rows>
+void input_gradient_runs(Span<const S> dy, Span<const S> x, Span<S> dx, Span<S> d_residual, MaskSpan mask, int64_t runs, int64_t n,
                          Parameters<Compute<S>, rows> parameters, Compute<S> negative_slope, bool past_cache) {
   using A = Compute<S>;
   const auto write = [&](S* p, Vec<A> v) { past_cache ? store_past_cache(p, v) : store(p, v); };
   for (int64_t r = 0; r < runs; ++r) {
     const S *pg = dy.run(r), *px = x.run(r);
     S *pdx = dx.run(r), *pdz = d_residual.run(r);
-    const uint8_t* ps = signs.run(r);
+    const uint8_t* ps = mask.run(r);
     const auto dz_and_dx = [&](Vec<A> g, Vec<A> v, int64_t i, int64_t left) {
       const Linear<A> linear = parameters.linear(i);
       const Vec<A> centred = linear.centred(v);
-      const Vec<A> dz = gate<A, activation, from_signs>(g, centred, linear, ps, i, left, negative_slope);
+      const Vec<A> dz = gate<A, activation, from_mask>(g, centred, linear, ps, i, left, negative_slope);
       return Terms<A>{dz, parameters.gradient(i)(dz, centred)};
     };
     const int64_t last = n - kLanes<A>;
-    const bool overlap = last >= 0 && !from_signs;  // dx may be dy: what it needs is read first
+    const bool overlap = last >= 0 && !from_mask;  // dx may be dy: what it needs is read first
     const Vec<A> g_tail = overlap ? load(pg + last) : Vec<A>{}, x_tail = overlap ? load(px + last) : Vec<A>{};
     over<A>(
         n,
@@ -255,13 +256,13 @@ void input_gradient_runs(Span<const S> dy, Span<const S> x, Span<S> dx, Span<S> 
           if (!rows) prefetch(pg + i + dy.stride), prefetch(px + i + x.stride);
           const auto [dz, d] = dz_and_dx(load(pg + i), load(px + i), i, kLanes<A>);
           write(pdx + i, d);
-          if (from_signs && pdz) write(pdz + i, dz);
+          if (from_mask && pdz) write(pdz + i, dz);
         },
         [&](int64_t i, int64_t left) {
           if (overlap) return store(pdx + last, dz_and_dx(g_tail, x_tail, last, kLanes<A>).second);
           const auto [dz, d] = dz_and_dx(load_some(pg + i, left), load_some(px + i, left), i, left);
           store_some(pdx + i, d, left);
-          if (from_signs && pdz) store_some(pdz + i, dz, left);
+          if (from_mask && pdz) store_some(pdz + i, dz, left);
         });
   }
 }

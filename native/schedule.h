@@ -1,4 +1,4 @@
-// The order in which the chunks of one group are visited: sums, then what follows from them, then the elements again.
+// The order in which the chunks of one group are visited: sums, then the numbers computed from them, then the elements again.
 //
 // Where planes lie apart, one channel after the other, so that the second visit finds it in cache; else all chunks twice. Either
 // way the chunks and the order in which their sums are added are the same, and so are the bits of the result.

@@ -130,7 +130,7 @@ struct EvennormBatchNorm : torch::autograd::Node {
     call.mean = mean;
     call.mean_low = mean_low;
     call.variance = variance;
-    call.signs = static_cast<const uint8_t*>(address(saved.mask));
+    call.mask = static_cast<const uint8_t*>(address(saved.mask));
     call.d_gamma = address(d_gamma);
     call.d_beta = address(d_beta);
     kernels->operations().backward(call, kernels->workers());

@@ -69,15 +69,15 @@ Result<A> run(const Operations& kernels, const Shape& s, Array<A>& x, Array<A>& 
   const size_t channels = static_cast<size_t>(s.channel), all = static_cast<size_t>(s.groups) * channels;
   Result<A> r{{s, lie}, {s, lie}, {s, lie}, std::vector<A>(3 * all), std::vector<A>(channels), std::vector<A>(channels)};
   const std::vector<A> gamma(channels, A(1.5)), beta(channels, A(0.25));
-  const bool keeps_signs = residual != nullptr && slope != 1;
-  std::vector<uint8_t> signs(keeps_signs ? static_cast<size_t>(kernels.sign_bytes(s, r.y.view)) : 0);
-  uint8_t* const kept = keeps_signs ? signs.data() : nullptr;
+  const bool keeps_mask = residual != nullptr && slope != 1;
+  std::vector<uint8_t> mask(keeps_mask ? static_cast<size_t>(kernels.mask_bytes(s, r.y.view)) : 0);
+  uint8_t* const kept = keeps_mask ? mask.data() : nullptr;
   A* const mean = r.statistics.data();
   const Dtype dtype = sizeof(A) == 8 ? Dtype::float64 : Dtype::float32;
   const Forward forward{dtype, s, x.view, residual == nullptr ? View{} : residual->view, r.y.view, gamma.data(), beta.data(),
                         mean, mean + all, mean + 2 * all, kept, 1e-3, slope};
   kernels.forward(forward, process_workers());
-  const Backward backward{dtype, s, dy.view, x.view, r.dx.view, keeps_signs ? r.d_residual.view : View{}, gamma.data(), beta.data(),
+  const Backward backward{dtype, s, dy.view, x.view, r.dx.view, keeps_mask ? r.d_residual.view : View{}, gamma.data(), beta.data(),
                           mean, mean + all, mean + 2 * all, kept, nullptr, nullptr, nullptr, nullptr, r.d_gamma.data(), r.d_beta.data(),
                           1e-3, slope, static_cast<double>(s.outer * s.inner)};
   kernels.backward(backward, process_workers());
@@ -176,7 +176,7 @@ void layouts() {
   }
 }
 
-// Running statistics inside the forward call: as `follow` leaves them after it, counted, and refused as a whole.
+// Running statistics inside the forward call: as `update_running_stats` leaves them after it, counted, and skipped as a whole.
 template <class A>
 void running_statistics(Dtype dtype) {
   constexpr double kCumulative = -1;
@@ -192,25 +192,26 @@ void running_statistics(Dtype dtype) {
         std::vector<A> batch(3 * all, A(7)), running(3 * channels, A(2)), expected = running;
         std::fill(running.begin() + s.channel, running.begin() + 2 * s.channel, A(1e-8));
         std::copy(running.begin(), running.end(), expected.begin());
-        int64_t batches = 6, refused = 2;
+        int64_t batches = 6, skipped = 2;
         A* const mean = batch.data();
         Forward call{dtype, s, x.view, {}, y.view, nullptr, nullptr, mean, mean + all, mean + 2 * all, nullptr, 1e-3, 0};
-        call.running = {running.data(), running.data() + s.channel, running.data() + 2 * s.channel, &batches, &refused, decay, true};
-        check(operations().forward(call, process_workers()) == taken, "what running statistics refuse", s, operations().name);
+        call.running = {running.data(), running.data() + s.channel, running.data() + 2 * s.channel, &batches, &skipped, decay, true};
+        check(operations().forward(call, process_workers()) == taken, "which batches are skipped", s, operations().name);
         const bool counts = taken || decay != kCumulative;  // the plain average counts what has a part in it
-        check(batches == (counts ? 7 : 6) && refused == (taken ? 2 : 3), "batches are counted", s, operations().name);
+        check(batches == (counts ? 7 : 6) && skipped == (taken ? 2 : 3), "batches are counted", s, operations().name);
         const double weight = decay == kCumulative ? static_cast<A>(6) / static_cast<A>(7) : decay;
-        follow<A>({mean, mean + all, mean + 2 * all}, s.outer * s.inner, s.groups, s.channel, true, weight, expected.data(),
-                  expected.data() + s.channel, expected.data() + 2 * s.channel);
+        update_running_stats<A>({mean, mean + all, mean + 2 * all}, s.outer * s.inner, s.groups, s.channel, true, weight,
+                                expected.data(), expected.data() + s.channel, expected.data() + 2 * s.channel);
         check(running == expected, "running statistics inside the call", s, operations().name);
 
-        call.running.batches = call.running.refused = nullptr;  // without a count the cumulative average stays where it is
+        call.running.batches = call.running.skipped = nullptr;  // without a count the cumulative average stays where it is
         operations().moments(call, process_workers());
-        follow<A>({mean, mean + all, mean + 2 * all}, s.outer * s.inner, s.groups, s.channel, true, decay == kCumulative ? 1 : decay,
-                  expected.data(), expected.data() + s.channel, expected.data() + 2 * s.channel);
+        update_running_stats<A>({mean, mean + all, mean + 2 * all}, s.outer * s.inner, s.groups, s.channel, true,
+                                decay == kCumulative ? 1 : decay, expected.data(), expected.data() + s.channel,
+                                expected.data() + 2 * s.channel);
         check(running == expected, "running statistics beside the moments", s, operations().name);
         operations().normalize(call, process_workers());
-        check(running == expected, "given statistics move nothing", s, operations().name);
+        check(running == expected, "given statistics update nothing", s, operations().name);
       }
     }
   }
@@ -277,7 +278,7 @@ void forked_child() {
 
 }  // namespace
 
-// With an argument, only what ThreadSanitizer can tell something about; it follows no child that starts threads.
+// With an argument, only what ThreadSanitizer can tell something about; it cannot trace a child that starts threads.
 int main(int argc, char**) {
   if (argc > 1) {
     compare<float>(operations(), {1, 40, 64, 196}, Lie::planes, Lie::planes, 0, true);

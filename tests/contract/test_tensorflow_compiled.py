@@ -383,7 +383,7 @@ def test_the_operation_refuses_what_does_not_fit(change: dict[str, Any], rule: s
     sizes: dict[str, Any] = {"x": (1, 6, 3, 2), "gamma": (0,), "beta": (0,), "residual": (0,), **change}
     arrays = {name: tf.zeros(size) for name, size in sizes.items()}
     with pytest.raises((tf.errors.InvalidArgumentError, ValueError), match=rule):
-        compiled._operations.evennorm_forward(**arrays, keep_signs=0, epsilon="0.001", negative_slope="1.0")
+        compiled._operations.evennorm_forward(**arrays, keep_mask=0, epsilon="0.001", negative_slope="1.0")
 
 
 LOAD = """

@@ -46,8 +46,8 @@ nothing, being empty or not finite. Both are scalars of int64, or None.
 
 Saved = tuple[Array, Array | None]
 """What the backward pass needs beside x, gamma and beta: statistics, (3, groups, channel) of mean, mean_low and variance;
-and, where an activation follows a residual, a bit for each element that it let through, in an order of the kernel's own,
-else None.
+and, where an activation comes after a residual, the activation mask (a bit for each element, in an order of the kernel's
+own), else None.
 """
 
 

@@ -69,8 +69,8 @@ def train(
     beta: Tensor | None,
     residual: Tensor | None,
 ) -> tuple[Tensor, Moments]:
-    """Compute `composed.train` without a mask, and with a slope of 0 or more, so that y has the sign that the activation
-    saw."""
+    """Compute `composed.train` without a mask, and with a slope of 0 or more, so that y has the sign of the activation's
+    input."""
     wide = tf.float64 if x.dtype == tf.float64 else tf.float32
     casts = {"gamma": (gamma, wide), "beta": (beta, wide), "residual": (residual, x.dtype)}
     optional = {name: tf.cast(tensor, dtype) for name, (tensor, dtype) in casts.items() if tensor is not None}
@@ -104,19 +104,17 @@ class _Operation:
     def __init__(self, given: tuple[str, ...], call: Call):
         self.given = given
         self.call = call
-        self.keeps_signs = "residual" in given and call.negative_slope != 1
+        self.keeps_mask = "residual" in given and call.negative_slope != 1
         self.attributes = {name: repr(float(getattr(call, name))) for name in ("epsilon", "negative_slope")}
 
     def forward(self, x: Tensor, *tensors: Tensor) -> list[Tensor]:
-        """Compute y, mean, mean_low, variance, and the signs that the activation saw, where backward needs them."""
+        """Compute y, mean, mean_low, variance, and the activation mask, where backward needs it."""
         named = self._named(tensors)
 
         def compiled() -> list[Tensor]:
             parameters = (_or_empty(named[name], x) for name in ("gamma", "beta"))
             residual = tf.zeros((0,), x.dtype) if named["residual"] is None else named["residual"]
-            return list(
-                _operations.evennorm_forward(x, *parameters, residual, keep_signs=self.keeps_signs, **self.attributes)
-            )
+            return list(_operations.evennorm_forward(x, *parameters, residual, keep_mask=self.keeps_mask, **self.attributes))
 
         def composed() -> list[Tensor]:
             y, statistics = reference.forward(xp, self.call, x, **named, mask=None)
@@ -133,7 +131,7 @@ class _Operation:
     ) -> list[Tensor]:
         """Compute the derivatives by `tensors`, x first."""
         named = self._named(tensors)
-        mean, mean_low, variance, signs = saved
+        mean, mean_low, variance, mask = saved
 
         def compiled() -> list[Tensor]:
             parameters = (_or_empty(named[name], x) for name in ("gamma", "beta"))
@@ -146,15 +144,15 @@ class _Operation:
                 mean,
                 mean_low,
                 variance,
-                signs,
-                keep_signs=self.keeps_signs,
+                mask,
+                keep_mask=self.keeps_mask,
                 **self.attributes,
             )
-            return self._found(Gradients(dx, d_gamma, d_beta, d_residual if self.keeps_signs else dy))
+            return self._found(Gradients(dx, d_gamma, d_beta, d_residual if self.keeps_mask else dy))
 
         def composed() -> list[Tensor]:
             dz, call = dy, self.call
-            if self.keeps_signs:  # y tells, so that the residual need not be kept
+            if self.keeps_mask:  # y tells, so that the residual need not be kept
                 dz, call = xp.where(y <= 0, call.negative_slope * dy, dy), replace(call, negative_slope=1.0)
             g = _composed_backward(call, dz, d_mean, d_variance, x, named["gamma"], named["beta"])
             return self._found(g._replace(residual=dz))
@@ -193,10 +191,10 @@ tf.no_gradient("EvennormForward")  # what is saved carries no derivatives
 def _second_derivatives(operation: tf.Operation, *upstream: Tensor) -> list[Tensor | None]:
     """Compute the second derivatives of the composed form."""
     dy, d_mean, d_variance, x, gamma, beta, *saved = operation.inputs
-    attributes = {name: operation.get_attr(name) for name in ("keep_signs", "epsilon", "negative_slope")}
+    attributes = {name: operation.get_attr(name) for name in ("keep_mask", "epsilon", "negative_slope")}
     epsilon, negative_slope = float(attributes["epsilon"]), float(attributes["negative_slope"])
     share = None
-    if attributes["keep_signs"]:
+    if attributes["keep_mask"]:
         constants = tf.zeros_like(d_mean), tf.zeros_like(d_variance), *map(tf.stop_gradient, (x, gamma, beta))
         share = _operations.evennorm_backward(tf.ones_like(dy), *constants, *saved, **attributes).d_residual
         share.set_shape(dy.shape)

@@ -196,6 +196,23 @@ def test_time_distributed_models(tmp_path):
     assert difference(Keras1(), model, tmp_path, draw(3, 5)) < 1e-5
 
 
+def test_progress_counts_the_layers_of_nested_models_too(tmp_path):
+    inner = {**sequential((5,), dense("d"), layer("BatchNormalization", "bn")), "name": "inner"}
+    model = sequential((3, 5), layer("TimeDistributed", "each", layer=inner), layer("LSTM", output_dim=2))
+    told: list[tuple[str, int, int | None]] = []
+    old = Keras1()
+    old.predict(model, draw(3, 5))
+    path = old.save(tmp_path / "old.h5", model)
+    migrated = migrate(path, tmp_path / "new.keras", progress=lambda *words: told.append(words))
+    *built, last = told
+    assert built == [("building", done, 6) for done in range(1, 7)]  # two inputs, Dense, BatchNormalization, each, LSTM
+    assert last == ("writing", 0, None)
+
+    told.clear()
+    migrate(path, architecture=migrated.model, progress=lambda *words: told.append(words))
+    assert told == [("building", done, 4) for done in range(1, 5)]
+
+
 def test_words_that_are_masked(tmp_path):
     """A masked step keeps the state, as it did."""
     words = np.random.default_rng(0).integers(0, 4, (5, 6))

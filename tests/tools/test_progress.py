@@ -10,6 +10,8 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from evennorm.cli import main, progress
+from tests.migration.building import layer, sequential
+from tests.migration.keras1 import Keras1
 from tests.tools.comparing import importable
 
 NETS = """
@@ -28,7 +30,7 @@ COMMANDS = {
         ["outputs after"],
     ),
     "explain": (("explain", "barred:net", "--shape", "8,4"), ["loading"]),
-    "migrate": (("migrate", "absent.h5", "-o", "new.keras"), ["migrating absen"]),
+    "migrate": (("migrate", "old.h5", "-o", "new.keras", "--force"), ["migrating old", "building", "writing"]),
 }
 
 
@@ -36,6 +38,9 @@ COMMANDS = {
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("progress")
     (path / "barred.py").write_text(NETS)
+    old, model = Keras1(), sequential((4,), layer("Dense", output_dim=3), layer("BatchNormalization"))
+    old.predict(model, np.zeros((2, 4)))
+    old.save(path / "old.h5", model)
     np.savez(path / "x.npz", x=np.random.default_rng(0).normal(size=(40, 4)).astype("float32"))
     with importable(path):
         yield path

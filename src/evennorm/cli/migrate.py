@@ -75,9 +75,16 @@ def migrate(
     check_outputs([Output("-o", output, ())], {"OLD": old, "--architecture": architecture}, force)
     from evennorm.tools.migrate import migrate as migrated
 
-    with bar(f"migrating {printable(Path(old).name)}"):
+    with bar(f"migrating {printable(Path(old).name)}") as progress:
         result = migrated(
-            old, output, architecture=architecture, written_by=written_by, partial=partial, to=to, custom=custom
+            old,
+            output,
+            architecture=architecture,
+            written_by=written_by,
+            partial=partial,
+            to=to,
+            custom=custom,
+            progress=progress,
         )
     if as_json:
         click.echo(printable_json(result.as_dict()))

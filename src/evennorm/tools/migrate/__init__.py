@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import zipfile
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from evennorm.tools.migrate.records import OldFile, OldModel
 
 __all__ = ["Migration", "migrate"]
+
+Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ def migrate(
     partial: bool = False,
     to: str = "keras",
     custom: Sequence[Any] = (),
+    progress: Progress = lambda what, done, total: None,
 ) -> Migration:
     """Make a Keras 3 model of a file that Keras 1.0 to 1.2, Keras 2 or tf.keras 2 wrote.
 
@@ -87,6 +91,7 @@ def migrate(
             left, and what the layers left out would have read.
         custom: classes of layers of your own, or `module:Class`, which is imported; they are made by their from_config, of
             what the file says, and given the arrays of the file as they are.
+        progress: is told what is being done, how much of it is done, and of how much, where that is known.
 
     Raises:
         InputError: a file that cannot be read, a layer that is not known, or a question only its author can answer.
@@ -118,7 +123,7 @@ def migrate(
         )
     try:
         with bounded_weights(file.path):
-            migration = _made(file, given, written_by, partial, _classes(custom), architecture is not None)
+            migration = _made(file, given, written_by, partial, _classes(custom), architecture is not None, progress)
     except (EvennormError, MemoryError):
         raise
     except Exception as error:  # the layers of Keras refuse wrong configurations in many ways
@@ -126,6 +131,8 @@ def migrate(
             f"no model can be made of {file.path!r} ({first_line(error)}); its configuration or its weights are damaged, or "
             "of another program"
         ) from error
+    if out is not None:
+        progress("writing", 0, None)
     if to == "torch":
         return _for_torch(migration, out)
     if out is None:
@@ -175,7 +182,13 @@ def _classes(custom: Sequence[Any]) -> dict[str, Any]:
 
 
 def _made(
-    file: OldFile, given: Any, written_by: str | None, partial: bool, custom: Mapping[str, Any], chosen: bool
+    file: OldFile,
+    given: Any,
+    written_by: str | None,
+    partial: bool,
+    custom: Mapping[str, Any],
+    chosen: bool,
+    progress: Progress,
 ) -> Migration:
     import keras
 
@@ -196,10 +209,16 @@ def _made(
 
     def build(origin: Provenance) -> tuple[Any, list[Any], list[str], str | None]:
         assert matched is not None
+        done = itertools.count(1)
+        steps = described.steps()
+
+        def step() -> None:
+            progress("building", next(done), steps)
+
         if own:
-            return given, fill(given, described, matched, origin), [], None
+            return given, fill(given, described, matched, origin, step), [], None
         default, why = data_format(described, origin)
-        builder = Builder(origin, matched, default, partial, custom)
+        builder = Builder(origin, matched, default, partial, custom, step=step)
         return builder.model(described), builder.reports, builder.left_out, why
 
     if not own:

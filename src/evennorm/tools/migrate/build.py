@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -51,6 +51,8 @@ class Builder:
     """Classes of the user's own, by their names in the file."""
     reports: list[LayerReport] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    step: Callable[[], None] = lambda: None
+    """Called after each call of a layer, `OldModel.steps` times in all."""
 
     def model(self, old: OldModel) -> keras.Model:
         """Build the new model and set its weights.
@@ -87,12 +89,12 @@ class _Model:
             later = []
             for layer, index in waiting:
                 call = layer.calls[index]
-                if self._lost(layer, call):
-                    continue
-                if all(self._ready(ref) for ref in call.inputs):
+                if not self._lost(layer, call):
+                    if not all(self._ready(ref) for ref in call.inputs):
+                        later.append((layer, index))
+                        continue
                     self._call(layer, index, call)
-                else:
-                    later.append((layer, index))
+                self.builder.step()
             if len(later) == len(waiting):
                 raise InputError(
                     f"the layers {', '.join(sorted({layer.name for layer, _ in later})[:4])} wait for each other; the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -58,8 +59,13 @@ def input_ranks(model: keras.Model, path: str = "") -> dict[str, int]:
     return found
 
 
-def fill(model: keras.Model, old: OldModel, matched: Matched, origin: Provenance) -> list[LayerReport]:
+def fill(
+    model: keras.Model, old: OldModel, matched: Matched, origin: Provenance, step: Callable[[], None] = lambda: None
+) -> list[LayerReport]:
     """Set the weights of every layer, converted as its class needs it.
+
+    Args:
+        step: called after each layer, `OldModel.steps` times in all.
 
     Raises:
         InputError: arrays that do not fit.
@@ -67,18 +73,19 @@ def fill(model: keras.Model, old: OldModel, matched: Matched, origin: Provenance
     reports: list[LayerReport] = []
     for layer, described in zip(model.layers, old.layers, strict=True):
         if described.model is not None:
-            reports += fill(layer, described.model, matched, origin)
+            reports += fill(layer, described.model, matched, origin, step)
         elif layer.weights:
-            reports.append(_filled(layer, described, matched, origin))
+            reports.append(_filled(layer, described, matched, origin, step))
+        step()
     return reports
 
 
-def _filled(layer: Any, described: OldLayer, matched: Matched, origin: Provenance) -> LayerReport:
+def _filled(layer: Any, described: OldLayer, matched: Matched, origin: Provenance, step: Callable[[], None]) -> LayerReport:
     target, source, shape = layer, described, tuple(layer.input.shape)
     while source.kind == "TimeDistributed" and source.inner is not None:
         target, source, shape = target.layer, source.inner, (shape[0], *shape[2:])
         if source.model is not None:
-            inner = fill(target, source.model, matched, origin)
+            inner = fill(target, source.model, matched, origin, step)
             notes = tuple(note for report in inner for note in report.converted)
             return LayerReport(
                 described.path, described.written, "TimeDistributed", sum(x.weights for x in inner), notes, ()

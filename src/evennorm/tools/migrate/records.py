@@ -59,6 +59,14 @@ class OldModel:
     sequential: bool
     trainable: bool = True
 
+    def steps(self) -> int:
+        """Return how many calls of layers there are, those of nested models included."""
+        count = 0
+        for layer in self.layers:
+            nested = layer.model or (layer.inner.model if layer.inner is not None else None)
+            count += max(1, len(layer.calls)) + (0 if nested is None else nested.steps())
+        return count
+
     def leaves(self) -> Iterator[OldLayer]:
         """Yield all layers except nested models, at any depth; wrapped ones too."""
         for layer in self.layers:

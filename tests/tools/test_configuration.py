@@ -62,7 +62,10 @@ def test_the_command_line_wins(folder: Path) -> None:
             "[tool.evennorm.check]: no option 'selct' can be set here; there are batch-size",
         ),
         ("[tool.evennorm.check]\nforce = true\n", "no option 'force' can be set here"),
-        ("[tool.evennorm.check]\nbatch-size = 'many'\n", "'many' is not a valid integer range"),
+        (
+            "[tool.evennorm.check]\nbatch-size = 'many'\n",
+            "--batch-size in pyproject.toml takes a whole number of 1 or more; received 'many'",
+        ),
     ],
 )
 def test_a_name_or_value_that_nothing_has_is_refused(folder: Path, text: str, words: str) -> None:

@@ -11,6 +11,7 @@ import click
 
 from evennorm.cli.configuration import configured
 from evennorm.cli.progress import quiet_option
+from evennorm.cli.usage import NoSuchCommand, usage_in_one_line
 from evennorm.errors import EvennormError, first_line, printable
 from evennorm.tools.extras import missing
 from evennorm.tools.interrupts import INTERRUPTED, LINE, interrupted, remembered
@@ -46,7 +47,7 @@ force_option = click.option("--force", is_flag=True, help="Overwrite files of ot
 
 class Group(click.Group):
     """A group that turns every failure of a tool into one line on stderr and exit code 2, and Ctrl-C into one line and
-    130."""
+    130. Wrong words of a command are one line too."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,11 +57,23 @@ class Group(click.Group):
         cmd.params += [_debug_option(), quiet_option()]
         super().add_command(cmd, name)
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        with usage_in_one_line():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:
+            raise NoSuchCommand(args[0], self.commands, ctx)
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         with remembered():
             try:
                 ctx.default_map = configured(self, Path.cwd())
-                value = super().invoke(ctx)
+                with usage_in_one_line(ctx):
+                    value = super().invoke(ctx)
             except click.exceptions.Exit as ending:
                 if interrupted() and ending.exit_code != INTERRUPTED:
                     _end(ctx, LINE, INTERRUPTED)

@@ -68,7 +68,8 @@ def test_every_command_says_in_one_line_what_is_wrong(name: str) -> None:
         ("recalibrate m", "recalibrate needs --data DATA, which is missing; see `evennorm recalibrate --help`"),
         ("check a b", "check takes MODEL; received 'b' too; see `evennorm check --help`"),
         ("doctor a", "doctor takes options only; received 'a' too; see `evennorm doctor --help`"),
-        ("check a --format xml", "--format takes one of text, json, sarif, github; received 'xml'; see `evennorm check --help`"),
+        ("check a --format xml", "--format takes one of text, json, sarif, github; received 'xml'; see `evennorm check "
+         "--help`"),
         ("check a --batches 0", "--batches takes a whole number of 1 or more; received 0; see `evennorm check --help`"),
         ("check a --x\x1b[2J", r"there is no option --x\x1b[2J; see `evennorm check --help`"),
     ],

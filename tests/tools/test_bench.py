@@ -69,7 +69,7 @@ def test_each_alone() -> None:
     assert found.protocols == [IN_TURNS, ALONE]
 
 
-def test_chosen_rivals_on_torch() -> None:
+def test_chosen_families_on_torch() -> None:
     found = bench("torch", "8x4x6x6:first", against=["torch eager"], rounds=3)
     assert {row.family for row in found.rows} == {"evennorm", "torch eager", "limit"}
     assert {row.passes for row in found.rows} == {"forward", "both"}
@@ -134,7 +134,7 @@ def failing(case: object, data: object) -> Calls:
 SETTINGS = Settings("numpy", (Case((4, 5)),), ("forward",), rounds=1)
 
 
-def test_a_rival_that_fails_is_told_and_the_others_are_measured(contestants: list[Contestant]) -> None:
+def test_another_layer_that_fails_is_told_and_the_others_are_measured(contestants: list[Contestant]) -> None:
     contestants[1] = Contestant("broken", "broken", "evennorm", failing)
     [rows] = worker.measure(SETTINGS, IN_TURNS)
     assert {row.contestant: row.reason for row in rows if not row.milliseconds} == {"broken": "it has its reasons"}

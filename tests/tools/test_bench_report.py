@@ -30,8 +30,7 @@ def rows(case: Case, passes: str, protocol: str = IN_TURNS, **medians: float) ->
     return found
 
 
-@pytest.fixture
-def found() -> Benchmark:
+def arrays() -> Benchmark:
     """We are ahead by 2 and 8 at the large cases, behind at the tiny one."""
     settings = Settings("numpy", (BIG, WIDE, TINY), threads=2)
     measured = [
@@ -43,6 +42,11 @@ def found() -> Benchmark:
     ]
     where = {"device": "a machine", "versions": {"numpy": "2"}, "load before": 0.1}
     return Benchmark(settings, where, {"float32": "reference"}, tuple(measured))
+
+
+@pytest.fixture
+def found() -> Benchmark:
+    return arrays()
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 12])
@@ -64,8 +68,8 @@ def test_geometric_mean() -> None:
 def test_ratios_are_taken_to_the_best_of_a_family(found: Benchmark) -> None:
     eager, plain, alone = found.summaries()
     assert (eager.protocol, eager.family, eager.passes, eager.ours) == (IN_TURNS, "eager", "both", OURS)
-    assert [(r.case, r.rival, r.ratio) for r in eager.large] == [(BIG, "relu_", 2.0), (WIDE, "relu", 8.0)]
-    assert [(r.case, r.rival, r.ratio) for r in eager.small] == [(TINY, "relu", 0.8)]
+    assert [(r.case, r.other, r.ratio) for r in eager.large] == [(BIG, "relu_", 2.0), (WIDE, "relu", 8.0)]
+    assert [(r.case, r.other, r.ratio) for r in eager.small] == [(TINY, "relu", 0.8)]
     assert eager.mean == pytest.approx(4.0)  # tiny ones do not count
     assert eager.worst is not None
     assert eager.worst.case == BIG

@@ -28,7 +28,10 @@ from evennorm.cli.recalibrate import recalibrate
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="evennorm")
 def main() -> None:
-    """Batch normalization you can see, trust and afford."""
+    """Batch normalization you can see, trust and afford.
+
+    `evennorm COMMAND --help` says what a command takes, with examples.
+    """
 
 
 main.add_command(explain)

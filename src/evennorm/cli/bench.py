@@ -12,6 +12,7 @@ import click
 
 from evennorm.cli.group import force_option
 from evennorm.cli.progress import bar
+from evennorm.cli.tables import plain_table, print_table
 from evennorm.errors import InputError, printable
 from evennorm.tools.outputs import Output, check_outputs
 
@@ -31,16 +32,16 @@ ARRAYS_ONLY = ("shapes", "layouts", "dtypes", "activations", "residuals", "passe
 
 _NOTES = """\
 ms         median of all rounds, with the quartiles
-ours       its time divided by evennorm's: above 1 evennorm is faster; from six rounds on with the 95 % interval of the
+/evennorm  its time divided by evennorm's: above 1 evennorm is faster; from six rounds on with the 95 % interval of the
            median; if that contains 1, no difference is shown
-copy       its time divided by that of the fastest copy of x into fresh memory, with the same interval
+/copy      its time divided by that of the fastest copy of x into fresh memory, with the same interval
 GB/s       bytes that must be read and written once, divided by the time
 saved      memory kept between the passes, in sizes of x
 mean       geometric mean over the cases of 1 MB or more; smaller cases have their own lines
 """
 
 
-@click.command()
+@click.command(short_help="Measure how long batch normalization takes on this machine.")
 @click.option(
     "--engine", metavar="ENGINE", help="torch, jax, tensorflow or numpy. [default: KERAS_BACKEND, else the first installed]"
 )
@@ -52,14 +53,21 @@ mean       geometric mean over the cases of 1 MB or more; smaller cases have the
     help="Shapes in memory order, with :first if channels are axis 1: 32x56x56x64,8x64x7x7:first; or usual, or all.",
 )
 @click.option(
-    "--layouts", default="", metavar="LIST", help="Channel axis of every shape: last, first or both. [default: as written]"
+    "--layouts",
+    default="",
+    metavar="LIST",
+    help="Where the channels of every shape are: last, first or both. [default: as in --shapes]",
 )
 @click.option(
     "--dtypes", default="float32", show_default=True, metavar="LIST", help="Any of float32, float64, bfloat16, float16."
 )
 @click.option("--activations", default="relu", show_default=True, metavar="LIST", help="Any of relu, none.")
 @click.option(
-    "--residuals", default="no", show_default=True, metavar="LIST", help="no, yes: add an array before the activation."
+    "--residuals",
+    default="no",
+    show_default=True,
+    metavar="LIST",
+    help="Any of no, yes. yes adds an array before the activation.",
 )
 @click.option(
     "--passes", default="forward,both", show_default=True, metavar="LIST", help="Any of forward, both (forward + backward)."
@@ -67,11 +75,13 @@ mean       geometric mean over the cases of 1 MB or more; smaller cases have the
 @click.option(
     "--against",
     metavar="LIST",
-    help="What to compare with: 'torch eager,torch.compile'. [default: everything on the engine]",
+    help="Layers to compare with, by the names in the results: 'torch eager,torch.compile'. [default: all of the engine]",
 )
 @click.option("--threads", type=int, metavar="N", help="Number of threads. [default: number of cores]")
-@click.option("--rounds", type=int, metavar="N", help="Samples of each figure. [default: 9 to 101, by time]")
-@click.option("--each-alone", is_flag=True, help="Also measure each one in its own process.")
+@click.option(
+    "--rounds", type=int, metavar="N", help="How often each layer is measured. [default: 9 to 101, fewer if one takes long]"
+)
+@click.option("--each-alone", is_flag=True, help="Also measure each layer in a process of its own.")
 @click.option(
     "--network",
     is_flag=False,
@@ -83,7 +93,7 @@ mean       geometric mean over the cases of 1 MB or more; smaller cases have the
 )
 @click.option("--compile", "compiled", is_flag=True, help="With --network: also measure with torch.compile.")
 @click.option("--json", "json_file", metavar="FILE", help="Write all samples, with device and versions, as JSON.")
-@click.option("--plot", metavar="FILE", help="Draw bandwidths, with that of a copy as the limit, as PNG.")
+@click.option("--plot", metavar="FILE", help="Draw the bandwidths, with that of a copy as the limit, as a PNG picture.")
 @force_option
 @click.pass_context
 def bench(
@@ -95,7 +105,7 @@ def bench(
     force: bool,
     **options: Any,
 ) -> None:
-    """Measure batch normalization on this machine: evennorm, other libraries, and a copy as the limit.
+    """Measure how long batch normalization takes on this machine, by evennorm and by the layers of other libraries.
 
     \b
     evennorm bench --network                      whole training steps of networks
@@ -104,7 +114,8 @@ def bench(
     evennorm bench --engine jax --shapes all --json jax.json --plot jax.png
     evennorm bench --shapes 64x28x28x128 --layouts both --dtypes float32,bfloat16 --residuals no,yes
 
-    All are measured in turns in one process, including the allocation of memory. Close other programs first.
+    All layers are measured in turns in one process, including the allocation of memory. The time to copy an array is
+    measured too: no layer can be faster. Close other programs first.
 
     Exit codes: 0 measured; 2 could not be measured; 130 interrupted.
     """
@@ -222,7 +233,7 @@ def _print_arrays(console: Any, found: Benchmark) -> None:
                     continue
                 title = f"{case}, {PASSES[passes]}, {case.bytes / 1e6:.3g} MB, {protocol}"
                 console.print(Text(title, style="bold"), soft_wrap=True)
-                console.print(_table(found, protocol, case, passes))
+                print_table(console, _table(found, protocol, case, passes))
                 console.print()
     console.print(Text(_NOTES), soft_wrap=True)
     left_out = dict.fromkeys((row.contestant, row.reason) for row in found.rows if row.reason)
@@ -233,8 +244,8 @@ def _print_arrays(console: Any, found: Benchmark) -> None:
         console.print()
     summaries = found.summaries()
     for protocol in found.protocols:
-        console.print(Text(f"{_in_words(protocol)}: times as fast as rivals", style="bold"), soft_wrap=True)
-        console.print(_summary_table([summary for summary in summaries if summary.protocol == protocol]))
+        console.print(Text(f"{_in_words(protocol)}: how many times as fast evennorm is", style="bold"), soft_wrap=True)
+        print_table(console, _summary_table([summary for summary in summaries if summary.protocol == protocol]))
         console.print()
         for summary in summaries:
             if summary.protocol == protocol:
@@ -248,12 +259,10 @@ def _in_words(protocol: str) -> str:
 
 def _summary_table(summaries: list[Summary]) -> Any:
     """Return a table of means and worst cases, with a line for each case too small to count in them."""
-    from rich.table import Table
-
     from evennorm.tools.bench.cases import PASSES
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("against", no_wrap=True)
+    table = plain_table("dim")
+    table.add_column("compared with", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("", no_wrap=True)
     for header in ("mean", "worst"):
@@ -270,11 +279,9 @@ def _summary_table(summaries: list[Summary]) -> Any:
 
 
 def _table(found: Benchmark, protocol: str, case: Case, passes: str) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table = plain_table("dim")
     table.add_column("", no_wrap=True, min_width=22)
-    for header in ("ms", "", "ours", "copy", "GB/s", "saved"):
+    for header in ("ms", "", "/evennorm", "/copy", "GB/s", "saved"):
         table.add_column(header, justify="left" if header == "" else "right", no_wrap=True)
     for row in found.measured(protocol, case, passes):
         table.add_row(*_cells(found, row))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from evennorm.cli.tables import plain_table, print_table
+
 if TYPE_CHECKING:
     from evennorm.tools.bench.network_cases import NetworkCase
     from evennorm.tools.bench.steps import NetworkBenchmark, Step, Steps
 
 NOTES = """\
 ms         median of all rounds, with the quartiles: zero_grad, forward, loss, backward, SGD
-ours       its time divided by evennorm's: above 1 evennorm is faster; the median over the rounds, from six on with its
+/evennorm  its time divided by evennorm's: above 1 evennorm is faster; the median over the rounds, from six on with its
            95 % interval; if that contains 1, no difference is shown
 share      the part of an eager step that normalization takes, compared with a step without it
 first      seconds of the first step, in its own process
@@ -29,7 +31,7 @@ def print_networks(found: NetworkBenchmark, console: Any) -> None:
     for case in steps.networks:
         console.print(Text(f"{case.title}, training steps, in turns", style="bold"), soft_wrap=True)
         console.print(Text(in_words(found.fused[str(case)]), style="dim"), soft_wrap=True)
-        console.print(_table(steps, case))
+        print_table(console, _table(steps, case))
         console.print()
     console.print(Text(NOTES), soft_wrap=True)
     for step in steps.all:
@@ -44,11 +46,9 @@ def print_networks(found: NetworkBenchmark, console: Any) -> None:
 
 
 def _table(steps: Steps, case: NetworkCase) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table = plain_table("dim")
     table.add_column("", no_wrap=True, min_width=22)
-    for header in ("ms", "", "ours", "share", "first", "kept"):
+    for header in ("ms", "", "/evennorm", "share", "first", "kept"):
         table.add_column(header, justify="left" if header == "" else "right", no_wrap=True)
     for step in steps.of(case):
         table.add_row(*_cells(steps, step))

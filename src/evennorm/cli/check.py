@@ -51,9 +51,11 @@ def _explained(ctx: click.Context, parameter: click.Parameter, code: str | None)
     ctx.exit()
 
 
-@click.command()
+@click.command(short_help="Find and fix mistakes with batch normalization in a model.")
 @click.argument("model")
-@click.option("--data", metavar="DATA", help="Training data: .npz with x (and y), .npy, a folder, or module:function.")
+@click.option(
+    "--data", metavar="DATA", help="Training data: an .npz file with x (and y), an .npy file, a folder, or module:function."
+)
 @click.option("--weights", metavar="FILE", help="Weights to load into a model that module:function builds.")
 @click.option(
     "--batch-size",
@@ -71,7 +73,9 @@ def _explained(ctx: click.Context, parameter: click.Parameter, code: str | None)
 @click.option(
     "--replicas", default=1, show_default=True, type=click.IntRange(1), metavar="N", help="Number of devices in training."
 )
-@click.option("--steps", type=click.IntRange(0), metavar="N", help="Training steps so far. [default: the model's own count]")
+@click.option(
+    "--steps", type=click.IntRange(0), metavar="N", help="Number of training steps so far. [default: the model's own count]"
+)
 @click.option(
     "--select",
     metavar="CODES",
@@ -92,7 +96,9 @@ def _explained(ctx: click.Context, parameter: click.Parameter, code: str | None)
 @force_option
 @click.pass_context
 def check(ctx: click.Context, model: str, **options: Any) -> None:
-    """Find mistakes with batch normalization in MODEL: .keras, .h5, module:function, timm:NAME, torchvision:NAME.
+    """Find mistakes with batch normalization in MODEL, and fix those that can be fixed safely.
+
+    MODEL is a .keras or .h5 file; module:function, your own code; or timm:NAME or torchvision:NAME.
 
     \b
     evennorm check model.keras

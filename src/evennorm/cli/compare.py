@@ -12,6 +12,7 @@ import click
 from evennorm.cli.group import force_option
 from evennorm.cli.progress import bar
 from evennorm.cli.sharing import pass_on, take_part
+from evennorm.cli.tables import plain_table, print_table
 from evennorm.errors import InputError, printable, printable_json
 from evennorm.tools.compare.confidence import DEFAULT_MAX_REPEATS
 from evennorm.tools.compare.flat import BUDGET
@@ -41,7 +42,7 @@ not finite  runs whose loss stopped being finite
 """
 
 
-@click.command()
+@click.command(short_help="Train a network with batch normalization in different places.")
 @click.option(
     "--data",
     default="digits",
@@ -55,8 +56,9 @@ not finite  runs whose loss stopped being finite
     default="article-cnn",
     show_default=True,
     metavar="MODEL",
-    help="article-cnn, paper-mlp, a .keras file (its architecture, with new weights), module:function that returns a Keras "
-    "model or a torch.nn.Module, timm:NAME or torchvision:NAME.",
+    help="article-cnn (a small convolutional network), paper-mlp (the fully connected network of the paper), a .keras file "
+    "(its architecture, with new weights), module:function that returns a Keras model or a torch.nn.Module, timm:NAME or "
+    "torchvision:NAME.",
 )
 @click.option("--task", metavar="TASK", help=f"One of {', '.join(TASKS)}. [default: chosen from the labels]")
 @click.option(
@@ -86,7 +88,13 @@ not finite  runs whose loss stopped being finite
     metavar="N",
     help="Number of runs of each placement, with paired seeds. [default: as many as each pair needs]",
 )
-@click.option("--max-repeats", default=DEFAULT_MAX_REPEATS, show_default=True, metavar="N", help="Limit without --repeats.")
+@click.option(
+    "--max-repeats",
+    default=DEFAULT_MAX_REPEATS,
+    show_default=True,
+    metavar="N",
+    help="Most repeats, if --repeats is not given.",
+)
 @click.option(
     "--equivalent",
     type=float,
@@ -128,7 +136,7 @@ not finite  runs whose loss stopped being finite
 @click.option(
     "--advantages",
     is_flag=True,
-    help="Also train from other initial weights, and record one hidden unit's input.",
+    help="Also train from larger and smaller initial weights, and record how the input of one hidden unit changes.",
 )
 @click.option("--no-model", is_flag=True, help="Write no model. [default: write the best one, trained again, to best.keras]")
 @click.option("--tensorboard", metavar="DIR", help="Write TensorBoard curves, with one folder in DIR for each run.")
@@ -150,7 +158,7 @@ def compare(
 ) -> None:
     """Train a network with batch normalization in each placement, and say which differences are real.
 
-    Without options, it runs a demo of 2 minutes: the articles' network on embedded data.
+    Without options, it runs a demo of 2 minutes: a small convolutional network on images of digits, without a download.
 
     \b
     evennorm compare
@@ -243,7 +251,6 @@ def _plan(settings: Settings) -> str:
 
 def _print(comparison: Comparison) -> None:
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from evennorm.tools.compare.praise import told
@@ -252,7 +259,7 @@ def _print(comparison: Comparison) -> None:
     settings = comparison.settings
     console.print(Text(printable(f"{settings.model} on {comparison.data}")), soft_wrap=True)
     console.print(Text(f"{printable(f'{_plan(settings)}; {comparison.device}')}\n"), soft_wrap=True)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = plain_table("bold")
     table.add_column("placement", no_wrap=True)
     metric = settings.measure
     dash = "-" if metric.is_share else " to "
@@ -272,7 +279,7 @@ def _print(comparison: Comparison) -> None:
             str(row.at_chance or ""),
             str(row.diverged or ""),
         )
-    console.print(table)
+    print_table(console, table)
     console.print()
     gap = "training minus test accuracy" if metric.name == "accuracy" else "how much better on training than on test samples"
     console.print(Text(_NOTES.format(gap=gap)), soft_wrap=True)

@@ -8,7 +8,7 @@ from evennorm.cli.progress import bar
 from evennorm.errors import printable_json
 
 
-@click.command()
+@click.command(short_help="Show which kernels run here, and what to do if they do not.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
@@ -25,6 +25,10 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         click.echo(printable_json(diagnosis.as_dict()))
     else:
+        from rich.console import Console
+        from rich.text import Text
+
+        console = Console(highlight=False)
         for line in lines(diagnosis):
-            click.secho(line, fg="yellow" if line.startswith("problem: ") else None)
+            console.print(Text(line, style="yellow" if line.startswith("problem: ") else ""), soft_wrap=True)
     ctx.exit(0 if diagnosis.served else 1)

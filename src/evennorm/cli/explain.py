@@ -21,7 +21,7 @@ _WIDTHS = (60, 80, 100)
 """Columns: the fewest, those where the output is no terminal, the most."""
 
 
-@click.command()
+@click.command(short_help="Show which values share a mean and a variance.")
 @click.argument("model", required=False)
 @click.option("--shape", metavar="SIZES", help="Shape of the array, batch first, ? for unknown sizes: 32,28,28,3")
 @click.option("--axis", metavar="AXES", help="The channel axis, or several: 1,3  [default: -1]")
@@ -33,7 +33,7 @@ _WIDTHS = (60, 80, 100)
 @force_option
 @click.pass_context
 def explain(ctx: click.Context, model: str | None, **options: Any) -> None:
-    """Show what batch normalization averages over an array, or in each layer of MODEL, and what looks wrong.
+    """Show which values share a mean and a variance, in an array or in each layer of MODEL, and what looks wrong.
 
     \b
     evennorm explain --shape 32,28,28,3 --axis -1

@@ -15,7 +15,7 @@ from evennorm.tools.interrupts import between_batches
 from evennorm.tools.outputs import Output, check_outputs
 
 
-@click.command()
+@click.command(short_help="Fold batch normalization into the layers around it.")
 @click.argument("model")
 @click.option(
     "-o",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ for _name, _value in {"TF_CPP_MIN_LOG_LEVEL": "3", "GLOG_minloglevel": "2", "GRP
     os.environ.setdefault(_name, _value)
 
 _DEBUG = "evennorm.debug"
+
+_NARROWEST, _NARROW = 30, 60
+"""Columns of help: the fewest, and those below which options take a third of them."""
 
 _ENDINGS = (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError)
 """Exceptions by which click ends a command; the last is that of `evennorm ... | head`."""
@@ -45,9 +50,26 @@ def _debug_option() -> click.Option:
 force_option = click.option("--force", is_flag=True, help="Overwrite files of other kinds too, but never an input.")
 
 
+class _Help(click.HelpFormatter):
+    """Help that fits narrow terminals too: click writes 50 columns or more, of which options take up to 30."""
+
+    def __init__(self, indent_increment: int = 2, width: int | None = None, max_width: int | None = None) -> None:
+        terminal = shutil.get_terminal_size().columns
+        super().__init__(indent_increment, width or max(min(terminal, max_width or 80) - 2, _NARROWEST), max_width)
+
+    def write_dl(self, rows: Sequence[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        super().write_dl(rows, col_max if self.width >= _NARROW else self.width // 3, col_spacing)
+
+
+class _Context(click.Context):
+    formatter_class = _Help
+
+
 class Group(click.Group):
     """A group that turns every failure of a tool into one line on stderr and exit code 2, and Ctrl-C into one line and
     130. Wrong words of a command are one line too."""
+
+    context_class = _Context
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -55,6 +77,7 @@ class Group(click.Group):
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         cmd.params += [_debug_option(), quiet_option()]
+        cmd.context_class = _Context
         super().add_command(cmd, name)
 
     def make_context(

@@ -10,6 +10,7 @@ import click
 
 from evennorm.cli.group import force_option
 from evennorm.cli.progress import bar
+from evennorm.cli.tables import plain_table, print_table
 from evennorm.errors import printable, printable_json
 from evennorm.tools.outputs import Output, check_outputs
 
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
     from evennorm.tools.migrate import Migration
 
 
-@click.command()
+@click.command(short_help="Convert a model of Keras 1 or 2 to Keras 3.")
 @click.argument("old", metavar="OLD")
-@click.option("-o", "--output", metavar="FILE", required=True, help="Output file: NEW.keras.")
+@click.option(
+    "-o", "--output", metavar="FILE", required=True, help="Output file: .keras or .h5; with --to torch .safetensors."
+)
 @click.option(
     "--architecture",
     metavar="ARCHITECTURE",
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     type=click.Choice(["keras", "torch"]),
     default="keras",
     show_default=True,
-    help="torch writes a state_dict of the matching layers, NEW.safetensors; OLD may then also be a .keras file.",
+    help="torch writes a state_dict of the layers that torch has; OLD may then also be a .keras file.",
 )
 @click.option(
     "--custom",
@@ -95,7 +98,6 @@ def migrate(
 
 def _print(result: Migration) -> None:
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False)
@@ -107,7 +109,7 @@ def _print(result: Migration) -> None:
     for sentence in result.evidence:
         say(f"  concluded: {sentence}")
     console.print()
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = plain_table("bold")
     table.add_column("layer", no_wrap=True)
     table.add_column("old", no_wrap=True)
     table.add_column("new", overflow="fold")
@@ -115,7 +117,7 @@ def _print(result: Migration) -> None:
     for layer in result.layers:
         words = (Text(printable(word)) for word in (layer.old, layer.old_class, layer.new or "-"))
         table.add_row(*words, str(layer.weights or ""))
-    console.print(table)
+    print_table(console, table)
     _print_notes(say, "converted", {x.old: x.converted for x in result.layers})
     _print_notes(say, "assumed", {x.old: x.assumed for x in result.layers})
     if result.from_architecture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -80,7 +81,7 @@ def bar(first: str = "loading", period: float = 30) -> Iterator[Progress]:
 
 
 def terminal() -> Any:
-    """Return the console of stderr."""
+    """Return the console of stderr. FORCE_COLOR colours a log, and does not make it a terminal on which a bar can move."""
     from rich.console import Console
 
-    return Console(stderr=True)
+    return Console(stderr=True, force_interactive=None if sys.stderr.isatty() else False)

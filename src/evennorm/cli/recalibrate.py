@@ -9,6 +9,7 @@ import click
 
 from evennorm.cli.group import force_option
 from evennorm.cli.progress import bar
+from evennorm.cli.tables import plain_table, print_table
 from evennorm.errors import printable, printable_json
 from evennorm.tools.interrupts import between_batches
 from evennorm.tools.outputs import Output, check_outputs
@@ -28,7 +29,7 @@ drift          root mean square over the channels, in old standard deviations, a
 """
 
 
-@click.command()
+@click.command(short_help="Compute exact moving means and variances, without training.")
 @click.argument("model")
 @click.option(
     "--data",
@@ -106,7 +107,6 @@ def recalibrate(
 
 def _print(done: Recalibration, output: str) -> None:
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from evennorm.tools.recalibrate.report import HEAD
@@ -118,7 +118,7 @@ def _print(done: Recalibration, output: str) -> None:
 
     say(done.title, "bold")
     console.print()
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table = plain_table("dim")
     table.add_column(HEAD[0], overflow="fold")
     for header in HEAD[1:-1]:
         table.add_column(header, justify="right", no_wrap=True)
@@ -126,7 +126,7 @@ def _print(done: Recalibration, output: str) -> None:
     moved = sorted(done.layers, key=lambda layer: -max(layer.shift, abs(math.log(layer.stretch or 1e-300))))[:_SHOWN]
     for layer in (layer for layer in done.layers if layer in moved):
         table.add_row(*(Text(printable(cell)) for cell in layer.cells))
-    console.print(table)
+    print_table(console, table)
     for line in ["", *_NOTES.splitlines(), ""]:
         say(line, "dim")
     if len(done.layers) > _SHOWN:

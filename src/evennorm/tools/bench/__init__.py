@@ -45,7 +45,7 @@ def bench(
         activations: some of "none", "relu".
         residuals: some of "no", "yes": whether an array is added before the activation.
         passes: some of "forward" and "both", which is forward + backward.
-        against: families of rivals, such as "torch eager"; None is all of them.
+        against: families of other layers, such as "torch eager"; None is all of them.
         threads: for the engine; None is as many as there are cores.
         rounds: samples of each figure; None is chosen by time, 9 to 101.
         each_alone: measure again with every contestant in a process of its own. Memory that one of them asks to have in huge

@@ -1,4 +1,4 @@
-"""Define what is measured on an engine: evennorm, its rivals, and copies as the limit."""
+"""Define what is measured on an engine: evennorm, other layers, and copies as the limit."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Contestant:
     """One way to normalize.
 
     `family` names ways that differ in one word only, such as relu and relu_: ratios are taken to the best of a family.
-    `ours` names the contestant of ours that a rival is compared with; None for ours and for the limit.
+    `ours` names the contestant of ours that another is compared with; None for ours and for the limit.
     """
 
     name: str

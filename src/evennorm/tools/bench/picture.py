@@ -21,7 +21,7 @@ from evennorm.tools.bench.rows import ALONE, IN_TURNS
 OUR_STYLES = {OURS: ("#0072B2", "o"), OUR_LAYER: ("#56B4E9", "s"), OUR_MODULE: ("#332288", "h")}
 """Colours that differ for colour-blind eyes too; markers tell them apart in grey."""
 
-RIVAL_STYLES = (("#D55E00", "^"), ("#E69F00", "v"), ("#009E73", "D"), ("#CC79A7", "P"), ("#999999", "X"))
+OTHER_STYLES = (("#D55E00", "^"), ("#E69F00", "v"), ("#009E73", "D"), ("#CC79A7", "P"), ("#999999", "X"))
 WIDTH = 0.72
 """Width of the markers of one case, where the next case is 1 away."""
 
@@ -99,9 +99,9 @@ def _draw_panel(panel: Axes, found: Benchmark, protocol: str, cases: list[Case],
 def styles_of(found: Benchmark) -> dict[str, tuple[str, str]]:
     """Return colour and marker of each family that was measured, ours first."""
     families = dict.fromkeys(row.family for row in found.rows if row.family != LIMIT and row.milliseconds)
-    rivals = [family for family in families if family not in OUR_STYLES]
+    others = [family for family in families if family not in OUR_STYLES]
     ours = {family: style for family, style in OUR_STYLES.items() if family in families}
-    return ours | {family: RIVAL_STYLES[i % len(RIVAL_STYLES)] for i, family in enumerate(rivals)}
+    return ours | {family: OTHER_STYLES[i % len(OTHER_STYLES)] for i, family in enumerate(others)}
 
 
 def _label(case: Case) -> str:

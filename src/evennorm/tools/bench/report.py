@@ -31,7 +31,8 @@ class Ratio:
     """
 
     case: Case
-    rival: str
+    other: str
+    """The fastest of the family."""
     ratio: float
     spread: Median | None = None
     """The ratio with its interval; None where that is not known."""
@@ -44,7 +45,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Summary:
-    """Ratios of medians of one family of rivals, in one protocol, variant (dtype, activation, residual) and pass.
+    """Ratios of medians of one family of other layers, in one protocol, variant (dtype, activation, residual) and pass.
 
     `mean` is the geometric mean over the large cases (x of 1 MB or more), None without any; `small` are the others.
     """
@@ -135,7 +136,7 @@ class Benchmark:
         return min(copies, key=lambda row: row.median, default=None)
 
     def ratio(self, row: Row) -> float | None:
-        """Return the ratio of a rival's median to ours that it is compared with; None for ours and the limit."""
+        """Return the ratio of another layer's median to ours that it is compared with; None for ours and the limit."""
         by_name = {other.contestant: other for other in self.measured(row.protocol, row.case, row.passes)}
         ours = by_name.get(row.ours or "")
         return row.median / ours.median if ours and row.milliseconds else None
@@ -168,10 +169,10 @@ class Benchmark:
         return found
 
     def _best(self, protocol: str, passes: str, family: str, case: Case) -> Ratio | None:
-        rivals = [row for row in self.measured(protocol, case, passes) if row.family == family and row.ours is not None]
-        if not rivals:
+        others = [row for row in self.measured(protocol, case, passes) if row.family == family and row.ours is not None]
+        if not others:
             return None
-        best = min(rivals, key=lambda row: row.median)
+        best = min(others, key=lambda row: row.median)
         found = self.ratio(best)
         spread = self.spread(best)
         value = spread.value if spread is not None and spread.is_known else found
@@ -247,7 +248,7 @@ def read(path: str | os.PathLike[str]) -> Benchmark:
 
 
 def _longer(found: Ratio) -> str:
-    """Return how many times as long as the rival ours takes."""
+    """Return how many times as long as the other ours takes."""
     known = found.spread is not None and found.spread.is_known
     return told(1 / found.ratio, found.spread.inverse) if known and found.spread else f"{1 / found.ratio:.2f}"
 

@@ -19,7 +19,7 @@ class Settings:
         engine: one of ENGINES.
         cases: the arrays.
         passes: some of "forward" and "both".
-        families: rivals, by their families; None for all that there are.
+        families: other layers, by their families; None for all that there are.
         threads: how many the engine may use.
         rounds: of each case and pass; None to choose by time.
         each_alone: whether to measure a second time, every contestant in a process of its own.

@@ -21,7 +21,7 @@ def measure(settings: Settings, protocol: str, only: str | None = None) -> Itera
     """Yield the rows of one case after the other, of all contestants or of `only` one, in this process.
 
     Raises:
-        EvennormError: one of ours could not take a case; rivals that could not have rows that say why.
+        EvennormError: one of ours could not take a case; others that could not have rows that say why.
     """
     engine = module_of(settings.engine)
     everyone = wanted(engine.contestants(), settings.families)
@@ -32,7 +32,7 @@ def measure(settings: Settings, protocol: str, only: str | None = None) -> Itera
 
 
 def wanted(everyone: list[Contestant], families: tuple[str, ...] | None) -> list[Contestant]:
-    """Return the rivals of the families that were asked for, ours that they are compared with, and the limit.
+    """Return the layers of the families that were asked for, ours that they are compared with, and the limit.
 
     Raises:
         EvennormError: a family that the engine does not have.

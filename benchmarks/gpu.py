@@ -65,7 +65,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtypes", default="bfloat16,float32")
     parser.add_argument("--layouts", default="last,first", help="channels last, channels first, or both")
     parser.add_argument("--passes", default=",".join(PASSES))
-    parser.add_argument("--against", default="", help="families of rivals, such as torch eager; all of them if empty")
+    parser.add_argument("--against", default="", help="families of other layers, such as torch eager; all of them if empty")
     parser.add_argument("--rounds", type=int, default=25, help="samples of each figure of calls and arrays")
     parser.add_argument("--minutes", type=float, default=None, help="start nothing else after so long")
     parser.add_argument("--quick", action="store_true", help="a few of all, without torch.compile")
@@ -103,14 +103,14 @@ def where() -> dict[str, Any]:
 
 
 def wanted(families: str, everyone: list[Any]) -> list[Any]:
-    """The rivals of the families, ours and the copy.
+    """The layers of the families, ours and the copy.
 
     Raises:
         InputError: a family that there is not.
     """
     chosen = words(families)
-    rivals = dict.fromkeys(one.family for one in everyone if one.ours)
-    checked("against", chosen, rivals, may_be_empty=True)
+    others = dict.fromkeys(one.family for one in everyone if one.ours)
+    checked("against", chosen, others, may_be_empty=True)
     return [one for one in everyone if not chosen or one.ours is None or one.family in chosen]
 
 

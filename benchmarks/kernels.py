@@ -1,8 +1,8 @@
-"""How fast batch normalization itself is on each engine: ours, its rivals', and a copy, by `evennorm bench`.
+"""How fast batch normalization itself is on each engine: evennorm, other layers, and a copy, by `evennorm bench`.
 
 Writes benchmarks/results/kernels-ENGINE.json for each engine, and from these files docs/kernels.md and its pictures.
---page writes the page from the files that are there; --engine measures on one engine only, --against one family of rivals
-anew.
+--page writes the page from the files that are there; --engine measures on one engine only, --against one family of
+other layers anew.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def page(results: Iterable[Benchmark], pictures: dict[str, str]) -> str:
         "1 evennorm is faster. In turns, a ratio is the median over the rounds with its 95 % interval; each alone, it is",
         "the ratio of the medians. If the interval contains 1, no difference is shown. Operations are compared with",
         "operations. Keras's layer, with its layers for ReLU and sum, is compared with evennorm's layer.",
-        "[bench.md](bench.md) describes the command, the protocols and the contestants.",
+        "[bench.md](bench.md) describes the command, the protocols and what is measured.",
         "",
         "`python benchmarks/kernels.py` writes this page from `benchmarks/results/kernels-*.json`.",
     ]
@@ -86,7 +86,7 @@ def page(results: Iterable[Benchmark], pictures: dict[str, str]) -> str:
         if undecided := [line for summary in in_turns if (line := summary.undecided())]:
             lines += ["", "Where the interval contains 1, in turns:", "", *(f"- {line}" for line in undecided)]
         if engine in pictures:
-            lines += ["", f"![bandwidth of all contestants on {engine} for each shape]({pictures[engine]})"]
+            lines += ["", f"![bandwidth of all layers on {engine} for each shape]({pictures[engine]})"]
         lines += ["", "Medians in turns, in milliseconds, for float32 with ReLU:", "", *times_table(found)]
         if kept := list(kept_table(found)):
             lines += ["", "Memory kept between the passes, in multiples of x:", "", *kept]
@@ -128,7 +128,7 @@ def introduction(found: Benchmark) -> str:
 
 
 def summary_table(found: Benchmark) -> list[str]:
-    """A row per rival, variant and pass, and for each small case; the two protocols beside each other."""
+    """A row per family of other layers, variant and pass, and for each small case; the two protocols beside each other."""
     lines = [
         "| against | variant | pass | in turns: mean | worst | each alone: mean | worst |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",
@@ -206,7 +206,7 @@ def kept_table(found: Benchmark) -> Iterator[str]:
 
 
 def renewed(old: Benchmark, new: Benchmark) -> Benchmark:
-    """`old` with the rows of `new` in the place of those of the same contestants.
+    """`old` with the rows of `new` in the place of the old rows of the same layers.
 
     Raises:
         InputError: they were not measured on the same machine with the same versions.
@@ -236,7 +236,9 @@ def draw_pictures(results: Iterable[Benchmark], folder: Path) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--engine", choices=ENGINES, help="measure on this one only")
-    parser.add_argument("--against", metavar="FAMILY", help="measure this family anew, and ours that it is compared with")
+    parser.add_argument(
+        "--against", metavar="FAMILY", help="measure this family anew, and the layers of evennorm that it is compared with"
+    )
     parser.add_argument("--page", action="store_true", help="measure nothing: write the page from the files that are there")
     parser.add_argument("--quick", action="store_true", help="tiny arrays, three rounds; prints the page and writes nothing")
     arguments = parser.parse_args()

@@ -151,7 +151,7 @@ def test_everyone_computes_the_same(case: Case) -> None:
         torch.testing.assert_close([y, *gradients], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_rival_that_fails_is_named_and_one_of_ours_is_an_error() -> None:
+def test_another_layer_that_fails_is_named_and_one_of_ours_is_an_error() -> None:
     def broken(case, sets):
         raise RuntimeError("no kernel\nfor this")
 
@@ -211,7 +211,7 @@ def test_shares_of_the_copy_and_ratios() -> None:
     targets = {target.what.partition(": ")[2]: target for target in found.targets()}
     assert targets["times as fast as torch eager, geometric mean of 2 shapes"].value == pytest.approx(6**0.5)
     assert targets["times as fast as torch.compile, geometric mean of 2 shapes"].value == pytest.approx(2.4**0.5)
-    assert targets["times as fast as either rival, worst shape of 8 MB"].value == pytest.approx(1.2)
+    assert targets["times as fast as either baseline, worst shape of 8 MB"].value == pytest.approx(1.2)
     assert targets["share of the copy's bandwidth, worst shape of 8 MB"].value == pytest.approx(0.8)
     assert targets["part of the step's peak memory saved"].value == pytest.approx(0.25)
 
@@ -359,7 +359,7 @@ def test_networks_come_first_and_each_result_is_handed_on(monkeypatch: pytest.Mo
         list(script["run"](script["arguments"](["--parts", "nets"])))
 
 
-def test_rivals_are_chosen_by_family() -> None:
+def test_other_layers_are_chosen_by_family() -> None:
     wanted = runpy.run_path(str(SCRIPT))["wanted"]
     names = [one.name for one in wanted("torch.compile", contestants())]
     assert names == [OURS, "torch.compile", "evennorm, module", COPY]

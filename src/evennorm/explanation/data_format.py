@@ -101,17 +101,17 @@ def _best(sizes: tuple[Size, ...]) -> DataFormat:
 def _weighed(sizes: tuple[Size, ...], axis: int, axes: tuple[int, ...]) -> _Candidate:
     """Weigh the evidence in the sizes that `axis`, out of `axes`, is the channel."""
     size, space = sizes[axis], _space(sizes, axis)
-    rivals = [a for a in axes if a != axis]
+    others = [a for a in axes if a != axis]
     evidence = []
     if _is_square(space):
         evidence.append((3, f"height and width are equal, {space[0]}"))
-    elif all(_elongation(_space(sizes, a)) > 1.5 * _elongation(space) for a in rivals):
+    elif all(_elongation(_space(sizes, a)) > 1.5 * _elongation(space) for a in others):
         evidence.append((1, f"height and width are close, {space[0]} and {space[1]}"))
     if size in _IMAGE_CHANNELS and all(s is None or s >= max(_SMALLEST_IMAGE, 4 * size) for s in space):
         evidence.append((2, f"{_plural(size, 'channel')} {'is' if size == 1 else 'are'} usual"))
     if axis in axes[:2] and sizes[1 if axis == axes[0] else axes[0]] is None:
         evidence.append((3, "of the two axes that may be the channel only this one has a known size"))
-    if axis in axes[:2] and _is_layer_width(size) and not any(_is_layer_width(sizes[a]) for a in rivals):
+    if axis in axes[:2] and _is_layer_width(size) and not any(_is_layer_width(sizes[a]) for a in others):
         evidence.append((1, f"{size} is a usual number of channels"))
     return _Candidate(axis, sum(points for points, _ in evidence), tuple(text for _, text in evidence))
 

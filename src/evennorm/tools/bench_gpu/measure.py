@@ -40,7 +40,7 @@ def measure(cases: Iterable[Case], everyone: Sequence[Contestant], plan: Plan) -
     """Yield all rows of one case, then those of the next.
 
     Raises:
-        EvennormError: one of ours could not take a case; rivals that could not have rows that say why.
+        EvennormError: one of ours could not take a case; others that could not have rows that say why.
     """
     for case in cases:
         yield list(_rows(case, everyone, plan))

@@ -24,10 +24,10 @@ from evennorm.tools.spread import Median, percent, ratio_apart, together, told
 FORMAT = "evennorm bench gpu 2"
 """Format of the JSON file."""
 
-RIVALS = ("torch eager", "torch.compile")
+BASELINES = ("torch eager", "torch.compile")
 
 WORTH = 8_000_000
-"""Bytes of x from which no rival may be faster."""
+"""Bytes of x from which no other layer may be faster."""
 
 
 class Target(NamedTuple):
@@ -92,7 +92,7 @@ class GpuBenchmark:
     def share(self, row: Row) -> Median | None:
         """Return the bandwidth of the bytes that have to move, relative to that of a copy of x.
 
-        Of ours: a rival may have to move more.
+        Of ours: another layer may have to move more.
         """
         copy = self.best(row.case, row.passes, LIMIT)
         if copy is None:
@@ -104,8 +104,8 @@ class GpuBenchmark:
 
     def ratio(self, case: Case, passes: str, family: str) -> Median | None:
         """Return how many times as long as ours the best of a family takes."""
-        ours, rival = self.rows(case, passes).get(OURS), self.best(case, passes, family)
-        return ratio_apart(rival.milliseconds, ours.milliseconds) if ours and rival else None
+        ours, other = self.rows(case, passes).get(OURS), self.best(case, passes, family)
+        return ratio_apart(other.milliseconds, ours.milliseconds) if ours and other else None
 
     def targets(self) -> list[Target]:
         """Return the goals of the GPU kernels with channels last, forward + backward."""
@@ -116,15 +116,15 @@ class GpuBenchmark:
                 for case in self.arrays.settings.cases
                 if (case.layout, case.dtype, variant_of(case)) == ("last", dtype, variant)
             ]
-            for family, wanted in zip(RIVALS, (1.5, 1.1), strict=True):
+            for family, wanted in zip(BASELINES, (1.5, 1.1), strict=True):
                 ratios = [ratio for case in cases if (ratio := self.ratio(case, "both", family))]
                 if ratios:
                     what = f"{variant}, {dtype}: times as fast as {family}, geometric mean of {len(ratios)} shapes"
                     found.append(Target.of(what, together(ratios), wanted))
             large = [case for case in cases if case.bytes >= WORTH]
-            worst = [ratio for case in large for family in RIVALS if (ratio := self.ratio(case, "both", family))]
+            worst = [ratio for case in large for family in BASELINES if (ratio := self.ratio(case, "both", family))]
             if worst:
-                what = f"{variant}, {dtype}: times as fast as either rival, worst shape of 8 MB"
+                what = f"{variant}, {dtype}: times as fast as either baseline, worst shape of 8 MB"
                 found.append(Target.of(what, min(worst, key=lambda each: each.value), 1.0))
             shares = [share for case in large for row in self._ours(case) if (share := self.share(row))]
             if shares:

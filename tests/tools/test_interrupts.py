@@ -73,7 +73,7 @@ def wait_for(path, process) -> None:
 
 
 def ended(process, folder) -> None:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=30)  # before `slow` ends
     assert process.returncode == 130, err
     assert (out, err) == ("", "evennorm: interrupted\n")
     assert {path.name for path in folder.iterdir()} <= {"nets.py", "ready", "__pycache__"}
@@ -86,6 +86,8 @@ def ended(process, folder) -> None:
         ("check", "nets:net", "--data", "nets:batches", "--batches", "400", "--html", "out.html"),
         ("check", "nets:slow", "--html", "out.html"),
         ("fold", "nets:slow", "-o", "out.pt"),
+        ("fold", "nets:net", "--data", "nets:slow", "-o", "out.pt"),
+        ("recalibrate", "nets:net", "--data", "nets:slow", "-o", "out.pt"),
         ("migrate", "weights.h5", "--architecture", "nets:slow", "-o", "out.keras"),
     ],
 )

@@ -57,6 +57,7 @@ def fold(
     ctx: click.Context,
     model: str,
     output: str,
+    data: str | None,
     shapes: tuple[str, ...],
     no_speed: bool,
     as_json: bool,
@@ -81,12 +82,22 @@ def fold(
     Exit codes: 0 written; 1 written, but nothing was folded; 2 failed; 130 interrupted, without writing.
     """
     sizes = [_sizes(text) for text in shapes]
-    inputs = {"MODEL": model, "--data": options["data"], "--weights": options["weights"]}
+    inputs = {"MODEL": model, "--data": data, "--weights": options["weights"]}
     check_outputs([Output("-o", output, ())], inputs, force)
+    from evennorm.tools.data import open_data
+    from evennorm.tools.fold import files
     from evennorm.tools.fold import fold as folded
+    from evennorm.tools.models import open_model
 
-    with bar() as progress, between_batches():
-        report = folded(model, output, input_shape=sizes, measure=not no_speed, progress=progress, **options)
+    with bar() as progress:
+        progress("opening", 0, None)
+        opened = open_model(model, options.pop("weights"))
+        files.check(opened.framework, output)
+        source = None if data is None else open_data(data, opened.framework)
+        with between_batches():
+            report = folded(
+                opened, output, data=source, input_shape=sizes, measure=not no_speed, progress=progress, **options
+            )
     click.echo(printable_json(report.as_dict()) if as_json else report.text())
     ctx.exit(0 if report.count("folded") else 1)
 

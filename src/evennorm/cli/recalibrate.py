@@ -88,6 +88,7 @@ def recalibrate(
 
     Exit codes: 0 done; 2 failed; 130 interrupted. In the last two cases OUT is unchanged.
     """
+    from evennorm.tools.data import open_data
     from evennorm.tools.models import check_output, open_model, save_model
     from evennorm.tools.recalibrate import recalibrate as recalibrated
 
@@ -96,8 +97,9 @@ def recalibrate(
         check_output(opened.framework, output)
         check_outputs([Output("-o", output, ())], {"MODEL": model, "--data": data, "--weights": weights}, force)
         room = None if cache is None else int(cache * 1e9)
+        source = open_data(data, opened.framework)
         with between_batches():
-            done = recalibrated(opened, data, cache=room, progress=progress, **options)
+            done = recalibrated(opened, source, cache=room, progress=progress, **options)
             save_model(opened, opened.model, output)
     if as_json:
         click.echo(printable_json(done.as_dict() | {"output": output}))

@@ -170,3 +170,19 @@ def test_nothing_but_the_answer(tmp_path, backend, monkeypatch) -> None:
         assert done.stderr == ""
         assert done.returncode in (0, 1)
         json.loads(done.stdout)
+
+
+def test_the_log_of_tensorflows_import(tmp_path) -> None:
+    """It comes from C++ on processors with AVX-512, whatever TF_CPP_MIN_LOG_LEVEL says; all else passes."""
+    log = (
+        "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
+        "I0000 00:00:1795926487.429160    9700 port.cc:153] oneDNN custom operations are on.\n"
+    )
+    error = "E0000 00:00:1795926487.429160    9700 cuda.cc:9] no driver\nWarning: of Python\n"
+    (tmp_path / "tensorflow.py").write_text(f"import os, sys\nos.write(2, {(log + error).encode()!r})\nvalue = 7\n")
+    program = (
+        "import importlib.util, os, evennorm.cli.group\nassert importlib.util.find_spec('tensorflow').name == 'tensorflow'\n"
+        "import tensorflow\nos.write(2, b'I0000 after\\n')\nassert tensorflow.value == 7"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, error + "I0000 after\n")

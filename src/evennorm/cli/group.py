@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ import click
 from evennorm.cli.configuration import configured
 from evennorm.cli.progress import quiet_option
 from evennorm.cli.usage import NoSuchCommand, usage_in_one_line
+from evennorm.cli.tensorflow_log import QuietTensorFlow
 from evennorm.errors import EvennormError, first_line, printable
 from evennorm.tools.extras import missing
 from evennorm.tools.interrupts import INTERRUPTED, LINE, interrupted, remembered
@@ -21,6 +23,7 @@ from evennorm.tools.interrupts import INTERRUPTED, LINE, interrupted, remembered
 # Set before a command imports TensorFlow: the logs of absl, oneDNN and XLA tell users of a command nothing.
 for _name, _value in {"TF_CPP_MIN_LOG_LEVEL": "3", "GLOG_minloglevel": "2", "GRPC_VERBOSITY": "ERROR"}.items():
     os.environ.setdefault(_name, _value)
+sys.meta_path.insert(0, QuietTensorFlow())
 
 _DEBUG = "evennorm.debug"
 

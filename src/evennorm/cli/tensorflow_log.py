@@ -24,15 +24,14 @@ class QuietTensorFlow(MetaPathFinder):
             return None
         finders = (finder for finder in sys.meta_path if finder is not self)
         spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in finders)), None)
-        loader = spec and spec.loader
-        if loader is not None:
-            load = loader.exec_module
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
                 with _filtered_stderr():
                     load(module)
 
-            loader.exec_module = exec_module  # type: ignore[method-assign]
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 

@@ -14,8 +14,8 @@ import click
 
 from evennorm.cli.configuration import configured
 from evennorm.cli.progress import quiet_option
-from evennorm.cli.usage import NoSuchCommand, usage_in_one_line
 from evennorm.cli.tensorflow_log import QuietTensorFlow
+from evennorm.cli.usage import NoSuchCommand, usage_in_one_line
 from evennorm.errors import EvennormError, first_line, printable
 from evennorm.tools.extras import missing
 from evennorm.tools.interrupts import INTERRUPTED, LINE, interrupted, remembered

@@ -29,6 +29,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save as save_tensors
+from torch import nn
 
 from evennorm.cli import main
 from evennorm.errors import EvennormError
@@ -167,6 +168,9 @@ def honest(folder: Path) -> dict[str, bytes]:
     state |= {"1.running_mean": torch.zeros(4), "1.running_var": torch.ones(4), "1.num_batches_tracked": torch.tensor(3)}
     torch.save(state, folder / "state.pt")
     torch.save(state, folder / "legacy.pt", _use_new_zipfile_serialization=False)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)).eval()
+    batch = ({0: torch.export.Dim("batch")},)
+    torch.export.save(torch.export.export(net, (torch.ones(2, 1, 4, 4),), dynamic_shapes=batch), folder / "net.pt2")
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     files["state.safetensors"] = save_tensors(state)
     shutil.copy(RECORDED / "keras-1.0.5-dense.weights.h5", folder / "old.weights.h5")
@@ -328,6 +332,15 @@ def cases(folder: Path):
     yield "packed old h5", bytes_like(files["packed.h5"]), "packed.h5", lambda: command(*packed)
     changed = documents_like(OLD).map(lambda x: with_configuration(files["old.h5"], "model_config", x))
     yield "old configuration", changed, "old.h5", lambda: command(*migrate)
+    yield "pt2", bytes_like(files["net.pt2"]), "net.pt2", lambda: command("check", "net.pt2")
+    with zipfile.ZipFile(folder / "net.pt2") as archive:
+        program = {name: archive.read(name) for name in archive.namelist()}
+    for part in ("models/model.json", "data/weights/model_weights_config.json"):
+        member = f"net/{part}"
+        changed = documents_like(json.loads(program[member])).map(
+            lambda x, member=member: zipped(program | {member: json.dumps(x).encode()})
+        )
+        yield f"{part} in pt2", changed, "net.pt2", lambda: command("check", "net.pt2")
     written = ("--architecture", "old.json", "--written-by", "keras==1.0.4,theano", "-o", "out.keras")
     (folder / "old.json").write_text(json.dumps(OLD))
     yield "old weights", bytes_like(files["older.h5"]), "older.h5", lambda: command("migrate", "older.h5", *written)

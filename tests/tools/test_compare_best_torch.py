@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from evennorm.tools.compare import compare
+from evennorm.tools.programs import open_program
+from evennorm.torch.placement import sites
 
 torch = pytest.importorskip("torch")
 NETWORK = """
@@ -30,6 +32,12 @@ def test_the_program_has_the_accuracy_that_is_told(data, tmp_path, monkeypatch):
     before = (out / "best.pt2").read_bytes()
     assert compare(data, "torch_network:network", **asked).best == best
     assert (out / "best.pt2").read_bytes() == before
+    # The file is a model for the next comparison, in which its normalization is placed anew.
+    again = compare(data, str(out / "best.pt2"), **asked | {"out": str(tmp_path / "again")})
+    assert again.best.files == best.files
+    found = sites(open_program(out / "best.pt2").model, input_shape=(2,))
+    assert [site.name for site in found if site.is_activation] == ["1", "3"]
+    assert type(open_program(tmp_path / "again" / "best.pt2").model.get_submodule("2_bn")) is torch.nn.BatchNorm1d
 
 
 def test_many_labels_and_an_own_metric(tmp_path, monkeypatch):

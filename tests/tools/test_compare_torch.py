@@ -138,7 +138,7 @@ def test_weights_that_a_function_does_not_draw_are_drawn_anew():
         ("torch_nets:absent", "torch_nets has no function 'absent'"),
         ("torch_nets:nothing", "must return a torch.nn.Module .* received NoneType"),
         ("torch_nets:own", r"those of 'the model' \(Own\) cannot be drawn anew; give it reset_parameters\(\)"),
-        ("net.pt2", "whose weights no layer can draw anew; received net.pt2; give --model module:function"),
+        ("net.pt2", "there is no model file net.pt2; save one by torch.export.save"),
         ("net.pt", "a file of torch weights holds no architecture; received net.pt"),
     ],
 )
@@ -146,6 +146,54 @@ def test_refusals(model, text):
     with pytest.raises(InputError, match=text) as caught:
         load_torch_model(model, samples()).build()
     assert "\n" not in str(caught.value)
+
+
+def exported(model, path):
+    batch = ({0: torch.export.Dim("batch")},)
+    torch.export.save(torch.export.export(model, (torch.zeros(2, 1, 6, 6),), dynamic_shapes=batch), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def program(nets):
+    """Layers made in another order than they are called, exported with weights that are not to matter."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(64, 3)
+            self.drop = nn.Dropout(0.25)
+            self.conv, self.bn = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.head(self.drop(torch.relu(self.bn(self.conv(x))).flatten(1)))
+
+    sys.modules["torch_nets"].Net = Net
+    return exported(Net().eval(), nets / "net.pt2")
+
+
+@pytest.mark.parametrize("placement", ["as-is", "none", "before", "after"])
+def test_a_program_trains_as_the_model_that_it_was_exported_from(placement, program):
+    run = Run(placement, 0.1, 1)
+    wanted, found = trainer("torch_nets:Net").train(run), trainer(program).train(run)
+    assert (found.test_loss, found.train_loss) == (wanted.test_loss, wanted.train_loss)
+    assert found.test_loss[0] != found.test_loss[1]
+
+
+def test_a_parameter_of_no_layer_cannot_be_drawn(nets):
+    class Scaled(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Flatten(), nn.Linear(36, 3))
+            self.scale = nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return super().forward(x) * self.scale
+
+    path = exported(Scaled().eval(), nets / "scaled.pt2")
+    with pytest.raises(
+        InputError, match=r"how those of its parameter 'scale' are drawn, .* and is read by mul; give --model"
+    ):
+        load_torch_model(path, samples())
 
 
 def test_a_placement_that_torch_fx_cannot_make_is_told_before_training():
@@ -214,7 +262,7 @@ def test_a_whole_comparison_and_again(compared):
         (["--model", "torch_nets:build", "--device", "cpu:1"], "devices here are cpu.*; received --device cpu:1"),
         (["--model", "torch_nets:build", "--device", ""], "--device is empty; give it a value, or leave it out"),
         (["--model", "paper-mlp", "--device", "cpu"], "--device is for models of PyTorch"),
-        (["--model", "net.pt2"], "a .pt2 file holds a program"),
+        (["--model", "net.pt2"], "there is no model file net.pt2"),
         (["--model", "torch_nets:build", "--task", "ranking"], "tasks are .*; received 'ranking'"),
         (["--model", "torch_nets:build", "--metric", "goodness"], "write goodness:max or goodness:min"),
         (["--model", "torch_nets:build", "--metric", "accuracy_of_what"], "or a class of torchmetrics, such as AUROC"),

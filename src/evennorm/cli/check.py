@@ -98,7 +98,7 @@ def _explained(ctx: click.Context, parameter: click.Parameter, code: str | None)
 def check(ctx: click.Context, model: str, **options: Any) -> None:
     """Find mistakes with batch normalization in MODEL, and fix those that can be fixed safely.
 
-    MODEL is a .keras or .h5 file; module:function, your own code; or timm:NAME or torchvision:NAME.
+    MODEL is a .keras, .h5 or .pt2 file; module:function, your own code; or timm:NAME or torchvision:NAME.
 
     \b
     evennorm check model.keras

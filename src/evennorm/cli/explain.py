@@ -41,8 +41,8 @@ def explain(ctx: click.Context, model: str | None, **options: Any) -> None:
     evennorm explain model.keras --batch-size 32
     evennorm explain package.models:build --shape 32,3,224,224
 
-    MODEL is a .keras or .h5 file; module:function, your own code; or timm:NAME or torchvision:NAME. For a torch MODEL,
-    --shape is the shape of its inputs.
+    MODEL is a .keras, .h5 or .pt2 file; module:function, your own code; or timm:NAME or torchvision:NAME. For a torch
+    MODEL, --shape is the shape of its inputs.
 
     Exit codes: 0 nothing looks wrong; 1 warnings; 2 the input could not be explained; 130 interrupted.
     """

@@ -66,7 +66,7 @@ def fold(
 ) -> None:
     """Fold the batch normalization of MODEL into the neighbouring layers, for inference.
 
-    MODEL is a .keras or .h5 file; module:function, your own code that returns a Keras or torch model; or timm:NAME or
+    MODEL is a .keras, .h5 or .pt2 file; module:function, your own code that returns a Keras or torch model; or timm:NAME or
     torchvision:NAME.
 
     \b

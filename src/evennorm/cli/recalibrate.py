@@ -79,8 +79,8 @@ def recalibrate(
 ) -> None:
     """Set the moving means and variances to the exact ones of the data, without training.
 
-    MODEL is a .keras or .h5 file; module:function, which is imported from the current folder and called; or timm:NAME or
-    torchvision:NAME.
+    MODEL is a .keras, .h5 or .pt2 file; module:function, which is imported from the current folder and called; or
+    timm:NAME or torchvision:NAME.
 
     \b
     evennorm recalibrate model.keras --data train.npz -o better.keras

@@ -22,12 +22,13 @@ from evennorm.tools.archives import check_growth, check_zip
 from evennorm.tools.atomic import replacing
 from evennorm.tools.hdf5 import check_hdf5_file
 from evennorm.tools.imported import imported, misnamed
+from evennorm.tools.programs import is_program, open_program
 from evennorm.tools.weights import as_safetensors, load_weights
 from evennorm.tools.without_tensorflow import leave_tensorflow_out
 from evennorm.tools.zoo import is_of_library, maker
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_FORMS = "a .keras file, a .h5 file of a whole model, module:function, timm:NAME or torchvision:NAME"
+_FORMS = "a .keras file, a .h5 file of a whole model, a .pt2 file, module:function, timm:NAME or torchvision:NAME"
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ def open_model(model: Any, weights: str | os.PathLike[str] | None = None) -> Ope
     """Open the model of a command's MODEL argument.
 
     Args:
-        model: a keras.Model, a torch.nn.Module or an nnx module of Flax; the path of a `.keras` file or of a `.h5` file of a
-            whole model; or `module:function`, the user's own code, which is imported from the current folder and called
-            without arguments. It may also name a model that the module holds. `timm:NAME` and `torchvision:NAME` are
-            models of these libraries, with fresh weights. What was opened before is given back.
+        model: a keras.Model, a torch.nn.Module or an nnx module of Flax; the path of a `.keras` file, of a `.h5` file of a
+            whole model, or of a `.pt2` file of torch.export, whose layers are rebuilt; or `module:function`, the user's own
+            code, which is imported from the current folder and called without arguments. It may also name a model that the
+            module holds. `timm:NAME` and `torchvision:NAME` are models of these libraries, with fresh weights. What was
+            opened before is given back.
         weights: a file to load into it: a state_dict for torch (`.pt`, `.pth`, `.safetensors`), `.weights.h5` for Keras.
 
     Raises:
@@ -215,6 +217,8 @@ def _from_file(path: Path) -> Opened:
     if start == _HDF5:
         return _from_hdf5(path)
     if start[:2] == b"PK":
+        if path.suffix == ".pt2" or _is_program(path):
+            return Opened(path.name, "torch", open_program(path).model, path)
         check_keras_file(path)
         return _loaded(path)
     if start[:1] == b"\x80" or path.suffix in (".pt", ".pth", ".pkl", ".pickle", ".joblib"):
@@ -222,6 +226,14 @@ def _from_file(path: Path) -> Opened:
     raise InputError(
         f"{path} is no model file: it begins as neither a .keras (zip) nor a .h5 file (HDF5) does; a model is {_FORMS}"
     )
+
+
+def _is_program(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return is_program(set(archive.namelist()))
+    except Exception:  # whoever reads it next says what is wrong
+        return False
 
 
 def _no_pickles(path: Path) -> str:
@@ -243,8 +255,8 @@ def check_keras_file(path: Path) -> None:
             members = set(archive.namelist())
             if any(name.endswith(("/data.pkl", "data.pickle")) or name == "data.pkl" for name in members):
                 raise InputError(f"{path} is not opened: {_no_pickles(path)}")
-            if any(name.endswith(("/models/model.json", "archive_format")) for name in members):
-                raise InputError(f"{path} is an exported torch program, in which no layers are left; give module:function")
+            if is_program(members):
+                raise InputError(f"{path} is a program of torch.export under another name; rename it to .pt2")
             if "config.json" not in members or not members & {"model.weights.h5", "model.weights.npz"}:
                 raise InputError(
                     f"{path} is a zip file, but no .keras file, which holds config.json and model.weights.h5; "

@@ -21,7 +21,7 @@ from evennorm.torch.fx_graph import model_graph
 from evennorm.torch.graph_code import graph_module, unwritable
 from evennorm.torch.modules import _BatchNorm
 from evennorm.torch.network import state_of
-from evennorm.torch.roles import is_frozen_norm
+from evennorm.torch.roles import is_frozen_norm, name_of_function
 
 _IN_PLACE = {"iadd", "isub", "imul", "itruediv", "setitem"}
 
@@ -233,7 +233,7 @@ def _writes(model: nn.Module, node: fx.Node) -> bool:
     """Return whether a call writes its result over its first input."""
     if node.op == "call_module":
         return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = name_of_function(node.target)
     own = name.endswith("_") and not name.endswith("__")
     return node.op != "get_attr" and (own or name in _IN_PLACE or bool(node.kwargs.get("inplace", False)))
 

@@ -49,19 +49,19 @@ _WORDS = {
     Role.LINEAR: "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d embedding",
     Role.ADD: "add iadd",
     Role.MERGE: "cat concat concatenate stack mul imul sub isub matmul bmm mm baddbmm einsum bilinear maximum minimum "
-    "truediv where",
+    "truediv div where",
     Role.POOLING: "mean amax amin max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d "
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d "
     "adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d",
     Role.PADDING: "pad",
     Role.RESHAPE: "flatten unflatten reshape view reshape_as view_as permute transpose movedim swapaxes squeeze unsqueeze "
-    "contiguous clone t pixel_shuffle pixel_unshuffle channel_shuffle expand to float detach",
+    "contiguous clone t pixel_shuffle pixel_unshuffle channel_shuffle expand to to_copy float detach alias",
     Role.ACTIVATION: "relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid "
     "hardshrink softplus softsign softshrink tanhshrink threshold rrelu prelu logsigmoid clamp clip",
 }
 _BY_WORD = {word: role for role, words in _WORDS.items() for word in words.split()}
 _NEEDS_TWO = (Role.ADD, Role.MERGE)
-_SIZES = ("size", "dim", "ndimension", "numel", "shape", "ndim", "dtype", "device", "is_cuda")
+_SIZES = ("size", "dim", "ndimension", "numel", "shape", "ndim", "dtype", "device", "is_cuda", "sym_size")
 
 
 def role_of_module(module: nn.Module) -> Role:
@@ -78,7 +78,9 @@ def role_of_function(target: Any, operands: int) -> Role:
 
 
 def name_of_function(target: Any) -> str:
-    """Return torch's name for a function: "relu" for torch.relu, F.relu and Tensor.relu."""
+    """Return torch's name for a function: "relu" for torch.relu, F.relu, Tensor.relu and torch.ops.aten.relu.default."""
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target._schema.name).partition("::")[2].lstrip("_")
     return target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__).lstrip("_")
 
 

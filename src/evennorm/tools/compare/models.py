@@ -110,7 +110,7 @@ def load_model(model: str, data: Data) -> Architecture:
         if hint := misnamed(model):
             raise InputError(f"--model {model}: {hint}")
         raise InputError(
-            f"models are article-cnn, paper-mlp, a .keras file, module:function, timm:NAME or torchvision:NAME; "
+            f"models are article-cnn, paper-mlp, a .keras or .pt2 file, module:function, timm:NAME or torchvision:NAME; "
             f"received {model!r}, which is none of these"
         )
     built = build()

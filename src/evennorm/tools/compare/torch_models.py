@@ -1,7 +1,8 @@
-"""Build torch models with fresh weights: from a function of the user's, or from timm or torchvision."""
+"""Build torch models with fresh weights: from a function of the user's, a program of torch.export, timm or torchvision."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
@@ -19,9 +20,11 @@ from evennorm.tools.compare.data import Data
 from evennorm.tools.compare.framework import FUNCTION
 from evennorm.tools.compare.variants import options_of, variant, where_of
 from evennorm.tools.imported import imported, misnamed
+from evennorm.tools.programs import open_program
 from evennorm.tools.zoo import is_of_library, maker
 from evennorm.torch.fx_graph import model_graph
 from evennorm.torch.placement import place
+from evennorm.torch.roles import name_of_function
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ def load_torch_model(model: str, data: Data) -> TorchArchitecture:
     """Load the architecture of that function, or of that name in a library.
 
     Args:
-        model: `module:function`, called with `input_shape` and `classes` where it has arguments of these names; `timm:NAME`
-            or `torchvision:NAME`.
+        model: `module:function`, called with `input_shape` and `classes` where it has arguments of these names; a `.pt2`
+            file of torch.export, of which only the architecture is taken; `timm:NAME` or `torchvision:NAME`.
         data: what it will be trained on.
 
     Raises:
@@ -85,6 +88,8 @@ def load_torch_model(model: str, data: Data) -> TorchArchitecture:
         make = _of_library(model, data)
     elif FUNCTION.fullmatch(model):
         make = _of_function(model, data)
+    elif Path(model).suffix == ".pt2":
+        make = _of_program(model)
     else:
         raise InputError(_not_trained(model))
     build = _fresh(make, data.sample_shape)
@@ -96,20 +101,34 @@ def load_torch_model(model: str, data: Data) -> TorchArchitecture:
 def _not_trained(model: str) -> str:
     if hint := misnamed(model):
         return f"--model {model}: {hint}"
-    if Path(model).suffix == ".pt2":
-        return (
-            f"a .pt2 file holds a program of operations in one mode, whose weights no layer can draw anew; received "
-            f"{model}; give --model module:function that returns the torch.nn.Module it was exported from"
-        )
     return (
         f"a file of torch weights holds no architecture; received {model}; give --model module:function that returns the "
-        "torch.nn.Module"
+        "torch.nn.Module, or a .pt2 file that torch.export.save wrote"
     )
 
 
 def _of_library(model: str, data: Data) -> Callable[[], nn.Module]:
     make = maker(model, f"--model {model}", data.classes, data.sample_shape[0])
     return lambda: _made(make, model)
+
+
+def _of_program(path: str) -> Callable[[], nn.Module]:
+    rebuilt = open_program(Path(path))
+    if rebuilt.undrawn:
+        name, reader = next(iter(rebuilt.undrawn.items()))
+        raise InputError(
+            f"each repeat starts from weights of its own, and {path} does not tell how those of its parameter {name!r} are "
+            f"drawn, which is no layer's and is read by {reader}; give --model module:function that returns the "
+            "torch.nn.Module"
+        )
+
+    def make() -> nn.Module:
+        model = copy.deepcopy(rebuilt.model)
+        for layer in rebuilt.drawn:
+            model.get_submodule(layer).reset_parameters()
+        return model
+
+    return make
 
 
 def _of_function(name: str, data: Data) -> Callable[[], nn.Module]:
@@ -224,8 +243,7 @@ def _ends_in_probabilities(model: nn.Module) -> bool:
         return False
     if last.op == "call_module":
         return isinstance(model.get_submodule(str(last.target)), nn.Softmax | nn.Sigmoid)
-    target = last.target if isinstance(last.target, str) else getattr(last.target, "__name__", "")
-    return target in ("softmax", "sigmoid", "special_expit")
+    return name_of_function(last.target) in ("softmax", "sigmoid", "special_expit")
 
 
 def _digest(model: nn.Module) -> str:

@@ -93,6 +93,9 @@ def _index_of_inplace(function: Any) -> int | None:
 
 def _plain(function: Any, name: str) -> Any:
     """Return the function that writes nothing in place: torch.relu for torch.relu_, and F.relu for F.relu_."""
+    if isinstance(function, torch._ops.OpOverload):
+        packet = getattr(torch.ops.aten, name[:-1], None)
+        return getattr(packet, function._overloadname, None)
     for home in (torch, nn.functional):
         if getattr(home, name, None) is function:
             return getattr(home, name[:-1], None)

@@ -51,8 +51,8 @@ def operation(target: str) -> Callable[..., Any]:
         UnreadError: another name. A lookup of any name in torch would reach functions that run commands and write files.
 
     Example:
-        >>> operation("torch.ops.aten.relu.default")
-        <OpOverload(op='aten.relu', overload='default')>
+        >>> operation("_operator.add")(2, 3)
+        5
     """
     if target in _ON_SIZES:
         return _ON_SIZES[target]
@@ -83,8 +83,8 @@ def bound(found: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str,
     """Return all arguments of a call by their names, those that were left out by their defaults.
 
     Example:
-        >>> bound(torch.ops.aten.leaky_relu.default, ("x",), {})
-        {'self': 'x', 'negative_slope': 0.01}
+        >>> bound(torch.ops.aten.leaky_relu.default, ("x",), {})["negative_slope"]
+        0.01
     """
     names = [each.name for each in found._schema.arguments]
     defaults = {each.name: each.default_value for each in found._schema.arguments if each.has_default_value()}

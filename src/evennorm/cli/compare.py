@@ -57,8 +57,8 @@ not finite  runs whose loss stopped being finite
     show_default=True,
     metavar="MODEL",
     help="article-cnn (a small convolutional network), paper-mlp (the fully connected network of the paper), a .keras or "
-    ".pt2 file (its architecture, with new weights), module:function that returns a Keras model or a torch.nn.Module, timm:NAME "
-    "or torchvision:NAME.",
+    ".pt2 file (its architecture, with new weights), module:function that returns a Keras model or a torch.nn.Module, "
+    "timm:NAME or torchvision:NAME.",
 )
 @click.option("--task", metavar="TASK", help=f"One of {', '.join(TASKS)}. [default: chosen from the labels]")
 @click.option(

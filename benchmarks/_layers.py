@@ -1,6 +1,6 @@
 """The batch-normalization layers of several libraries, behind one face: train on a batch, read the moving statistics.
 
-Everything but NumPy is imported where it is used. Haiku and Equinox are no dependency of evennorm.
+Everything but NumPy is imported where it is used.
 """
 
 from __future__ import annotations
@@ -181,20 +181,28 @@ class Linen(Layer):
 
 
 class Haiku(Layer):
-    name = "Haiku"
-
-    def __init__(self) -> None:
+    def __init__(self, ours: bool) -> None:
         import haiku
 
-        self.kind = haiku.BatchNorm
-        layer = haiku.transform_with_state(lambda x: haiku.BatchNorm(True, True, decay_rate=0.9, eps=EPSILON)(x, True))
-        self.apply = layer.apply
-        self.weights, self.state = layer.init(_key(), np.ones((2, CHANNELS), "float32"))
+        import evennorm.haiku
+
+        self.name = "evennorm.haiku" if ours else "Haiku"
+        self.kind = (evennorm.haiku if ours else haiku).BatchNorm
+        self.transform = haiku.transform_with_state
+        self.fused = {"activation": "relu"} if ours else {}
+        self.state: Any = None
+
+    def _made(self, x: np.ndarray, **options: Any) -> tuple[Any, Any, Any]:
+        """Its function, parameters and state, whose shapes depend on the rank of x."""
+        settings = {"decay_rate": 0.9, "eps": EPSILON, **options}
+        layer = self.transform(lambda x, **given: self.kind(True, True, **settings)(x, True, **given))
+        return layer.apply, *layer.init(_key(), np.ones_like(x))
 
     def train(self, x: np.ndarray, **options: Any) -> np.ndarray:
-        if options:
-            raise TypeError("no such argument")
-        y, self.state = self.apply(self.weights, self.state, None, x)
+        if self.state is None:
+            self.apply, self.weights, self.state = self._made(x)
+        mask = {name: value[..., None] for name, value in options.items()}
+        y, self.state = self.apply(self.weights, self.state, None, x, **mask)
         return np.asarray(y)
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
@@ -204,25 +212,30 @@ class Haiku(Layer):
     def kept(self, x: np.ndarray) -> tuple[float, float]:
         import jax
 
-        return kept_by_jax(lambda w, x: jax.nn.relu(self.apply(w, self.state, None, x)[0]), self.weights, x)
+        apply, weights, state = self._made(x, **self.fused)
+        rectify = (lambda y: y) if self.fused else jax.nn.relu
+        return kept_by_jax(lambda w, x: rectify(apply(w, state, None, x)[0]), weights, x)
 
 
 class Equinox(Layer):
-    name = "Equinox"
-
-    def __init__(self, dtype: str | None = None) -> None:
+    def __init__(self, ours: bool, dtype: str | None = None) -> None:
         import equinox
         import jax
 
-        self.kind, self.jax = equinox.nn.BatchNorm, jax
-        self.layer, self.state = equinox.nn.make_with_state(equinox.nn.BatchNorm)(
-            CHANNELS, "batch", eps=EPSILON, momentum=0.9, dtype=dtype, mode="batch"
-        )
-        self.weights, self.rest = equinox.partition(self.layer, equinox.is_inexact_array)
-        self.combine = equinox.combine
+        import evennorm.equinox
+
+        self.name = "evennorm.equinox" if ours else "Equinox"
+        self.kind = (evennorm.equinox if ours else equinox.nn).BatchNorm
+        self.jax, self.equinox, self.ours, self.dtype = jax, equinox, ours, dtype
+        self.fused = {"activation": "relu"} if ours else {}
+        self.layer, self.state = self._made()
+
+    def _made(self, **options: Any) -> Any:
+        settings = {"eps": EPSILON, "momentum": 0.9, "dtype": self.dtype, "mode": "batch", **options}
+        return self.equinox.nn.make_with_state(self.kind)(CHANNELS, "batch", **settings)
 
     def of_complex(self) -> Layer:
-        return Equinox("complex64")
+        return Equinox(self.ours, "complex64")
 
     def train(self, x: np.ndarray, **options: Any) -> np.ndarray:
         if options:
@@ -237,12 +250,16 @@ class Equinox(Layer):
         return mean, variance
 
     def kept(self, x: np.ndarray) -> tuple[float, float]:
-        def run(weights: Any, x: Any) -> Any:
-            layer = self.combine(weights, self.rest)
-            y, _ = self.jax.vmap(layer, in_axes=(0, None), out_axes=(0, None), axis_name="batch")(x, self.state)
-            return self.jax.nn.relu(y)
+        made, state = self._made(**self.fused)
+        weights, rest = self.equinox.partition(made, self.equinox.is_inexact_array)
+        rectify = (lambda y: y) if self.fused else self.jax.nn.relu
 
-        return kept_by_jax(run, self.weights, x)
+        def run(weights: Any, x: Any) -> Any:
+            layer = self.equinox.combine(weights, rest)
+            y, _ = self.jax.vmap(layer, in_axes=(0, None), out_axes=(0, None), axis_name="batch")(x, state)
+            return rectify(y)
+
+        return kept_by_jax(run, weights, x)
 
 
 def arguments(layer: Layer) -> set[str]:
@@ -305,4 +322,4 @@ def layers(engine: str) -> list[Callable[[], Layer]]:
     if engine == "tensorflow":
         return keras
     flax = [partial(Nnx, True), partial(Nnx, False), partial(Nnx, False, use_fast_variance=False), Linen]
-    return [*keras, *flax, Haiku, Equinox]
+    return [*keras, *flax, *(partial(kind, ours) for kind in (Haiku, Equinox) for ours in (True, False))]

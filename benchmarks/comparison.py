@@ -1,8 +1,6 @@
 """Put the batch-normalization layers of several libraries side by side, each tried on the same arrays.
 
-Writes docs/comparison.md. Haiku and Equinox are no dependency: install them into a folder of their own, by `pip install
---no-deps --target FOLDER dm-haiku equinox jaxtyping wadler-lindig jmp tabulate`, and set PYTHONPATH=FOLDER. Without them the
-page stays as it is.
+Writes docs/comparison.md. Without Haiku and Equinox the page stays as it is.
 """
 
 from __future__ import annotations
@@ -146,8 +144,8 @@ def page(rows: list[dict[str, Any]], where: dict) -> str:
 HEAD = """
 # Beside the layers of other libraries
 
-The same arrays through each layer on the CPU: evennorm's, Keras 3's on three backends (tf.keras is Keras on TensorFlow),
-torch's, Flax's, Haiku's and Equinox's (`mode="batch"`). The tables hold outcomes of trials by `python
+The same arrays through each layer on the CPU: evennorm's for each library, Keras 3's on three backends (tf.keras is Keras on
+TensorFlow), torch's, Flax's, Haiku's and Equinox's (`mode="batch"`). The tables hold outcomes of trials by `python
 benchmarks/comparison.py`; momentum is 0.9 of the old average, epsilon 1e-3, all else as it comes.
 """
 
@@ -187,7 +185,8 @@ variance 1; Equinox's layer is made with `dtype=jnp.complex64` for them.
 Bytes that a layer with ReLU keeps, in arrays of the input's size, in float32: torch's saved tensors, and what the linear
 function of `jax.vjp` holds, without jit, under which XLA may do with less. TensorFlow does not tell. A **dense layer**
 behind the ReLU keeps its own input too. torch's ReLU has kept that already, so in such a network evennorm keeps as much as
-torch.nn does, unless outputs are [recomputed](memory.md).
+torch.nn does, unless outputs are [recomputed](memory.md). Equinox's layers are called on single samples under `jax.vmap`,
+where evennorm's keeps the most.
 """,
         {"alone": "alone", "dense": "with a dense layer behind"},
     ),
@@ -200,7 +199,7 @@ From the documentation and sources of the versions below. [Many devices](distrib
 
 | library | |
 | --- | --- |
-| evennorm | torch: `SyncBatchNorm`; JAX and Flax: `axis_name`; Keras: `synchronized=True` |
+| evennorm | torch: `SyncBatchNorm`; JAX, Flax, Equinox: `axis_name`; Haiku: `cross_replica_axis`; Keras: `synchronized` |
 | Keras | `synchronized=True`, on TensorFlow alone |
 | torch | `SyncBatchNorm`, on GPUs alone |
 | Flax, Haiku, Equinox | `axis_name`; `cross_replica_axis`; `axis_name`, always required |
@@ -212,6 +211,7 @@ From the documentation and sources of the versions below. [Many devices](distrib
 | evennorm.keras | Keras's `.keras` and `.weights.h5`; files of Keras 1 and 2 ([migrate](migrate.md)) |
 | evennorm.torch | torch's state_dicts, in both directions; `torch.export` |
 | evennorm.flax | Flax's checkpoints, in both directions |
+| evennorm.haiku, evennorm.equinox | the pytrees of Haiku's and Equinox's layers, in both directions |
 | Keras | `.keras`, `.weights.h5`; exports to SavedModel, ONNX, OpenVINO, LiteRT and torch |
 | torch | state_dicts, `torch.export`, ONNX |
 | Flax, Haiku, Equinox | pytrees: by Orbax, by msgpack, or Equinox's own format |
@@ -225,7 +225,8 @@ evennorm moves a layer between Keras, torch and Flax with its epsilon and moment
 - **TPUs and Windows.** XLA serves TPUs, and torch, Keras and JAX have wheels for Windows. evennorm has been tried on Linux,
   and its release workflow builds for Linux and macOS.
 - **Averages without the bias of their start.** Haiku's and Equinox's layers correct the moving averages for their initial
-  values. evennorm has the plain average of all batches (`momentum=None`), as torch has.
+  values, and so do evennorm.haiku and evennorm.equinox. evennorm's other layers have the plain average of all batches
+  (`momentum=None`), as torch has.
 - **Complex numbers**, where the table says so.
 - **Users.** The others have run in production for years; this is evennorm's first release candidate.
 

@@ -65,4 +65,14 @@ def test_the_page_is_of_this_script() -> None:
     for words in (comparison.HEAD, *(words for words, _ in comparison.SECTIONS), comparison.BY_HAND):
         assert words.strip("\n") in text
     rows = [line.split(" | ")[0].strip("| ") for line in text.split("## What a layer takes")[0].splitlines() if "| " in line]
-    assert {"evennorm.torch", "torch.nn", "Keras on JAX", "Flax nnx", "Flax linen", "Haiku", "Equinox"} <= set(rows)
+    assert {
+        "evennorm.torch",
+        "torch.nn",
+        "Keras on JAX",
+        "Flax nnx",
+        "Flax linen",
+        "Haiku",
+        "Equinox",
+        "evennorm.haiku",
+        "evennorm.equinox",
+    } <= set(rows)

@@ -371,7 +371,7 @@ def test_replicas_are_counted(files: Path, value: str) -> None:
     result = run(files / "net.keras", f"--replicas={value}")
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert "Invalid value for '--replicas'" in result.stderr
+    assert "--replicas takes a whole number of 1 or more; received" in result.stderr
 
 
 @pytest.mark.parametrize(

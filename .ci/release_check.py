@@ -51,6 +51,22 @@ print(*lines(found), sep="\\n")
 assert found.served, "compiled kernels do not serve all that is installed"
 """
 
+FILES = """
+import keras, numpy as np
+from keras import layers
+keras.Sequential(
+    [keras.Input((8,)), layers.Dense(4), layers.BatchNormalization(), layers.ReLU(), layers.Dense(2, "softmax")]
+).save("net.keras")
+x = np.random.default_rng(0).normal(size=(120, 8)).astype("float32")
+np.savez("data.npz", x=x, y=(x.sum(1) > 0).astype("int64"))
+"""
+COMMANDS = (
+    "check net.keras --data data.npz --exit-zero",
+    "fold net.keras -o folded.keras --data data.npz --no-speed",
+    "compare --engine tensorflow --data data.npz --model net.keras --placements none,before --repeats 2 --epochs 1",
+)
+"""What the command line does with a Keras model where TensorFlow is the only framework."""
+
 
 def run(*words: str | Path, home: Path = HOME, **variables: str) -> None:
     print("$", *(str(word).strip().split("\n")[0] for word in words), flush=True)
@@ -97,7 +113,8 @@ def look(wheel: Path) -> None:
         (metadata,) = (archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
     for part in PARTS:
         must(any(name.startswith(f"evennorm/{part}") for name in names), f"the wheel lacks evennorm/{part}")
-    must("evennorm/tools/compare/page.html.j2" in names, "the wheel lacks the template of a comparison's page")
+    for tool in ("compare", "check"):
+        must(f"evennorm/tools/{tool}/page.html.j2" in names, f"the wheel lacks the template of the page of {tool}")
     for text in LICENSES:
         must(any(name.endswith(text) for name in names), f"the wheel lacks {text}")
     must(not any("_torch_" in name for name in names), "the wheel holds an extension that serves one torch alone")
@@ -119,7 +136,7 @@ def audit(wheel: Path) -> None:
 
 
 def attempt(wheel: Path, name: str, base: str = sys.executable) -> None:
-    """Install the wheel into an environment of its own, and let the doctor look at that."""
+    """Install the wheel into an environment of its own, and try the doctor and the commands there."""
     home = HOME / f"{name}-{Path(base).resolve().name}"
     run(base, "-m", "venv", "--clear", home)
     python = home / "bin" / "python"
@@ -132,9 +149,24 @@ def attempt(wheel: Path, name: str, base: str = sys.executable) -> None:
         must(command.returncode == 0, f"evennorm --version failed: {command.stderr}")
         run(home / "bin" / "evennorm", "explain", "--shape", "32,3")
         run(home / "bin" / "evennorm", "check", "--explain", "BN101")
+        if name == "tensorflow":
+            on_tensorflow(python)
     else:
         must("pip install 'evennorm[tools]'" in command.stderr, f"evennorm without click said {command.stderr!r}")
     shutil.rmtree(home)  # gigabytes, with torch and TensorFlow in it
+
+
+def on_tensorflow(python: Path) -> None:
+    """Check, fold and compare a Keras model; each says what it does, and fails with another exit code than 0."""
+    home = HOME / "commands"
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    run(python, "-c", FILES, home=home, KERAS_BACKEND="tensorflow")
+    for words in COMMANDS:
+        run(python, "-m", "evennorm", *words.split(), home=home, KERAS_BACKEND="tensorflow")
+    must((home / "folded.keras").exists(), "evennorm fold wrote no model")
+    must(any(home.glob("evennorm-runs/*/summary.json")), "evennorm compare wrote no summary")
+    shutil.rmtree(home)
 
 
 def main() -> None:

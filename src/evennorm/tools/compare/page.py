@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evennorm import __version__
-from evennorm.errors import printable
 from evennorm.tools.compare.page_charts import groups
 from evennorm.tools.compare.praise import told
 from evennorm.tools.compare.settings import Settings
+from evennorm.tools.pages import filled
 
 if TYPE_CHECKING:
     from evennorm.tools.compare.report import Comparison
@@ -35,21 +32,16 @@ COLOURS = {
 
 def page(comparison: Comparison) -> str:
     """Return the text of the page. It loads nothing from outside, and names from data and model are escaped."""
-    from jinja2 import Environment, StrictUndefined
     from plotly.offline import get_plotlyjs
 
     from evennorm.tools.compare.page_plotly import drawn
     from evennorm.tools.compare.page_still import still
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, finalize=_shown, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["still"] = lambda chart: still(chart, COLOURS)
-    environment.filters["drawn"] = drawn
-    template = environment.from_string((files(__package__) / "page.html.j2").read_text("utf-8"))
     settings = comparison.settings
     pairs, _, conclusion = comparison.verdict.rpartition("\n\n")
-    return template.render(
+    return filled(
+        str(__package__),
+        {"still": lambda chart: still(chart, COLOURS), "drawn": drawn},
         title=f"{Path(settings.model).name} on {Path(settings.data).name}",
         data=comparison.data,
         device=comparison.device,
@@ -66,15 +58,8 @@ def page(comparison: Comparison) -> str:
         command=command(settings),
         file_names=comparison.file_names,
         colours=COLOURS,
-        version=__version__,
-        now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         plotly=get_plotlyjs(),
     )
-
-
-def _shown(value: Any) -> Any:
-    """Return text without control characters; markup from the template itself stays as it is."""
-    return printable(value) if type(value) is str else value
 
 
 def cells_of(comparison: Comparison) -> Callable[[Row], dict[str, Any]]:

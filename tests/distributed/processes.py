@@ -1,4 +1,7 @@
-"""Processes of one group on loopback, which run functions of `ranks` at once and answer with what these return."""
+"""Processes of one group on loopback, which run functions of `ranks` at once and answer with what these return.
+
+They are forks of one server that has imported torch, which takes longer than most of the tests.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ import torch.multiprocessing as mp
 
 from tests.loopback import free_ports
 
+PRELOADED = ["tests.distributed.ranks", "torch._dynamo"]  # the optimizers import it
 PATIENCE = 120
 """Seconds until a test gives up on a process."""
 
@@ -28,7 +32,8 @@ class Processes:
     """`size` processes that have joined one gloo group."""
 
     def __init__(self, size: int, timeout: float = 60.0):
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
         port = free_ports(1)[0]
         self.pipes, self.processes = [], []
         for rank in range(size):

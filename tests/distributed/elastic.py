@@ -1,6 +1,8 @@
-"""A training that goes on from its last checkpoint: python -m torch.distributed.run ... elastic.py FOLDER FAULT
+"""Trainings by torch's elastic agent, each of which goes on from its last checkpoint: elastic.py FOLDER FAULT...
 
-FAULT is none, or forward or backward: where the last process kills itself once, in the step after a checkpoint.
+FAULT is none, or forward or backward: where the last process kills itself once, in the step after a checkpoint. Each
+training writes into a folder of its own, FOLDER/FAULT. The agent is that of torchrun; its processes are forks of one
+server that has imported torch, which takes longer than the training.
 
 For the same bits all buffers are saved, since a state_dict is torch's and lacks `running_mean_low`; and gradients are
 averaged one by one, since DistributedDataParallel adds them up in another order in its first step.
@@ -8,6 +10,7 @@ averaged one by one, since DistributedDataParallel adds them up in another order
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -16,13 +19,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from evennorm.torch import SyncBatchNorm
 
 STEPS, SAVED_AFTER, FAILS_IN = 5, 2, 3
 
 
-def main(folder: Path, fault: str) -> None:
+def train(folder: Path, fault: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, last = dist.get_rank(), dist.get_world_size() - 1
@@ -60,5 +64,25 @@ def main(folder: Path, fault: str) -> None:
     dist.destroy_process_group()
 
 
+def launch(folder: Path, fault: str) -> None:
+    folder.mkdir()
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=3,
+        run_id=fault,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=1,
+        monitor_interval=0.2,
+        start_method="forkserver",
+    )
+    elastic_launch(config, train)(folder, fault)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    # The store that torch shares between attempts holds the addresses of processes that are gone.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    multiprocessing.set_forkserver_preload(["evennorm.torch", "torch._dynamo"])  # the optimizers import it
+    for fault in sys.argv[2:]:
+        launch(Path(sys.argv[1]) / fault, fault)

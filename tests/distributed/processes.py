@@ -19,7 +19,7 @@ import torch.multiprocessing as mp
 
 from tests.loopback import free_ports
 
-PRELOADED = ["tests.distributed.ranks", "torch._dynamo"]  # the optimizers import it
+PRELOADED = ["tests.distributed.ranks", "torch._inductor.compile_fx"]  # which torch.compile loads, and optimizers in part
 PATIENCE = 120
 """Seconds until a test gives up on a process."""
 

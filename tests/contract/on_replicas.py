@@ -1,15 +1,15 @@
 """Normalize on the replicas of a tf.distribute strategy and on one device: the program of test_tensorflow_replicas.py.
 
-TensorFlow makes logical devices only before it starts, so that this is a process of its own.
+TensorFlow makes logical devices only before it starts, so that `on_forks` runs this in processes of their own.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -223,7 +223,7 @@ def refusals() -> dict[str, str]:
     }
 
 
-def main(path: str, replicas: int) -> None:
+def main(path: Path, replicas: int) -> None:
     """Of those splits that have so many parts: TensorFlow lets a process have one number of replicas."""
     import tensorflow as tf
 
@@ -239,7 +239,3 @@ def main(path: str, replicas: int) -> None:
     if replicas == 2:
         found |= {f"refused/{name}": np.array(text) for name, text in refusals().items()}
     np.savez(path, **found)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))

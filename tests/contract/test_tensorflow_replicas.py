@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,28 @@ from tests.contract.on_replicas import CHANNELS, SPLITS, Split
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all programs have left what they computed and said."""
+    found = tmp_path_factory.mktemp("replicas")
+    program = ["-m", "tests.contract.on_forks", str(found)]
+    (forked,) = loopback.run(lambda _: program, lambda _: {}, processes=1, timeout=900)
+    assert forked.code == 0, forked.error[-3000:]
+    return found
+
+
+def ended(folder: Path, name: str, process: int = 0, code: int = 0) -> str:
+    """What a process of a program has said."""
+    said = (folder / name / f"{process}.out").read_text()
+    assert int((folder / name / f"{process}.code").read_text()) == code, said[-3000:]
+    return said
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for replicas in sorted({len(split.parts) for split in SPLITS}):
-        path = tmp_path_factory.mktemp("replicas") / "results.npz"
-        program = ["-m", "tests.contract.on_replicas", str(path), str(replicas)]
-        (ended,) = loopback.run(lambda _, program=program: program, lambda _: {}, processes=1, timeout=600)
-        assert ended.code == 0, ended.error[-3000:]
-        found |= np.load(path)
+        ended(folder, f"{replicas} replicas")
+        found |= np.load(folder / f"{replicas}.npz")
     return found
 
 
@@ -58,50 +73,17 @@ def test_ghost_batches_have_statistics_of_their_own(results: dict[str, Any]) -> 
     assert "received virtual_batch_size=2 with synchronized statistics; drop one" in str(results["refused/ghosts"])
 
 
-def test_the_program_of_the_documentation() -> None:
+def test_the_program_of_the_documentation(folder: Path) -> None:
     """Two processes with 13 and 12 of 25 samples, and one with all."""
-    program, ports = ["examples/distributed/on_tensorflow.py"], loopback.free_ports(2)
-    (alone,) = loopback.run(lambda _: program, lambda _: {}, processes=1)
-    two = loopback.run(lambda _: program, lambda process: loopback.tf_config(ports, process))
     found = []
-    for ended in (alone, *two):
-        assert ended.code == 0, ended.error[-3000:]
-        lines = re.findall(r"^(samples here|count|mean|variance) (.*)$", ended.out, re.MULTILINE)
+    for said in (ended(folder, "alone"), ended(folder, "example", 0), ended(folder, "example", 1)):
+        lines = re.findall(r"^(samples here|count|mean|variance) (.*)$", said, re.MULTILINE)
         found.append({name: np.array(list(map(float, values.split()))) for name, values in lines})
     assert [each["samples here"][0] for each in found] == [25, 13, 12]
     for each in found[1:]:
         for name in ("count", "mean", "variance"):
             np.testing.assert_allclose(each[name], found[0][name], rtol=1e-6)
             np.testing.assert_array_equal(each[name], found[1][name])  # the same bits everywhere
-
-
-APART = """
-import json, os, sys, time
-import tensorflow as tf
-from evennorm.tensorflow import synchronized
-
-process = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
-options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=8)
-strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-shape, dtype = (4, 3), "float32"
-if process == 1:
-    if sys.argv[1] == "other channels":
-        shape = (4, 5)
-    if sys.argv[1] == "another dtype":
-        dtype = "float64"
-    if sys.argv[1] == "evaluates":
-        time.sleep(16)
-        os._exit(0)
-    if sys.argv[1] == "killed":
-        os.kill(os.getpid(), 9)
-try:
-    strategy.run(lambda x: synchronized.batch_norm(x)[0], (tf.ones(shape, dtype),))
-    print("no error")
-except tf.errors.OpError as error:
-    print(error.message)
-sys.stdout.flush()
-os._exit(0)  # without waiting for the other at TensorFlow's own barrier
-"""
 
 
 @pytest.mark.parametrize(
@@ -113,11 +95,9 @@ os._exit(0)  # without waiting for the other at TensorFlow's own barrier
         ("killed", r"stopped sending heartbeats|timed out waiting|[Cc]onnection|unhealthy"),
     ],
 )
-def test_processes_that_are_not_alike_end_with_an_error(apart: str, words: str) -> None:
+def test_processes_that_are_not_alike_end_with_an_error(folder: Path, apart: str, words: str) -> None:
     """TensorFlow's own, on each process that takes part; within the time that the strategy was given."""
-    ports = loopback.free_ports(2)
-    ended = loopback.run(lambda _: ["-c", APART, apart], lambda process: loopback.tf_config(ports, process), timeout=120)
-    waiting = ended if apart in ("other channels", "another dtype") else ended[:1]
-    for each in waiting:
-        assert each.code == 0, each.error[-3000:]
-        assert re.search(words, each.out), each.out
+    assert re.search(words, ended(folder, apart))
+    of_the_other = ended(folder, apart, 1, code=-9 if apart == "killed" else 0)
+    if apart in ("other channels", "another dtype"):
+        assert re.search(words, of_the_other), of_the_other

@@ -75,7 +75,7 @@ class Metric:
         """
         if self.is_share:
             return f"{100 * (value or 0):.1f}"
-        return f"{value or 0:.3g}"
+        return rounded(value or 0, 3)
 
     @property
     def unit(self) -> str:
@@ -85,6 +85,16 @@ class Metric:
     def inside(self, ends: tuple[float, float] | None) -> tuple[float, float] | None:
         """Return an interval cut to the values that the metric can take."""
         return ends if ends is None or not self.is_share else (max(ends[0], 0.0), min(ends[1], 1.0))
+
+
+def rounded(value: float, digits: int) -> str:
+    """Format a value by so many significant digits, as a plain number up to a million.
+
+    Example:
+        >>> rounded(148.3, 2), rounded(0.04, 3)
+        ('150', '0.04')
+    """
+    return f"{float(f'{value:.{digits}g}'):g}"
 
 
 def metric_named(name: str) -> Metric:

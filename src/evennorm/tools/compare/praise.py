@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from evennorm.tools.compare.advantages import TOLERANCE, Advantages, Measure
-from evennorm.tools.compare.measure import Metric
+from evennorm.tools.compare.measure import Metric, rounded
 from evennorm.tools.compare.settings import Settings
 from evennorm.tools.compare.statistics import Difference
 from evennorm.tools.compare.verdict import listed
@@ -61,7 +61,7 @@ def _steadiness(settings: Settings, found: Sequence[Advantages]) -> list[str]:
 def _time(each: Advantages) -> str:
     if each.epochs_to_none is None:
         return f"{each.reached} of {each.tried} repeats get there"
-    seconds = "" if each.seconds_to_none is None else f", {each.seconds_to_none:.2g} s"
+    seconds = "" if each.seconds_to_none is None else f", {rounded(each.seconds_to_none, 2)} s"
     return f"{_plain(each.epochs_to_none)} epochs of {each.epochs_of_none:.3g}{seconds}"
 
 

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from evennorm import ArgumentError
 from evennorm.jax import batch_norm
+from tests.grids import EXHAUSTIVE
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +30,13 @@ def environment(devices: int, *flags: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("devices", "chosen"), [(2, "as_one or value"), (4, ""), (5, "as_one or masks and unchecked or groups")]
+    ("devices", "chosen"),
+    [
+        (2, "as_one or value"),
+        (4, ""),
+        (5, "as_one or masks and unchecked or groups"),
+        pytest.param(5, "masks and not unchecked", marks=EXHAUSTIVE),
+    ],
 )
 def test_on_several_devices(devices: int, chosen: str, pytestconfig: pytest.Config) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen]

@@ -69,7 +69,7 @@ def test_the_page(kernels: ModuleType, tmp_path: Path) -> None:
         "| 3.00 (?) at 32x14x14x256 |",
         "| their op | float32, ReLU | forward + backward |  | 0.50 (?) at 8x16 | | 1.50 (?) at 8x16 |",
         "- evennorm is slower than their op, forward + backward: 2.00 times as long at 8x16.",
-        "![bandwidth of all contestants on numpy for each shape](kernels-numpy.png)",
+        "![bandwidth of all layers on numpy for each shape](kernels-numpy.png)",
         "| shape | pass | evennorm | their op | copy | evennorm / copy |",
         "| 32x14x14x256 | forward + backward | 2 | 8 | 1.6 | 1.25 (?) |",
         "| 8x16 | forward + backward | 0.02 | 0.01 | 0.001 | - |",

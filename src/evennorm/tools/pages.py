@@ -14,7 +14,7 @@ from evennorm.errors import printable
 def filled(package: str, filters: Mapping[str, Callable[..., Any]], **values: Any) -> str:
     """Return `page.html.j2` of a package, filled with `values`, the version and the time.
 
-    Text is escaped; what a filter returns as `markupsafe.Markup` is not.
+    Text is escaped, but not what the template marks as `safe`.
     """
     from jinja2 import Environment, StrictUndefined
 

@@ -60,8 +60,6 @@ def _anchor(finding: Finding) -> str:
 
 def _layers(report: Report) -> Iterator[dict[str, Any]]:
     """Yield each layer's name, facts, findings and pictures; pictures of one kind have one scale."""
-    from markupsafe import Markup
-
     rows = [(step, _panels(report, step)) for step in each_layer(report.network)]
     titles = dict.fromkeys(panel.title for _, panels in rows for panel in panels)
     scales = {title: Scale.over(panel for _, panels in rows for panel in panels if panel.title == title) for title in titles}
@@ -72,7 +70,7 @@ def _layers(report: Report) -> Iterator[dict[str, Any]]:
                 "name": step.layer,
                 "facts": _layer_facts(report, step),
                 "findings": [finding for finding in report.findings if finding.layer == step.layer],
-                "pictures": [Markup(picture(panel, scales[panel.title], step.layer)) for panel in drawn],
+                "pictures": [picture(panel, scales[panel.title], step.layer) for panel in drawn],
             }
 
 
@@ -100,8 +98,6 @@ def _panels(report: Report, step: Step) -> list[Panel]:
     return panels
 
 
-def _with_code(text: str) -> Any:
-    """Return text with `this` marked as code."""
-    from markupsafe import Markup
-
-    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", escaped(text)))
+def _with_code(text: str) -> str:
+    """Return text as HTML, with `this` marked as code."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escaped(text))

@@ -93,6 +93,7 @@ def _ungraded(call: Layer, x: Tensor) -> Callable[[], Tensor]:
 
 def native_calls(x: Tensor, dy: Tensor) -> Calls:
     """The compiled kernels, with memory and plans that were there before: arithmetic and a call from Python alone."""
+    from evennorm.core.activation import RELU
     from evennorm.core.call import Call
     from evennorm.core.geometry import Geometry
     from evennorm.kernels import cpu
@@ -101,7 +102,7 @@ def native_calls(x: Tensor, dy: Tensor) -> Calls:
     if not cpu.AVAILABLE:
         return {}
     channels = x.shape[1]
-    call = Call(Geometry(tuple(x.shape), 1), epsilon=EPSILON, negative_slope=0.0)
+    call = Call(Geometry(tuple(x.shape), 1), epsilon=EPSILON, activation=RELU)
     gamma, beta = torch.ones(channels), torch.zeros(channels)
     y, saved = cpu_kernel.forward(call, x, gamma, beta)
     gradients = cpu_kernel.backward(call, dy, x, gamma, beta, saved, False)

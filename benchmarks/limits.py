@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _environment import ROOT, environment, sentence
 
 import evennorm
+from evennorm.core.activation import RELU
 from evennorm.core.call import Call
 from evennorm.core.geometry import Geometry
 from evennorm.kernels import cpu
@@ -70,7 +71,7 @@ MEMORIES = {
 def stages(case: Case) -> dict[str, Callable[[], Any]]:
     """Calls of the kernels; what they return is dropped, and comes from memory that was used before."""
     x, dy, gamma, beta = tensors(case)
-    call = Call(Geometry(tuple(x.shape), case.axis), epsilon=EPSILON, negative_slope=0.0)
+    call = Call(Geometry(tuple(x.shape), case.axis), epsilon=EPSILON, activation=RELU)
     y = torch.empty_like(x)
     _, saved = cpu_kernel.forward(call, x, gamma, beta)
     mean, mean_low, variance = (statistic.reshape(-1) for statistic in saved[0])
@@ -87,7 +88,7 @@ def step(case: Case) -> Callable[[], Any]:
     """Forward and backward as a user calls them."""
     x, dy, gamma, beta = tensors(case)
     leaves = [tensor.requires_grad_() for tensor in (x, gamma, beta)]
-    call = Call(Geometry(tuple(x.shape), case.axis), epsilon=EPSILON, negative_slope=0.0)
+    call = Call(Geometry(tuple(x.shape), case.axis), epsilon=EPSILON, activation=RELU)
 
     def both() -> Any:
         y, _ = engine.train(call, x, gamma, beta)

@@ -62,9 +62,11 @@ class BackwardGroup {
   template <class Body>
   void with_gate(const Body& body) const {
     const bool from_mask = mask_ != nullptr;
-    switch (activation_of(call_.negative_slope)) {
+    switch (activation_of(call_.negative_slope, call_.limit)) {
       case Activation::none: return body(Gate<Activation::none, false>{});
       case Activation::relu: return from_mask ? body(Gate<Activation::relu, true>{}) : body(Gate<Activation::relu, false>{});
+      case Activation::relu6:  // with a mask as relu
+        return from_mask ? body(Gate<Activation::relu, true>{}) : body(Gate<Activation::relu6, false>{});
       case Activation::leaky_relu:
         return from_mask ? body(Gate<Activation::leaky_relu, true>{}) : body(Gate<Activation::leaky_relu, false>{});
     }

@@ -49,7 +49,8 @@ struct Forward {
   void* variance;        // (groups, channel), biased
   uint8_t* mask;         // the activation mask, mask_bytes long: a bit per element, 1 if its derivative is 1; or null
   double epsilon;
-  double negative_slope;  // 1: no activation, 0: relu, else leaky relu
+  double negative_slope;  // 1: no activation, 0: relu or relu6, else leaky relu
+  double limit;           // 6: relu6, else infinite
   Running running{};      // updated by the moments of this batch, not by given ones
 };
 
@@ -71,6 +72,7 @@ struct Backward {
   void* d_beta;
   double epsilon;
   double negative_slope;
+  double limit;
   double count;  // values behind each mean: outer * inner, or more where statistics are synchronized
 };
 

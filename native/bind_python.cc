@@ -92,7 +92,8 @@ enum Fate { kAccepted, kSkipped, kUnfit };
 // Forward passes over arrays of one shape that lie in one way.
 class ForwardPlan {
  public:
-  ForwardPlan(int dtype, const Sizes& sizes, const Sizes& x, const Sizes& residual, const Sizes& y, double epsilon, double negative_slope)
+  ForwardPlan(int dtype, const Sizes& sizes, const Sizes& x, const Sizes& residual, const Sizes& y, double epsilon, double negative_slope,
+              double limit)
       : call_{} {
     call_.dtype = dtype_of(dtype);
     call_.shape = shape_of(sizes);
@@ -101,6 +102,7 @@ class ForwardPlan {
     call_.y = view(0, y);
     call_.epsilon = epsilon;
     call_.negative_slope = negative_slope;
+    call_.limit = limit;
   }
 
   // Of this plan as a struct without arrays, for those who place them without Python.
@@ -209,7 +211,7 @@ class ForwardPlan {
 class BackwardPlan {
  public:
   BackwardPlan(int dtype, const Sizes& sizes, const Sizes& dy, const Sizes& x, const Sizes& dx, double epsilon, double negative_slope,
-               double count)
+               double limit, double count)
       : call_{} {
     call_.dtype = dtype_of(dtype);
     call_.shape = shape_of(sizes);
@@ -218,6 +220,7 @@ class BackwardPlan {
     call_.dx = call_.d_residual = view(0, dx);
     call_.epsilon = epsilon;
     call_.negative_slope = negative_slope;
+    call_.limit = limit;
     call_.count = count;
   }
 
@@ -311,7 +314,7 @@ NB_MODULE(_cpu, m) {
   constexpr auto array = nb::arg().none();  // or None where there is no such array
   constexpr auto number = nb::arg();
   nb::class_<ForwardPlan>(m, "ForwardPlan")
-      .def(nb::init<int, const Sizes&, const Sizes&, const Sizes&, const Sizes&, double, double>())
+      .def(nb::init<int, const Sizes&, const Sizes&, const Sizes&, const Sizes&, double, double, double>())
       .def_prop_ro("mask_bytes", &ForwardPlan::mask_bytes)
       .def_prop_ro("address", &ForwardPlan::address)
       .def("forward", &ForwardPlan::forward, array, array, array, array, array, array, array, array, array, array, number, number, array, array)
@@ -319,7 +322,7 @@ NB_MODULE(_cpu, m) {
       .def("normalize_again", &ForwardPlan::normalize_again, array, array, array, array, array, array, array)
       .def("moments", &ForwardPlan::moments);
   nb::class_<BackwardPlan>(m, "BackwardPlan")
-      .def(nb::init<int, const Sizes&, const Sizes&, const Sizes&, const Sizes&, double, double, double>())
+      .def(nb::init<int, const Sizes&, const Sizes&, const Sizes&, const Sizes&, double, double, double, double>())
       .def_prop_ro("address", &BackwardPlan::address)
       .def("backward", &BackwardPlan::backward, array, array, array, array, array, array, array, array, array, array, array, array)
       .def("gradient_sums", &BackwardPlan::gradient_sums, array, array, array, array, array, array, array, array, array)

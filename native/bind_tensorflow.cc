@@ -43,7 +43,7 @@ void demand(bool holds, const char* rule) {
 
 struct Attributes {
   int64_t keep_mask;
-  double epsilon, negative_slope;
+  double epsilon, negative_slope, limit;
 
   Attributes(TF_OpKernelConstruction* from, const Status& status) {
     const auto whole = [&](const char* name) {
@@ -61,6 +61,7 @@ struct Attributes {
     keep_mask = whole("keep_mask");
     epsilon = real("epsilon");
     negative_slope = real("negative_slope");
+    limit = real("limit");
   }
 };
 
@@ -194,6 +195,7 @@ void forward(const Attributes& attributes, Call& call) {
       .mask = attributes.keep_mask != 0 ? static_cast<uint8_t*>(data(mask)) : nullptr,
       .epsilon = attributes.epsilon,
       .negative_slope = attributes.negative_slope,
+      .limit = attributes.limit,
   };
   operations().forward(arrays, process_workers());
 }
@@ -231,6 +233,7 @@ void backward(const Attributes& attributes, Call& call) {
       .d_beta = empty(beta) ? nullptr : data(d_beta),
       .epsilon = attributes.epsilon,
       .negative_slope = attributes.negative_slope,
+      .limit = attributes.limit,
       .count = static_cast<double>(dense.shape.outer * dense.shape.inner),
   };
   operations().backward(arrays, process_workers());
@@ -323,7 +326,8 @@ void register_one(const Operation& operation) {
   const Status status;
   TF_OpDefinitionBuilder* const builder = TF_NewOpDefinitionBuilder(operation.name);
   for (const char* attribute :
-       {"T: {float, double, half, bfloat16}", "U: {float, double}", "keep_mask: int", "epsilon: string", "negative_slope: string"}) {
+       {"T: {float, double, half, bfloat16}", "U: {float, double}", "keep_mask: int", "epsilon: string", "negative_slope: string",
+        "limit: string = 'inf'"}) {  // graphs that older versions saved have none
     TF_OpDefinitionBuilderAddAttr(builder, attribute);
   }
   for (const char* input : operation.inputs) TF_OpDefinitionBuilderAddInput(builder, input);

@@ -43,8 +43,9 @@ struct Hash {
 std::unordered_map<Key, std::shared_ptr<Plan>, Hash> plans;
 constexpr size_t kMostPlans = 4096;
 
-std::shared_ptr<Plan> made(PyObject* module, PyObject* input, PyObject* residual, PyObject* slope, bool by_batch, bool masked) {
-  const Owned answer(PyObject_CallFunctionObjArgs(python_forward_plan, module, input, residual, slope, by_batch ? Py_True : Py_False,
+std::shared_ptr<Plan> made(PyObject* module, PyObject* input, PyObject* residual, PyObject* slope, PyObject* limit, bool by_batch,
+                           bool masked) {
+  const Owned answer(PyObject_CallFunctionObjArgs(python_forward_plan, module, input, residual, slope, limit, by_batch ? Py_True : Py_False,
                                                   masked ? Py_True : Py_False, nullptr));
   if (answer == nullptr) raise();
   auto plan = std::make_shared<Plan>();
@@ -63,11 +64,11 @@ std::shared_ptr<Plan> made(PyObject* module, PyObject* input, PyObject* residual
   return plan;
 }
 
-// forward(module, module.__dict__, input, residual, slope): the output; or None, for what Python has to do.
+// forward(module, module.__dict__, input, residual, slope, limit): the output; or None, for what Python has to do.
 PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 5, "forward takes a module, its attributes, input, residual and slope");
-  PyObject *const module = given[0], *const py_x = given[2], *const py_residual = given[3], *const slope = given[4];
+  TORCH_CHECK_TYPE(count == 6, "forward takes a module, its attributes, input, residual, slope and limit");
+  PyObject *const module = given[0], *const py_x = given[2], *const py_residual = given[3], *const slope = given[4], *const limit = given[5];
   if (!THPVariable_CheckExact(py_x) || !undisturbed()) Py_RETURN_NONE;
 
   Settings own(given[1]);
@@ -78,8 +79,11 @@ PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   Tensor mean = own.tensor(buffers, names.running_mean), variance = own.tensor(buffers, names.running_var);
   const bool training = own.flag(names.training), tracks = training && own.flag(names.track_running_stats);
   PyObject* const activation = own.get(names.activation);
-  const bool relu = own.text_is(activation, "relu"), leaky = own.text_is(activation, "leaky_relu");
-  if (!own.usual || !own.text_is(own.get(names.memory), "save") || !(relu || leaky || activation == Py_None)) Py_RETURN_NONE;
+  const bool relu = own.text_is(activation, "relu"), relu6 = own.text_is(activation, "relu6");
+  const bool leaky = own.text_is(activation, "leaky_relu"), activates = relu || relu6 || leaky || slope != Py_None;
+  if (!own.usual || !own.text_is(own.get(names.memory), "save") || !(relu || relu6 || leaky || activation == Py_None)) {
+    Py_RETURN_NONE;
+  }
   const bool by_batch = training || (!mean.defined() && !variance.defined());
   if (by_batch && !tracks) mean = variance = Tensor();
 
@@ -87,7 +91,6 @@ PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
                                                              (beta.defined() && beta.requires_grad()) ||
                                                              (residual.defined() && residual.requires_grad()));
   if (!by_batch && differentiates) Py_RETURN_NONE;
-  const bool activates = relu || leaky || slope != Py_None;
   const bool masked = by_batch && residual.defined() && activates;
 
   if (!plain(x) || x.numel() == 0 || x.dim() < 2 || mean.defined() != variance.defined()) Py_RETURN_NONE;
@@ -111,18 +114,20 @@ PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   Key key;
   const int64_t momentum = own.number(names.momentum);
   const int64_t epsilon = own.number(names.eps), own_slope = own.number(names.negative_slope), given_slope = own.number_of(slope);
+  const int64_t given_limit = own.number_of(limit);
   const int64_t group_size = own.count(names.virtual_batch_size);
-  const int64_t flags = (by_batch << 0) | (masked << 1) | (relu << 2) | (leaky << 3) | ((slope != Py_None) << 4) | (residual.defined() << 5);
+  const int64_t flags = (by_batch << 0) | (masked << 1) | (relu << 2) | (leaky << 3) | ((slope != Py_None) << 4) | (residual.defined() << 5) |
+                        (relu6 << 6);
   bool whole = key.add(static_cast<int64_t>(reinterpret_cast<intptr_t>(Py_TYPE(module)))) && key.add(flags) &&
                key.add(static_cast<int64_t>(x.scalar_type())) && key.add(epsilon) && key.add(momentum) && key.add(own_slope) &&
-               key.add(given_slope) && key.add(group_size) && key.add(x.sizes()) && key.add(x.strides());
+               key.add(given_slope) && key.add(given_limit) && key.add(group_size) && key.add(x.sizes()) && key.add(x.strides());
   if (residual.defined()) whole = whole && key.add(residual.strides());
   if (!own.usual || !whole) Py_RETURN_NONE;
 
   auto place_of = plans.find(key);
   if (place_of == plans.end()) {
     if (plans.size() >= kMostPlans) plans.clear();
-    auto plan = made(module, py_x, py_residual, slope, by_batch, masked);
+    auto plan = made(module, py_x, py_residual, slope, limit, by_batch, masked);
     place_of = plans.insert_or_assign(key, std::move(plan)).first;
   }
   const std::shared_ptr<Plan> plan = place_of->second;

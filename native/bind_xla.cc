@@ -124,7 +124,7 @@ struct Views {
 };
 
 ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs rest, ffi::RemainingRets results, int64_t given,
-                   int64_t wanted, double epsilon, double negative_slope) {
+                   int64_t wanted, double epsilon, double negative_slope, double limit) {
   enum { gamma, beta, residual, all_given };
   enum { y, mean, mean_low, variance, mask, all_wanted };
   Views views;
@@ -151,6 +151,7 @@ ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs re
         .mask = static_cast<uint8_t*>(wanted_at(mask)),
         .epsilon = epsilon,
         .negative_slope = negative_slope,
+        .limit = limit,
     };
     const Operations& kernels = operations();
     ((wanted >> y & 1) != 0 ? kernels.forward : kernels.moments)(call, workers);
@@ -158,7 +159,7 @@ ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs re
 }
 
 ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs rest, ffi::RemainingRets results, int64_t given,
-                    int64_t wanted, double epsilon, double negative_slope) {
+                    int64_t wanted, double epsilon, double negative_slope, double limit) {
   enum { gamma, beta, mean, mean_low, variance, mask, dy, d_mean, d_variance, all_given };
   enum { dx, d_gamma, d_beta, d_residual, all_wanted };
   Views views;
@@ -192,6 +193,7 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs r
         .d_beta = wanted_at(d_beta),
         .epsilon = epsilon,
         .negative_slope = negative_slope,
+        .limit = limit,
         .count = static_cast<double>(views.shape.outer * views.shape.inner),
     };
     const Operations& kernels = operations();
@@ -208,7 +210,8 @@ auto binding() {
       .Attr<int64_t>("given")
       .Attr<int64_t>("wanted")
       .Attr<double>("epsilon")
-      .Attr<double>("negative_slope");
+      .Attr<double>("negative_slope")
+      .Attr<double>("limit");
 }
 
 XLA_FFI_DEFINE_HANDLER(forward_handler, forward, binding());

@@ -6,9 +6,12 @@
 
 namespace evennorm::EVENNORM_ISA {
 
-enum class Activation { none, relu, leaky_relu };
+enum class Activation { none, relu, relu6, leaky_relu };
 
-inline Activation activation_of(double negative_slope) {
+constexpr int kRelu6Limit = 6;
+
+inline Activation activation_of(double negative_slope, double limit) {
+  if (limit == kRelu6Limit) return Activation::relu6;
   return negative_slope == 1 ? Activation::none : negative_slope == 0 ? Activation::relu : Activation::leaky_relu;
 }
 
@@ -21,23 +24,40 @@ struct Linear {
   EVENNORM_INLINE Vec<A> operator()(Vec<A> centred) const { return centred * scale + shift; }
 };
 
-// Where the activation's derivative is its slope. GCC 12 fails on this comparison of two doubles on a processor that has SSE2 only.
+// a <= b. GCC 12 fails on this comparison of two doubles on a processor that has SSE2 only.
 template <class V>
-EVENNORM_INLINE auto not_positive(V z) {
+EVENNORM_INLINE auto at_most(V a, V b) {
 #if defined(__SSE2__) && !defined(__AVX2__)
-  if constexpr (sizeof(z[0]) == 8) return bit_cast<decltype(z <= 0)>(_mm_cmple_pd(bit_cast<__m128d>(z), _mm_setzero_pd()));
-  else return z <= 0;
+  if constexpr (sizeof(a[0]) == 8) return bit_cast<decltype(a <= b)>(_mm_cmple_pd(bit_cast<__m128d>(a), bit_cast<__m128d>(b)));
+  else return a <= b;
 #else
-  return z <= 0;
+  return a <= b;
 #endif
 }
 
-// The value where z is positive or NaN, elsewhere the slope times the value.
+// Where the activation's derivative is its slope, which is 0 beyond relu6's limit too; not where z is NaN.
+template <Activation activation, class V>
+EVENNORM_INLINE auto sloped(V z) {
+  if constexpr (activation == Activation::relu6) return at_most(z, V{}) | at_most(V{} + kRelu6Limit, z);
+  else return at_most(z, V{});
+}
+
+// The value where the activation's derivative is 1, elsewhere the slope times the value.
 template <Activation activation, class Mask, class V, class A>
 EVENNORM_INLINE V gated(Mask sloped, V value, A negative_slope) {
   if constexpr (activation == Activation::none) return value;
-  else if constexpr (activation == Activation::relu) return select(sloped, V{}, value);
-  else return select(sloped, value * negative_slope, value);
+  else if constexpr (activation == Activation::leaky_relu) return select(sloped, value * negative_slope, value);
+  else return select(sloped, V{}, value);
+}
+
+template <Activation activation, class V, class A>
+EVENNORM_INLINE V activated(V z, A negative_slope) {
+  if constexpr (activation == Activation::relu6) {
+    const V limit = V{} + kRelu6Limit;
+    return select(at_most(z, V{}), V{}, select(at_most(limit, z), limit, z));
+  } else {
+    return gated<activation>(sloped<activation>(z), z, negative_slope);
+  }
 }
 
 // dx = scale * dz - centred * slope - offset.

@@ -92,9 +92,10 @@ class ForwardGroup {
   }
 
   void apply(const Chunk& chunk, int64_t c, int64_t channels) const {
-    switch (activation_of(call_.negative_slope)) {
+    switch (activation_of(call_.negative_slope, call_.limit)) {
       case Activation::none: apply_with<Activation::none>(chunk, c, channels); break;
       case Activation::relu: apply_with<Activation::relu>(chunk, c, channels); break;
+      case Activation::relu6: apply_with<Activation::relu6>(chunk, c, channels); break;
       case Activation::leaky_relu: apply_with<Activation::leaky_relu>(chunk, c, channels); break;
     }
     if (past_cache_) fence();

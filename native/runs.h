@@ -126,7 +126,7 @@ void normalize_runs(Span<const S> x, Span<const S> residual, Span<S> y, MaskSpan
       const Vec<A> tail = last >= 0 ? load(px + last) : load_some(px, n);
       const auto finished = [&](int64_t i, Vec<A> v) {
         const Vec<A> z = value(parameters.linear(i), v);
-        return gated<activation>(not_positive(z), z, negative_slope);
+        return activated<activation>(z, negative_slope);
       };
       over<A>(
           n,
@@ -143,13 +143,13 @@ void normalize_runs(Span<const S> x, Span<const S> residual, Span<S> y, MaskSpan
           n,
           [&](int64_t i) {
             const Vec<A> z = value(parameters.linear(i), load(px + i)) + load(pr + i);
-            if (activation != Activation::none && ps) store_mask<A>(ps, i, ~mask_to_bits(not_positive(z)) & kAllLanes<A>);
-            write(py + i, gated<activation>(not_positive(z), z, negative_slope));
+            if (activation != Activation::none && ps) store_mask<A>(ps, i, ~mask_to_bits(sloped<activation>(z)) & kAllLanes<A>);
+            write(py + i, activated<activation>(z, negative_slope));
           },
           [&](int64_t i, int64_t left) {
             const Vec<A> z = value(parameters.linear(i), load_some(px + i, left)) + load_some(pr + i, left);
-            if (activation != Activation::none && ps) store_some_mask<A>(ps, i, ~mask_to_bits(not_positive(z)) & kAllLanes<A>, left);
-            store_some(py + i, gated<activation>(not_positive(z), z, negative_slope), left);
+            if (activation != Activation::none && ps) store_some_mask<A>(ps, i, ~mask_to_bits(sloped<activation>(z)) & kAllLanes<A>, left);
+            store_some(py + i, activated<activation>(z, negative_slope), left);
           });
     }
   }
@@ -161,7 +161,7 @@ EVENNORM_INLINE Vec<A> gate(Vec<A> dy, Vec<A> centred, const Linear<A>& linear, 
                             A negative_slope) {
   if constexpr (activation == Activation::none) return dy;
   else if constexpr (from_mask) return gated<activation>(~bits_to_mask<A>(load_mask<A>(mask, i, n)), dy, negative_slope);
-  else return gated<activation>(not_positive(linear(centred)), dy, negative_slope);
+  else return gated<activation>(sloped<activation>(linear(centred)), dy, negative_slope);
 }
 
 // Sums of dz and of dz * (x - mean).

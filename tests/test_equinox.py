@@ -75,12 +75,14 @@ def test_large_means_and_refused_batches() -> None:
     assert same(state, after)
 
 
-def test_a_residual_is_added_before_the_activation() -> None:
-    layer, state = made(activation="leaky_relu", negative_slope=0.2)
+@pytest.mark.parametrize("activation", ["leaky_relu", "relu6"])
+def test_a_residual_is_added_before_the_activation(activation: str) -> None:
+    layer, state = made(activation=activation, negative_slope=0.2)
     plain, _ = run(made()[0], X, made()[1])
     call = jax.vmap(lambda x, z: layer(x, state, residual=z)[0], axis_name="batch")
-    summed = np.asarray(plain) + np.asarray(X)
-    np.testing.assert_allclose(call(X, X), np.where(summed > 0, summed, 0.2 * summed), rtol=1e-5, atol=1e-5)
+    summed = np.asarray(plain) + 4 * np.asarray(X)
+    expected = np.clip(summed, 0, 6) if activation == "relu6" else np.where(summed > 0, summed, 0.2 * summed)
+    np.testing.assert_allclose(call(X, 4 * X), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_bad_input() -> None:

@@ -55,14 +55,15 @@ def test_large_means_and_refused_batches() -> None:
         jax.tree.map(np.testing.assert_array_equal, after, state)
 
 
-def test_scale_and_offset_of_each_sample() -> None:
+@pytest.mark.parametrize(("activation", "largest"), [("relu", np.inf), ("relu6", 6.0)])
+def test_scale_and_offset_of_each_sample(activation: str, largest: float) -> None:
     """As conditional normalization gives them, with a residual and an activation after."""
-    norm = net(create=False, activation="relu")
+    norm = net(create=False, activation=activation)
     scale, offset = (jnp.asarray(random.normal(size=(6, 1, 1, 3)), "float32") for _ in range(2))
-    y, _ = norm.apply(*norm.init(None, X), None, X, scale=scale, offset=offset, residual=X)
+    y, _ = norm.apply(*norm.init(None, X), None, X, scale=scale, offset=offset, residual=4 * X)
     x = np.asarray(X, "float64")
-    wanted = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5) * np.asarray(scale) + np.asarray(offset) + x
-    np.testing.assert_allclose(y, np.maximum(wanted, 0), rtol=1e-4, atol=1e-5)
+    wanted = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5) * np.asarray(scale) + np.asarray(offset) + 4 * x
+    np.testing.assert_allclose(y, np.clip(wanted, 0, largest), rtol=1e-4, atol=1e-5)
 
 
 def test_devices_together_are_one_batch() -> None:

@@ -58,6 +58,14 @@ void each(const Shape& s, const T& body) {
         for (int64_t i = 0; i < s.inner; ++i) body(g, o, c, i);
 }
 
+// An activation, and a gamma by which its bends matter.
+struct Bend {
+  double slope, limit = std::numeric_limits<double>::infinity();
+
+  double gamma() const { return limit == 6 ? 4 : 1.5; }
+  double derivative(double z) const { return z >= limit ? 0 : z > 0 ? 1 : slope; }
+};
+
 template <class A>
 struct Result {
   Array<A> y, dx, d_residual;
@@ -65,27 +73,27 @@ struct Result {
 };
 
 template <class A>
-Result<A> run(const Operations& kernels, const Shape& s, Array<A>& x, Array<A>& dy, Array<A>* residual, Lie lie, double slope) {
+Result<A> run(const Operations& kernels, const Shape& s, Array<A>& x, Array<A>& dy, Array<A>* residual, Lie lie, Bend bend) {
   const size_t channels = static_cast<size_t>(s.channel), all = static_cast<size_t>(s.groups) * channels;
   Result<A> r{{s, lie}, {s, lie}, {s, lie}, std::vector<A>(3 * all), std::vector<A>(channels), std::vector<A>(channels)};
-  const std::vector<A> gamma(channels, A(1.5)), beta(channels, A(0.25));
-  const bool keeps_mask = residual != nullptr && slope != 1;
+  const std::vector<A> gamma(channels, A(bend.gamma())), beta(channels, A(0.25));
+  const bool keeps_mask = residual != nullptr && bend.slope != 1;
   std::vector<uint8_t> mask(keeps_mask ? static_cast<size_t>(kernels.mask_bytes(s, r.y.view)) : 0);
   uint8_t* const kept = keeps_mask ? mask.data() : nullptr;
   A* const mean = r.statistics.data();
   const Dtype dtype = sizeof(A) == 8 ? Dtype::float64 : Dtype::float32;
   const Forward forward{dtype, s, x.view, residual == nullptr ? View{} : residual->view, r.y.view, gamma.data(), beta.data(),
-                        mean, mean + all, mean + 2 * all, kept, 1e-3, slope};
+                        mean, mean + all, mean + 2 * all, kept, 1e-3, bend.slope, bend.limit};
   kernels.forward(forward, process_workers());
   const Backward backward{dtype, s, dy.view, x.view, r.dx.view, keeps_mask ? r.d_residual.view : View{}, gamma.data(), beta.data(),
                           mean, mean + all, mean + 2 * all, kept, nullptr, nullptr, nullptr, nullptr, r.d_gamma.data(), r.d_beta.data(),
-                          1e-3, slope, static_cast<double>(s.outer * s.inner)};
+                          1e-3, bend.slope, bend.limit, static_cast<double>(s.outer * s.inner)};
   kernels.backward(backward, process_workers());
   return r;
 }
 
 template <class A>
-void compare(const Operations& kernels, const Shape& s, Lie lie, Lie other, double slope, bool with_residual) {
+void compare(const Operations& kernels, const Shape& s, Lie lie, Lie other, Bend bend, bool with_residual) {
   std::mt19937_64 random(7);
   std::normal_distribution<double> normal;
   Array<A> x(s, other), dy(s, lie == Lie::rows ? Lie::planes : other), residual(s, other);
@@ -95,10 +103,10 @@ void compare(const Operations& kernels, const Shape& s, Lie lie, Lie other, doub
     residual.at(g, o, c, i) = static_cast<A>(normal(random));
   });
   set_num_threads(1);
-  Result<A> one = run(kernels, s, x, dy, with_residual ? &residual : nullptr, lie, slope);
+  Result<A> one = run(kernels, s, x, dy, with_residual ? &residual : nullptr, lie, bend);
   for (const int threads : {2, 5}) {
     set_num_threads(threads);
-    const Result<A> many = run(kernels, s, x, dy, with_residual ? &residual : nullptr, lie, slope);
+    const Result<A> many = run(kernels, s, x, dy, with_residual ? &residual : nullptr, lie, bend);
     check(one.y.values == many.y.values && one.dx.values == many.dx.values && one.statistics == many.statistics &&
               one.d_gamma == many.d_gamma && one.d_beta == many.d_beta,
           "same bits for any number of threads", s, kernels.name);
@@ -117,20 +125,20 @@ void compare(const Operations& kernels, const Shape& s, Lie lie, Lie other, doub
       over([&](int64_t o, int64_t i) { variance += (x.at(g, o, c, i) - mean) * (x.at(g, o, c, i) - mean) / n; });
       const double inverse = 1 / std::sqrt(variance + 1e-3);
       const auto z = [&](int64_t o, int64_t i) {
-        return 1.5 * (x.at(g, o, c, i) - mean) * inverse + 0.25 + (with_residual ? residual.at(g, o, c, i) : A(0));
+        return bend.gamma() * (x.at(g, o, c, i) - mean) * inverse + 0.25 + (with_residual ? residual.at(g, o, c, i) : A(0));
       };
-      const auto dz = [&](int64_t o, int64_t i) { return (z(o, i) > 0 ? 1 : slope) * dy.at(g, o, c, i); };
+      const auto dz = [&](int64_t o, int64_t i) { return bend.derivative(z(o, i)) * dy.at(g, o, c, i); };
       over([&](int64_t o, int64_t i) {
-        near = near || (slope != 1 && std::abs(z(o, i)) < 1e-5);
+        near = near || (bend.slope != 1 && std::min(std::abs(z(o, i)), std::abs(z(o, i) - bend.limit)) < 1e-5);
         sum += dz(o, i);
         sum_centred += dz(o, i) * (x.at(g, o, c, i) - mean);
-        worst = std::max(worst, std::abs(one.y.at(g, o, c, i) - (z(o, i) > 0 ? 1 : slope) * z(o, i)));
+        worst = std::max(worst, std::abs(one.y.at(g, o, c, i) - std::min(bend.limit, (z(o, i) > 0 ? 1 : bend.slope) * z(o, i))));
       });
       if (near) continue;  // a sign that rounding decides
       over([&](int64_t o, int64_t i) {
-        const double dx = 1.5 * inverse * (dz(o, i) - sum / n - (x.at(g, o, c, i) - mean) * inverse * inverse * sum_centred / n);
+        const double dx = bend.gamma() * inverse * (dz(o, i) - sum / n - (x.at(g, o, c, i) - mean) * inverse * inverse * sum_centred / n);
         worst = std::max(worst, std::abs(one.dx.at(g, o, c, i) - dx) / (1 + inverse));
-        if (with_residual && slope != 1) worst = std::max(worst, std::abs(one.d_residual.at(g, o, c, i) - dz(o, i)));
+        if (with_residual && bend.slope != 1) worst = std::max(worst, std::abs(one.d_residual.at(g, o, c, i) - dz(o, i)));
       });
     }
   }
@@ -163,11 +171,11 @@ void layouts() {
     for (const Shape& s : kShapes) {
       for (const Lie lie : {Lie::planes, Lie::rows}) {
         for (const Lie other : {Lie::planes, Lie::rows, Lie::gaps}) {
-          for (const double slope : {1.0, 0.0, 0.1}) {
+          for (const Bend bend : {Bend{1}, Bend{0}, Bend{0, 6}, Bend{0.1}}) {
             for (const bool residual : {false, true}) {
-              write_past_cache_from(residual == (slope > 0) ? 0 : kPastCache);
-              compare<float>(*kernels, s, lie, other, slope, residual);
-              if (s.inner < 1000) compare<double>(*kernels, s, lie, other, slope, residual);
+              write_past_cache_from(residual == (bend.slope > 0) ? 0 : kPastCache);
+              compare<float>(*kernels, s, lie, other, bend, residual);
+              if (s.inner < 1000) compare<double>(*kernels, s, lie, other, bend, residual);
             }
           }
         }
@@ -194,7 +202,9 @@ void running_statistics(Dtype dtype) {
         std::copy(running.begin(), running.end(), expected.begin());
         int64_t batches = 6, skipped = 2;
         A* const mean = batch.data();
-        Forward call{dtype, s, x.view, {}, y.view, nullptr, nullptr, mean, mean + all, mean + 2 * all, nullptr, 1e-3, 0};
+        const Bend relu{0};
+        Forward call{dtype, s, x.view, {}, y.view, nullptr, nullptr, mean, mean + all, mean + 2 * all, nullptr,
+                     1e-3, relu.slope, relu.limit};
         call.running = {running.data(), running.data() + s.channel, running.data() + 2 * s.channel, &batches, &skipped, decay, true};
         check(operations().forward(call, process_workers()) == taken, "which batches are skipped", s, operations().name);
         const bool counts = taken || decay != kCumulative;  // the plain average counts what has a part in it
@@ -228,7 +238,7 @@ void half_precision() {
       const Shape s{1, 1 << 16, 1, 1};
       float mean = 0, variance = 1;
       const Forward identity{dtype, s, {x.data(), 0, 1, 1, 1}, {}, {y.data(), 0, 1, 1, 1}, nullptr, nullptr, &mean, nullptr, &variance,
-                             nullptr, 0, 1};
+                             nullptr, 0, Bend{1}.slope, Bend{1}.limit};
       kernels->normalize(identity, process_workers());
       const int mantissa = dtype == Dtype::bfloat16 ? 0x7f : 0x3ff, exponent = 0x7fff & ~mantissa;
       bool same = true;
@@ -251,7 +261,7 @@ void many_callers() {
     callers.emplace_back([&s, t] {
       Array<float> x(s, Lie::rows), dy(s, Lie::rows);
       each(s, [&](int64_t g, int64_t o, int64_t c, int64_t i) { x.at(g, o, c, i) = static_cast<float>((o + c * i) % 13); });
-      for (int round = 0; round < 20; ++round) run<float>(operations(), s, x, dy, nullptr, Lie::rows, 0.0);
+      for (int round = 0; round < 20; ++round) run<float>(operations(), s, x, dy, nullptr, Lie::rows, Bend{0});
       void* const buffer = take_buffer(3 << 20);
       std::memset(buffer, t, 3 << 20);
       give_buffer(buffer, 3 << 20);
@@ -264,10 +274,10 @@ void forked_child() {
   const Shape s{1, 3000, 64, 1};
   set_num_threads(3);
   Array<float> x(s, Lie::rows), dy(s, Lie::rows);
-  run<float>(operations(), s, x, dy, nullptr, Lie::rows, 1.0);
+  run<float>(operations(), s, x, dy, nullptr, Lie::rows, Bend{1});
   const pid_t child = fork();
   if (child == 0) {
-    run<float>(operations(), s, x, dy, nullptr, Lie::rows, 1.0);
+    run<float>(operations(), s, x, dy, nullptr, Lie::rows, Bend{1});
     give_buffer(take_buffer(1 << 20), 1 << 20);
     _exit(0);
   }
@@ -281,10 +291,10 @@ void forked_child() {
 // With an argument, only what ThreadSanitizer can tell something about; it cannot trace a child that starts threads.
 int main(int argc, char**) {
   if (argc > 1) {
-    compare<float>(operations(), {1, 40, 64, 196}, Lie::planes, Lie::planes, 0, true);
-    compare<float>(operations(), {1, 3000, 64, 1}, Lie::rows, Lie::planes, 0, false);
-    compare<float>(operations(), {1, 80, 1603, 1}, Lie::rows, Lie::rows, 0, false);
-    compare<float>(operations(), {40, 30, 64, 4}, Lie::rows, Lie::rows, 1, false);
+    compare<float>(operations(), {1, 40, 64, 196}, Lie::planes, Lie::planes, Bend{0}, true);
+    compare<float>(operations(), {1, 3000, 64, 1}, Lie::rows, Lie::planes, Bend{0}, false);
+    compare<float>(operations(), {1, 80, 1603, 1}, Lie::rows, Lie::rows, Bend{0}, false);
+    compare<float>(operations(), {40, 30, 64, 4}, Lie::rows, Lie::rows, Bend{1}, false);
   } else {
     layouts();
     half_precision();

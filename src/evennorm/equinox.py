@@ -39,7 +39,7 @@ class BatchNorm(eqx.nn.BatchNorm):
     by 1 - momentum^n gives the average of the variances seen; and before the first batch inference takes mean 0, variance 1.
 
     Args:
-        activation: None, "relu" or "leaky_relu", computed in the same pass.
+        activation: None, "relu", "relu6" or "leaky_relu", computed in the same pass.
         negative_slope: that of "leaky_relu".
         **others: those of equinox.nn.BatchNorm, which mean the same here; mode is "batch".
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from evennorm.core import running
-from evennorm.core.call import refuse_complex, slope_of
+from evennorm.core.activation import activate, activation_of
+from evennorm.core.call import refuse_complex
 from evennorm.core.geometry import cached_geometry
 from evennorm.errors import ArgumentError, MissingExtra
 from evennorm.jax import batch_norm, layer_arguments, normalize
@@ -51,7 +52,7 @@ class BatchNorm(hk.BatchNorm):
     are a difference of squares; batches with NaN or infinity, and those of one value per channel, leave the state alone.
 
     Args:
-        activation: None, "relu" or "leaky_relu", computed in the same pass.
+        activation: None, "relu", "relu6" or "leaky_relu", computed in the same pass.
         negative_slope: that of "leaky_relu".
         **others: those of haiku.BatchNorm, which mean the same here.
 
@@ -126,7 +127,7 @@ class BatchNorm(hk.BatchNorm):
         if not given_now:
             return y
         y = y * (1 if scale is None else scale) + (0 if offset is None else offset) + (0 if residual is None else residual)
-        return jax.nn.leaky_relu(y, slope_of(self.activation, self.negative_slope)).astype(inputs.dtype)
+        return activate(xp, y, activation_of(self.activation, self.negative_slope)).astype(inputs.dtype)
 
     def _channels(self, rank: int) -> tuple[int, ...]:
         """Return the axes of the channels; `axis` of Haiku names all others."""

@@ -19,6 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from evennorm.core.activation import Activation
 from evennorm.core.call import Call
 from evennorm.core.geometry import Geometry
 from evennorm.core.moments import Moments
@@ -101,7 +102,7 @@ def main() -> None:
         row = torch.empty(shape[1], dtype=acc_dtype(x))
         count = torch.zeros((), dtype=torch.int64)
         running = row, row, row, 0.9, True, count, count
-        call = Call(Geometry(shape, 1), NAMES[dtype], 1e-5, slope)
+        call = Call(Geometry(shape, 1), NAMES[dtype], 1e-5, Activation(slope))
         _, saved = kernel.forward(call, x, row, row, x if with_residual else None, running=running)
         kernel.backward(call, x, x, row, row, saved, with_residual)
         kernel.moments(call, x)

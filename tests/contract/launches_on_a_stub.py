@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from evennorm.core.activation import RELU, Activation
 from evennorm.core.call import Call
 from evennorm.core.geometry import Geometry
 from evennorm.kernels.triton import choices, launch
@@ -129,7 +130,7 @@ def test_what_is_launched_directly_is_what_triton_would_launch(
 ) -> None:
     """Grid, stream, arguments by value, and the very kernel: types, alignments, constants."""
     _, launched = stub
-    call = Call(Geometry(setting.shape, 1), NAMES[setting.dtype], 1e-5, setting.slope, setting.group)
+    call = Call(Geometry(setting.shape, 1), NAMES[setting.dtype], 1e-5, Activation(setting.slope), setting.group)
     direct = launch.Launch.__call__
     compared = []
 
@@ -166,7 +167,7 @@ def test_what_is_launched_directly_is_what_triton_would_launch(
 def test_launches_of_a_layer(stub: Stub, shape, forward, backward, residual, updates) -> None:
     """Two each way, or one where a channel stays on the chip: running statistics and counters take none of their own."""
     setting = Setting(shape, torch.float32, "contiguous", None, residual, 0.0, torch.float32, True, updates, True, 0.9)
-    call, arrays = Call(Geometry(shape, 1), negative_slope=0.0), Arrays(setting, [0] * 10)
+    call, arrays = Call(Geometry(shape, 1), activation=RELU), Arrays(setting, [0] * 10)
     for _ in range(2):
         assert launches_of(stub, call, setting, arrays)[:2] == [forward, backward]
 

@@ -26,7 +26,6 @@ import torch
 from evennorm.torch import gpu, kernels, native, refusal
 from evennorm.torch.gpu import triton_kernel
 
-SLOPES = {None: 1.0, "relu": 0.0, "leaky_relu": 0.01}
 ROUNDING = {"float32": 2e-6, "float64": 1e-11, "float16": 2e-6, "bfloat16": 2e-6}
 """What a value of about 1 may be off by, before it is rounded to half precision."""
 LAST_PLACE = {"float32": 0.0, "float64": 0.0, "float16": 2**-11, "bfloat16": 2**-8 if ON_GPU else 2**-7}

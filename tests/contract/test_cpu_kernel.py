@@ -23,11 +23,11 @@ from evennorm.kernels.contract import UnfitError
 from evennorm.numpy import xp as numpy_xp
 from evennorm.torch import batch_norm, engine, normalize
 from evennorm.torch.kernels import cpu_kernel, kernel_for
+from tests.contract import textbook
 
 pytestmark = pytest.mark.skipif(not cpu.AVAILABLE, reason="built without the compiled kernels")
 
 _cpu = cpu._cpu
-SLOPES = {None: 1.0, "relu": 0.0, "leaky_relu": 0.01}
 DTYPES = {"float32": 4e-6, "float64": 1e-11, "bfloat16": 2**-7, "float16": 2**-9}
 INSTRUCTION_SETS = ["baseline"] if _cpu is None else ["baseline", *{_cpu.instruction_set()} - {"baseline"}]
 
@@ -63,7 +63,7 @@ def problems(draw):
         "shape": shape,
         "axis": axis,
         "dtype": draw(st.sampled_from(list(DTYPES))),
-        "activation": draw(st.sampled_from(list(SLOPES))),
+        "activation": draw(st.sampled_from(list(textbook.BENDS))),
         "residual": draw(st.booleans()),
         "affine": draw(st.booleans()),
         "mean": draw(st.sampled_from([0.0, 3.0, 1e3, 1e5])),
@@ -111,8 +111,9 @@ def test_any_memory(problem) -> None:
     )
     geometry = Geometry(shape, problem["axis"])
     wide = torch.float64 if dtype == "float64" else torch.float32
+    spread = textbook.spread(problem["activation"])
     gamma, beta = (
-        torch.tensor(rng.uniform(low, 1.5, geometry.parameter_shape), dtype=wide) if problem["affine"] else None
+        torch.tensor(rng.uniform(low, 1.5, geometry.parameter_shape) * spread, dtype=wide) if problem["affine"] else None
         for low in (0.5, -1.0)
     )
     residual = residual if problem["residual"] else None
@@ -127,7 +128,7 @@ def test_any_memory(problem) -> None:
     )
     gradients = torch.autograd.grad(y, leaves, dy)
 
-    slope, bound = SLOPES[problem["activation"]], DTYPES[dtype]
+    activation, bound = problem["activation"], DTYPES[dtype]
     # Long doubles: at mean 1e5, float64 statistics are less exact than those of the kernel.
     exact = [
         None if t is None else t.detach().double().numpy().astype(np.longdouble) for t in (x, dy, gamma, beta, residual)
@@ -140,7 +141,7 @@ def test_any_memory(problem) -> None:
     g = 1.0 if gamma64 is None else gamma64.reshape(geometry.broadcast_shape)
     z = g * xhat + (0 if beta64 is None else beta64.reshape(geometry.broadcast_shape))
     z = z + (0 if residual64 is None else residual64)
-    np.testing.assert_allclose(y.detach().double(), np.where(z > 0, z, slope * z), rtol=bound, atol=3 * bound)
+    np.testing.assert_allclose(y.detach().double(), textbook.activated(z, activation), rtol=bound, atol=3 * bound)
     # The rounding of x itself: a mean of 1e5 leaves float32 1e-3 of it between neighbours, which float64 sees too.
     found = moments.mean.double() + moments.mean_low.detach().double()
     np.testing.assert_allclose(
@@ -150,9 +151,9 @@ def test_any_memory(problem) -> None:
         moments.variance.detach().double(), variance64.reshape(geometry.parameter_shape), rtol=2e-6, atol=2e-6
     )
 
-    if slope != 1 and np.abs(z).min() < 4 * bound:
+    if textbook.to_a_bend(z, activation).min() < 4 * bound * max(1.0, np.abs(z).max() / 8):
         return  # a sign that rounding decides
-    dz = dy64 * np.where(z > 0, 1.0, slope)
+    dz = dy64 * textbook.derivative(z, activation)
     sum_dz, sum_xhat = dz.sum(geometry.reduced, keepdims=True), (dz * xhat).sum(geometry.reduced, keepdims=True)
     expected = [g * inverse * (dz - sum_dz / count - xhat * sum_xhat / count)]
     if gamma64 is not None:
@@ -160,7 +161,7 @@ def test_any_memory(problem) -> None:
     if residual64 is not None:
         expected.append(dz)
     # Of a few values with a variance near epsilon, dx is a difference of numbers up to |dy| / sqrt(epsilon).
-    scale = np.abs(inverse).max() * (1 + np.abs(dy64).max())
+    scale = np.abs(inverse).max() * (1 + np.abs(dy64).max()) * spread
     for found, wanted, leaf in zip(gradients, expected, leaves, strict=True):
         assert found.dtype == leaf.dtype
         assert found.shape == leaf.shape
@@ -239,6 +240,22 @@ def test_signs_near_zero_agree_in_forward_and_backward() -> None:
     (share,) = torch.autograd.grad(y_residual.sum(), residual)
     assert torch.equal(share == 1, y_residual > 0)
     assert torch.equal(y > 0, y_residual > 0)
+
+
+def test_values_near_6_agree_in_forward_and_backward() -> None:
+    """Where the gradient is let through, the value is below 6, which is recomputed to the last bit."""
+    x = torch.randn(50_000, 7, dtype=torch.float32).requires_grad_()
+    gamma, beta = torch.full((7,), 1e-6), torch.full((7,), 6.0).requires_grad_()
+    y, _ = batch_norm(x, gamma, beta, activation="relu6")
+    (d_beta,) = torch.autograd.grad(y.sum(), beta)
+    below = y < 6
+    assert 0.3 < below.float().mean() < 0.6
+    assert torch.equal(d_beta, below.sum(0).float())
+    residual = torch.zeros_like(x).requires_grad_()
+    y_residual, _ = batch_norm(x, gamma, beta, activation="relu6", residual=residual)
+    (share,) = torch.autograd.grad(y_residual.sum(), residual)
+    assert torch.equal(share == 1, y_residual < 6)
+    assert torch.equal(y_residual < 6, below)
 
 
 def test_the_caller_keeps_what_is_theirs() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evennorm import ArgumentError, ShapeError
-from evennorm.core.call import slope_of
+from evennorm.core.activation import LINEAR, RELU, RELU6, Activation, activation_of
 from evennorm.kernels import choose
 from evennorm.numpy import batch_norm, normalize
 from tests.contract.engines import ENGINES
@@ -28,7 +28,7 @@ X = np.zeros((4, 5, 3), np.float32)
         ({"mask": np.ones((4, 3), bool)}, ShapeError, "received a mask of shape (4, 3)"),
         ({"residual": X[:2]}, ShapeError, "has its shape, (4, 5, 3); received shape (2, 5, 3)"),
         ({"virtual_batch_size": 3}, ShapeError, "received 4 samples and virtual_batch_size=3"),
-        ({"activation": "gelu"}, ArgumentError, "activation is one of None, 'relu', 'leaky_relu'; received 'gelu'"),
+        ({"activation": "gelu"}, ArgumentError, "activation is one of None, 'relu', 'relu6', 'leaky_relu'; received 'gelu'"),
         ({"epsilon": -1e-3}, ArgumentError, "received epsilon=-0.001"),
         ({"epsilon": float("nan")}, ArgumentError, "received epsilon=nan"),
     ],
@@ -117,10 +117,10 @@ def test_which_kernel_serves_is_a_pure_function() -> None:
     assert choose("jax", "float32", device="cuda", compiled=True, forced=None) == "reference"
 
 
-def test_slopes_of_activations() -> None:
-    assert slope_of(None) == 1.0
-    assert slope_of("relu") == 0.0
-    assert slope_of("leaky_relu", 0.3) == 0.3
+def test_activations_by_name() -> None:
+    assert [activation_of(name) for name in (None, "relu", "relu6")] == [LINEAR, RELU, RELU6]
+    assert activation_of("leaky_relu", 0.3) == Activation(0.3)
+    assert [each.name for each in (LINEAR, RELU, RELU6, Activation(0.3))] == ["none", "relu", "relu6", "leaky_relu"]
 
 
 def test_vmap_over_batch_norm() -> None:

@@ -93,25 +93,27 @@ def test_torch_compile(case: Case) -> None:
     check_forward("torch compile", case, "float32", activation="relu")
 
 
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("activation", ["relu", "relu6", "leaky_relu"])
 @pytest.mark.parametrize("engine", EAGER)
 def test_activation_after_residual(engine: str, activation: str) -> None:
     case = Case("images", (8, 7, 6, 5))
     arrays = case.make()
     del arrays["dy"]
+    arrays["gamma"] = arrays["gamma"] * textbook.spread(activation)
     y, _ = ENGINES[engine].forward(case, arrays, "float32", activation=activation)
     expected = textbook.forward(case, **arrays, activation=activation)
     np.testing.assert_allclose(y, expected, rtol=0, atol=4e-6)
 
 
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
 @pytest.mark.parametrize("engine", EAGER)
-def test_nan_in_shows_as_nan_out(engine: str) -> None:
+def test_nan_in_shows_as_nan_out(engine: str, activation: str) -> None:
     """A relu that compared with 0 the other way round would turn the NaN of a broken batch into a healthy 0."""
     case = Case("dense", (6, 2))
     arrays = case.make()
     arrays["x"][2, 1] = np.nan
     y, moments = ENGINES[engine].forward(
-        case, {name: arrays[name] for name in ("x", "gamma", "beta")}, "float32", activation="relu"
+        case, {name: arrays[name] for name in ("x", "gamma", "beta")}, "float32", activation=activation
     )
     assert np.isnan(y[:, 1]).all()
     assert np.isnan(moments.variance[1])

@@ -12,7 +12,7 @@ import pytest
 
 from evennorm.jax import batch_norm
 from tests.cases import Case
-from tests.contract.textbook import SLOPES
+from tests.contract.textbook import BENDS, spread
 from tests.grids import mostly
 
 pytestmark = pytest.mark.usefixtures("_double_precision")
@@ -65,7 +65,9 @@ def textbook(case: Case, activation: str | None, mask: Any, virtual_batch_size: 
             means.append(mean.ravel())
             variances.append(variance.ravel())
         z = jnp.concatenate(parts) * gamma.reshape(shape) + beta.reshape(shape) + residual
-        return jnp.where(z > 0, z, SLOPES[activation] * z), jnp.concatenate(means), jnp.concatenate(variances)
+        slope, limit = BENDS[activation]
+        y = jnp.where(z >= limit, limit, jnp.where(z > 0, z, slope * z))
+        return y, jnp.concatenate(means), jnp.concatenate(variances)
 
     return compute
 
@@ -125,7 +127,12 @@ def compare(got: Any, expected: Any) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * max(1.0, np.abs(b).max(initial=0.0)))
 
 
-RUNS = [(CASES[0], None, True), (CASES[0], "relu", False), *((case, "leaky_relu", True) for case in CASES)]
+RUNS = [
+    (CASES[0], None, True),
+    (CASES[0], "relu", False),
+    *((case, "leaky_relu", True) for case in CASES),
+    (CASES[0], "relu6", True),
+]
 
 
 def crossed(way: str, run: tuple[Case, str | None, bool]) -> bool:
@@ -143,6 +150,7 @@ def crossed(way: str, run: tuple[Case, str | None, bool]) -> bool:
 )
 def test_derivatives(case: Case, activation: str | None, residual: bool, way: str) -> None:
     inputs, options = arrays_of(case, residual)
+    inputs[1] = inputs[1] * spread(activation)
     got, expected = (
         jax.jit(lambda *a, f=function: WAYS[way](f, list(a)))(*inputs)
         for function in (ours(case, activation, **options), textbook(case, activation, **options))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jax import export
 
+from evennorm.core.activation import LINEAR
 from evennorm.jax import batch_norm
 from evennorm.jax.composed import Options
 from evennorm.jax.primitives import STATISTICS, forward_p
@@ -71,7 +72,7 @@ def test_statistics_alone_are_those_of_the_whole_pass(shape: tuple[int, ...], dt
     x = jnp.asarray(np.random.default_rng(0).normal(50, 2, shape), dtype)
 
     def run(*wanted: str) -> Any:
-        options = Options(1e-3, 1.0, "cpu")
+        options = Options(1e-3, LINEAR, "cpu")
         return jax.jit(lambda x: forward_p.bind(x, given=("x",), linear=(), options=options, wanted=wanted))
 
     alone = run(*STATISTICS)

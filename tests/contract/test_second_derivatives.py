@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from tests.cases import Case
+from tests.contract.textbook import BENDS, spread
 
 CASE = Case("dense", (6, 3))
 MASK = np.array([1, 1, 0, 1, 1, 1], bool)
 OPTIONS = {
     "plain": {},
     "relu": {"activation": "relu"},
+    "relu6": {"activation": "relu6"},
     "leaky relu": {"activation": "leaky_relu"},
     "mask": {"mask": MASK},
     "ghost batches": {"virtual_batch_size": 3},
@@ -36,8 +38,8 @@ def _torch_textbook(x: Any, gamma: Any, beta: Any, **options: Any) -> tuple[Any,
         means.append(mean)
         variances.append(variance)
     z = torch.cat(parts)
-    slope = {"relu": 0.0, "leaky_relu": 0.01}.get(options.get("activation"), 1.0)
-    return torch.where(z > 0, z, slope * z), torch.stack(means), torch.stack(variances)
+    slope, limit = BENDS[options.get("activation")]
+    return torch.where(z > 0, z, slope * z).clamp(max=limit), torch.stack(means), torch.stack(variances)
 
 
 def _torch_derivatives(compute: Callable[..., Any], arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -106,6 +108,7 @@ def _ours_on_torch(options: dict[str, Any]) -> Callable[..., Any]:
 def test_second_derivatives(engine: str, name: str, dtype: str) -> None:
     options = OPTIONS[name]
     arrays = CASE.make(3)
+    arrays["gamma"] = arrays["gamma"] * spread(options.get("activation"))
     inputs = [arrays[key] for key in ("x", "gamma", "beta", "dy")] + [np.random.default_rng(7).standard_normal(CASE.shape)]
     expected = _torch_derivatives(lambda *a: _torch_textbook(*a, **options), inputs)
     if engine == "torch":
@@ -124,6 +127,7 @@ def test_torch_checks_itself(name: str) -> None:
     import torch
 
     arrays = CASE.make(3)
+    arrays["gamma"] = arrays["gamma"] * spread(OPTIONS[name].get("activation"))
     inputs = tuple(torch.tensor(arrays[key], requires_grad=True) for key in ("x", "gamma", "beta"))
     compute = _ours_on_torch(OPTIONS[name])
     assert torch.autograd.gradcheck(compute, inputs)

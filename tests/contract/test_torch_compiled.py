@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import numpy as np
 import pytest
 import torch
@@ -20,15 +22,17 @@ def inputs(residual: bool = True) -> list[torch.Tensor | None]:
 
 
 @pytest.mark.parametrize(
-    ("slope", "group", "residual"),
-    [(1.0, None, True), (0.1, 2, False), (0.0, None, False), (0.1, 3, True), (0.0, None, True)],
+    ("slope", "limit", "group", "residual"),
+    [(1.0, inf, None, True), (0.1, inf, 2, False), (0.0, inf, None, False), (0.1, inf, 3, True), (0.0, 6.0, None, True)],
 )
-def test_derivatives(slope, group, residual) -> None:
+def test_derivatives(slope, limit, group, residual) -> None:
     def run(x, gamma, beta, residual):
-        y, shift, rest, variance = compiled.batch_norm(x, gamma, beta, residual, [1], 1e-3, slope, group)
+        y, shift, rest, variance = compiled.batch_norm(x, gamma, beta, residual, [1], 1e-3, slope, limit, group)
         return y, shift.detach() + rest, variance
 
     given = inputs(residual)
+    if limit == 6:
+        given[1] = (given[1] * 6).detach().requires_grad_()
     assert torch.autograd.gradcheck(run, given)
     assert torch.autograd.gradgradcheck(run, given)
 
@@ -122,7 +126,7 @@ def test_gradients_at_the_ends_of_the_range(scale: float) -> None:
     """Where the square of 1 / deviation is beyond float32, or loses digits."""
     x = (torch.randn(6, 4, 5) * scale).requires_grad_()
     dy = torch.randn(6, 4, 5)
-    y, _, _, _ = compiled.batch_norm(x, None, None, None, [1], 1e-44, 1.0, None)
+    y, _, _, _ = compiled.batch_norm(x, None, None, None, [1], 1e-44, 1.0, inf, None)
     (dx,) = torch.autograd.grad(y, x, dy)
     wide = x.detach().double().requires_grad_()
     centred = wide - wide.mean((0, 2), keepdim=True)

@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from evennorm.core.moments import Moments
 from evennorm.torch import engine, normalize
+from tests.contract import textbook
 
 ROUNDING = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
@@ -23,7 +24,7 @@ def array(tensor: torch.Tensor) -> np.ndarray:
     sizes=st.lists(st.integers(0, 6), min_size=1, max_size=4),
     data=st.data(),
     dtype=st.sampled_from(list(ROUNDING)),
-    activation=st.sampled_from([None, "relu", "leaky_relu"]),
+    activation=st.sampled_from(list(textbook.BENDS)),
     has_residual=st.booleans(),
     permuted=st.booleans(),
     seed=st.integers(0, 999),
@@ -41,14 +42,13 @@ def test_gradients(sizes, data, dtype, activation, has_residual, permuted, seed)
     x, dy, residual = tensor(3.0), tensor().detach(), tensor() if has_residual else None
     mean, variance, gamma, beta = (torch.tensor(rng.uniform(0.5, 2, sizes[axis]), dtype=wide) for _ in range(4))
 
+    gamma = gamma * textbook.spread(activation)
     rows = tuple(a for a in range(len(sizes)) if a != axis)
     m, v, g, b = (np.expand_dims(array(t), rows) for t in (mean, variance, gamma, beta))
     xhat = (array(x) - m) / np.sqrt(v + 1e-5)
     z = g * xhat + b + (array(residual) if has_residual else 0)
-    slope = {None: 1.0, "relu": 0.0, "leaky_relu": 0.01}[activation]
-    if slope != 1:
-        dy = dy * torch.tensor(np.abs(z) > 1e-3)  # at the kink the side is a matter of rounding
-    dz = array(dy) * np.where(z > 0, 1.0, slope)
+    dy = dy * torch.tensor(textbook.to_a_bend(z, activation) > 1e-3)
+    dz = array(dy) * textbook.derivative(z, activation)
     expected = [dz * g / np.sqrt(v + 1e-5), (dz * xhat).sum(rows), dz.sum(rows), dz]
 
     gamma, beta = gamma.requires_grad_(), beta.requires_grad_()

@@ -11,6 +11,7 @@ from tests.contract.on_triton import DEVICE, LAST_PLACE, ROUNDING, numpy, on_gpu
 
 import torch
 
+from evennorm.core.activation import RELU
 from evennorm.core.call import Call
 from evennorm.core.geometry import Geometry
 from evennorm.torch import batch_norm, normalize
@@ -40,9 +41,10 @@ LAYOUTS = [
 ]
 
 
-def inputs(case: Case, dtype: str, residual: bool = False) -> tuple[dict, dict]:
+def inputs(case: Case, dtype: str, residual: bool = False, spread: float = 1.0) -> tuple[dict, dict]:
     """Tensors, and the same numbers as float64 arrays, after rounding to `dtype`."""
     arrays = case.make()
+    arrays["gamma"] = arrays["gamma"] * spread
     layout = "channels last" if "channels last in memory" in case.name else "as it is"
     kinds = {"gamma": parameters_of(dtype), "beta": parameters_of(dtype)}
     if not residual:
@@ -52,10 +54,10 @@ def inputs(case: Case, dtype: str, residual: bool = False) -> tuple[dict, dict]:
 
 
 def check(case: Case, dtype: str, activation: str | None = None, residual: bool = False) -> None:
-    tensors, exact = inputs(case, dtype, residual)
+    tensors, exact = inputs(case, dtype, residual, textbook.spread(activation))
     dy, exact_dy = tensors.pop("dy"), exact.pop("dy")
     z = textbook.forward(case, **exact)
-    exact_dy = np.where(np.abs(z) > 1e-5, exact_dy, 0.0)  # at the kink the side is a matter of rounding
+    exact_dy = np.where(textbook.to_a_bend(z, activation) > 1e-5, exact_dy, 0.0)
     dy = tensor(exact_dy, dtype)
     leaves = [leaf.requires_grad_() for leaf in tensors.values()]
     options = {"axis": case.axis, "epsilon": case.epsilon, "virtual_batch_size": case.group, "activation": activation}
@@ -116,6 +118,11 @@ def test_layouts_through_residual_and_activation(case: Case, activation: str) ->
     check(case, "float32", activation, residual=activation == "relu")
 
 
+@pytest.mark.parametrize(("name", "residual"), [("rows, on the chip", True), ("images, planes of one line", False)])
+def test_relu6(name: str, residual: bool) -> None:
+    check(next(case for case in LAYOUTS if case.name == name), "float32", "relu6", residual)
+
+
 HALF = [
     "rows, few channels",
     "images, small planes on the chip",
@@ -166,7 +173,7 @@ def test_inference(parameters: str | None, shape: tuple[int, ...], dtype: str) -
 def test_what_is_kept_between_the_passes() -> None:
     """x, three numbers per channel and, where an activation follows a residual, one bit per element."""
     x, residual = torch.randn(2, 800, 64, device=DEVICE)
-    call = Call(Geometry((800, 64)), epsilon=1e-3, negative_slope=0.0)
+    call = Call(Geometry((800, 64)), epsilon=1e-3, activation=RELU)
     for other in (None, residual):
         y, saved = triton_kernel().forward(call, x, None, None, other)
         statistics, mask = saved

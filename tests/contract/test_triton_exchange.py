@@ -9,6 +9,7 @@ from tests.contract.on_triton import DEVICE, numpy, on_gpu_kernels, tensor  # is
 
 import torch
 
+from evennorm.core.activation import RELU
 from evennorm.core.call import Call
 from evennorm.core.exchange import merged, packed
 from evennorm.core.geometry import Geometry
@@ -43,7 +44,7 @@ def test_two_devices_are_one(name: str, with_residual: bool, dtype: str) -> None
 
     kernel, sizes = triton_kernel(), (shape[0] - shape[0] // 3, shape[0] // 3)
     parts = [t.split(sizes) for t in (x, residual, dy)]
-    calls = [Call(Geometry((n, *shape[1:]), axis), dtype, negative_slope=0.0) for n in sizes]
+    calls = [Call(Geometry((n, *shape[1:]), axis), dtype, activation=RELU) for n in sizes]
     local = [
         Moments(call.count(tuple(part.shape)), *kernel.moments(call, part))
         for call, part in zip(calls, parts[0], strict=True)

@@ -9,6 +9,7 @@ from tests.contract.on_triton import DEVICE, numpy, on_gpu_kernels, tensor  # is
 
 import torch
 
+from evennorm.core.activation import RELU, Activation
 from evennorm.core.call import Call
 from evennorm.core.geometry import Geometry
 from evennorm.kernels.triton import tiling
@@ -42,7 +43,7 @@ def test_activation_bits_are_those_of_the_output(shape, axis, group) -> None:
     if group:
         x, residual = (torch.cat([t, 2 * t]) for t in (x, residual))
         geometry, group_size = Geometry(x.shape, axis), shape[0]
-    call = Call(geometry, epsilon=1e-3, negative_slope=0.1, group_size=group_size)
+    call = Call(geometry, epsilon=1e-3, activation=Activation(0.1), group_size=group_size)
     for values in (x, torch.cat([x, x], -1)[..., : x.shape[-1]]):  # the second has gaps in memory
         y, saved = triton_kernel().forward(call, values, None, None, residual)
         assert torch.equal(triton_kernel().open_elements(call, values, None, None, saved), y > 0)
@@ -62,11 +63,26 @@ def test_values_near_zero_agree_in_forward_and_backward(shape, axis) -> None:
     assert torch.equal(share == 1, y_residual > 0)
     assert torch.equal(y > 0, y_residual > 0)
     # dx = scale * dz - ...: what is added to it by dy at one element shows whether that element was open.
-    call, dy = Call(Geometry(shape, axis), negative_slope=0.0), torch.ones_like(x)
+    call, dy = Call(Geometry(shape, axis), activation=RELU), torch.ones_like(x)
     saved = torch.stack([statistic.detach().reshape(1, -1) for statistic in moments[1:]]), None
     _, _, d_beta, _ = triton_kernel().backward(call, dy, x.detach(), None, beta, saved, False)
     count = (y > 0).sum([a for a in range(len(shape)) if a != axis])
     assert torch.equal(d_beta.round().long(), count.long())
+
+
+def test_values_near_6_agree_in_forward_and_backward() -> None:
+    """Where the gradient is let through, the value is below 6, which is worked out again to the last bit."""
+    x = torch.randn(300, 33, device=DEVICE)
+    gamma, beta = torch.full((33,), 1e-6, device=DEVICE), torch.full((33,), 6.0, device=DEVICE).requires_grad_()
+    y, _ = batch_norm(x, gamma, beta, activation="relu6")
+    (d_beta,) = torch.autograd.grad(y.sum(), beta)
+    below = y < 6
+    assert 0.3 < below.float().mean() < 0.6
+    assert torch.equal(d_beta, below.sum(0).float())
+    residual = torch.zeros_like(x).requires_grad_()
+    y_residual, _ = batch_norm(x, gamma, beta, activation="relu6", residual=residual)
+    (share,) = torch.autograd.grad(y_residual.sum(), residual)
+    assert torch.equal(share == 1, y_residual < 6)
 
 
 @every_shape

@@ -9,7 +9,29 @@ import numpy as np
 
 from tests.cases import Case
 
-SLOPES = {None: 1.0, "relu": 0.0, "leaky_relu": 0.01}
+BENDS = {None: (1.0, np.inf), "relu": (0.0, np.inf), "relu6": (0.0, 6.0), "leaky_relu": (0.01, np.inf)}
+"""The slope below zero of each activation, and its largest value."""
+
+
+def activated(z: np.ndarray, activation: str | None) -> np.ndarray:
+    slope, limit = BENDS[activation]
+    return np.minimum(np.where(z > 0, z, slope * z), limit)
+
+
+def derivative(z: np.ndarray, activation: str | None) -> np.ndarray:
+    slope, limit = BENDS[activation]
+    return np.where(z >= limit, 0.0, np.where(z > 0, 1.0, slope))
+
+
+def to_a_bend(z: np.ndarray, activation: str | None) -> np.ndarray:
+    """How far z is from where the derivative changes, so that its side may be a matter of rounding."""
+    slope, limit = BENDS[activation]
+    return np.full(z.shape, np.inf) if slope == 1 else np.minimum(np.abs(z), np.abs(z - limit))
+
+
+def spread(activation: str | None) -> float:
+    """A factor for gamma, so that the largest value matters."""
+    return 4.0 if activation == "relu6" else 1.0
 
 
 def statistics(case: Case, x: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -49,7 +71,7 @@ def forward(
         _, mean, variance = statistics(part, xg, mg)
         z = _parameter(case, gamma) * (xg - mean) / np.sqrt(variance + case.epsilon) + _parameter(case, beta)
         z = z if rg is None else z + rg
-        parts.append(np.where(z > 0, z, SLOPES[activation] * z))
+        parts.append(activated(z, activation))
     return np.concatenate(parts) if parts else x
 
 
@@ -73,7 +95,7 @@ def backward(
         inverse = 1 / np.sqrt(variance + case.epsilon)
         xhat = (xg - mean) * inverse
         z = _parameter(case, gamma) * xhat + _parameter(case, beta) + (0 if rg is None else rg)
-        dz = dyg * np.where(z > 0, 1.0, SLOPES[activation])
+        dz = dyg * derivative(z, activation)
         dxhat = dz * _parameter(case, gamma)
         dvariance = (dxhat * (xg - mean) * -0.5 * inverse**3).sum(case.reduced, keepdims=True)
         dmean = (-dxhat * inverse).sum(case.reduced, keepdims=True)

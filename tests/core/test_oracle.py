@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from evennorm.core.call import Call, slope_of
+from evennorm.core.activation import activation_of
+from evennorm.core.call import Call
 from evennorm.core.geometry import Geometry
 from evennorm.kernels import reference
 from evennorm.numpy import xp
@@ -84,7 +85,7 @@ def test_the_oracle_gives_the_textbooks_gradients(case: Case, activation: str | 
     view = {n: geometry.view(xp, arrays[n], case.group) for n in ("x", "dy", "residual")}
     flat = {n: arrays[n].reshape(geometry.channel) for n in ("gamma", "beta")}
     mask = None if arrays["mask"] is None else geometry.mask_view(xp, arrays["mask"], case.shape, case.group)
-    call = Call(geometry, "float64", case.epsilon, slope_of(activation), case.group)
+    call = Call(geometry, "float64", case.epsilon, activation_of(activation), case.group)
     options = {**flat, "residual": view["residual"], "mask": mask}
     _, moments = reference.forward(xp, call, view["x"], **options)
     got = reference.backward(xp, call, view["dy"], view["x"], moments, **options)

@@ -37,7 +37,7 @@ def images(padding: str = "SAME") -> nnx.Sequential:
         nnx.Conv(3, 4, (3, 3), use_bias=False, padding=padding, rngs=rngs),
         norm(4),
         nnx.relu,
-        nnx.Sequential(nnx.Conv(4, 6, (2, 2), feature_group_count=2, rngs=rngs), norm(6, BatchNorm, activation="relu")),
+        nnx.Sequential(nnx.Conv(4, 6, (2, 2), feature_group_count=2, rngs=rngs), norm(6, BatchNorm, activation="relu6")),
     )
 
 

@@ -132,9 +132,10 @@ def test_names_variables_and_training_of_a_network() -> None:
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_activation_and_residual(train: bool) -> None:
-    ours, theirs = BatchNorm(activation="leaky_relu", negative_slope=0.2, **INIT), linen.BatchNorm(**INIT)
-    x, residual = data((8, 3, 4)), data((8, 3, 4), seed=1)
+@pytest.mark.parametrize("activation", ["leaky_relu", "relu6"])
+def test_activation_and_residual(train: bool, activation: str) -> None:
+    ours, theirs = BatchNorm(activation=activation, negative_slope=0.2, **INIT), linen.BatchNorm(**INIT)
+    x, residual = data((8, 3, 4)), 4 * data((8, 3, 4), seed=1)
     variables = ours.init(jax.random.key(2), x, use_running_average=True)
 
     def fused(params: Any, x: Any, residual: Any) -> Any:
@@ -145,7 +146,8 @@ def test_activation_and_residual(train: bool) -> None:
     def plain(params: Any, x: Any, residual: Any) -> Any:
         given = {**variables, "params": params}
         y, _ = theirs.apply(given, x, use_running_average=not train, mutable=["batch_stats"])
-        return (jax.nn.leaky_relu(y + residual, 0.2) * x).sum()
+        z = y + residual
+        return ((jax.nn.relu6(z) if activation == "relu6" else jax.nn.leaky_relu(z, 0.2)) * x).sum()
 
     found, expected = (jax.grad(f, (0, 1, 2))(variables["params"], x, residual) for f in (fused, plain))
     assert_same(found, expected, tolerance=3e-5)

@@ -141,7 +141,7 @@ def test_the_unbiased_variance() -> None:
     np.testing.assert_allclose(ours.var[...], np.asarray(x, "float64").var(0, ddof=1), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("activation", "slope"), [("relu", 0.0), ("leaky_relu", 0.2), (None, 1.0)])
+@pytest.mark.parametrize(("activation", "slope"), [("relu", 0.0), ("relu6", 0.0), ("leaky_relu", 0.2), (None, 1.0)])
 @pytest.mark.parametrize("use_running_average", [False, True])
 def test_activation_and_residual(activation: str | None, slope: float, use_running_average: bool) -> None:
     ours, theirs = pair(4)
@@ -154,14 +154,14 @@ def test_activation_and_residual(activation: str | None, slope: float, use_runni
         use_running_average=use_running_average,
         rngs=nnx.Rngs(3),
     )
-    x, residual = data((8, 3, 4)), data((8, 3, 4), seed=1)
+    x, residual = data((8, 3, 4)), 4 * data((8, 3, 4), seed=1)
 
     def loss(module: Any, x: Any, residual: Any) -> Any:
         return (module(x, residual=residual) * x).sum()
 
     def plain(module: Any, x: Any, residual: Any) -> Any:
         z = module(x, use_running_average=use_running_average) + residual
-        return (jnp.where(z > 0, z, slope * z) * x).sum()
+        return (jnp.minimum(jnp.where(z > 0, z, slope * z), 6.0 if activation == "relu6" else jnp.inf) * x).sum()
 
     found = nnx.value_and_grad(loss, argnums=(0, 1, 2))(ours, x, residual)
     expected = nnx.value_and_grad(plain, argnums=(0, 1, 2))(theirs, x, residual)
@@ -418,7 +418,7 @@ def test_momentum_from_a_schedule() -> None:
         ({"momentum": 1.5}, "momentum weighs the old average, from 0 to 1 .*received momentum=1.5"),
         ({"momentum": None}, "received momentum=None"),
         ({"epsilon": -1e-3}, "received epsilon=-0.001"),
-        ({"activation": "gelu"}, "activation is one of None, 'relu', 'leaky_relu'; received 'gelu'"),
+        ({"activation": "gelu"}, "activation is one of None, 'relu', 'relu6', 'leaky_relu'; received 'gelu'"),
         ({"virtual_batch_size": 0}, "received virtual_batch_size=0"),
     ],
 )

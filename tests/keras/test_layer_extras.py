@@ -72,8 +72,8 @@ def test_activation_at_inference_and_in_mode_1(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("activation", "axis"),
-    [("relu", 1), ("leaky_relu", -1), ("gelu", 1), (squeezed, -1)],
-    ids=["relu", "leaky_relu", "gelu", "custom"],
+    [("relu", 1), ("relu6", 1), ("leaky_relu", -1), ("gelu", 1), (squeezed, -1)],
+    ids=["relu", "relu6", "leaky_relu", "gelu", "custom"],
 )
 def test_the_same_as_separate_layers(activation: Any, axis: int) -> None:
     """Values, gradients, statistics: BN with residual and activation against BN, Add and Activation."""
@@ -89,6 +89,7 @@ def test_the_same_as_separate_layers(activation: Any, axis: int) -> None:
             z = self.normalization(inputs, training=training) + residual
             return keras.activations.get(activation)(z)
 
+    r = 5 * r if activation == "relu6" else r
     fused, separate = BatchNormalization(axis=axis, activation=activation), Separate()
     residual = keras.ops.convert_to_tensor(r)
     for layer in (fused, separate):

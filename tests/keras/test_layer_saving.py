@@ -50,7 +50,7 @@ def test_weights_load_into_the_other_layer(suffix: str, writer: str, reader: str
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 def test_whole_models_load_by_themselves(suffix: str, tmp_path: Path) -> None:
     """After training, with arguments that only our layer has; loading executes no code from the file."""
-    given = {"activation": "relu", "virtual_batch_size": 2, "momentum": None, "unbiased_variance": True}
+    given = {"activation": "relu6", "virtual_batch_size": 2, "momentum": None, "unbiased_variance": True}
     model = build(BatchNormalization, **given)
     model.compile("sgd", keras.losses.MeanSquaredError())  # not "mse", which Keras cannot read back from .h5
     model.fit(X[:8], np.zeros((8, 2)), epochs=2, batch_size=4, verbose=0)

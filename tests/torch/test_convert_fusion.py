@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
+from evennorm.core.activation import RELU, RELU6, Activation
 from evennorm.torch import convert, report
 from evennorm.torch.conversion.steps import normalized
 
@@ -31,6 +32,8 @@ class Model(nn.Module):
         self.bn, self.other = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
         self.conv, self.conv2 = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
         self.relu, self.relu_, self.leaky = nn.ReLU(), nn.ReLU(inplace=True), nn.LeakyReLU(0.1)
+        self.relu6, self.relu6_ = nn.ReLU6(), nn.ReLU6(inplace=True)
+        self.hardtanh, self.narrow = nn.Hardtanh(0, 6), nn.Hardtanh(0, 5)
         self.chain = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)))
         self.inplace_chain = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 3, 1))
         self.identity = nn.Identity()
@@ -38,7 +41,7 @@ class Model(nn.Module):
         self.register_buffer("offset", torch.full((3, 1, 1), 0.25))
         self.flag, self.kept, self.notes = True, 0, []
         self.body = [body]
-        nn.init.normal_(self.bn.weight)
+        nn.init.normal_(self.bn.weight, 0.0, 4.0)
         nn.init.normal_(self.bn.bias)
 
     def forward(self, x: Tensor) -> Any:
@@ -150,6 +153,18 @@ TOGETHER: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, str]]] = {
     ),
     "leaky by keyword": (lambda m, x: F.leaky_relu(m.bn(x), negative_slope=1, inplace=True), {"bn": "leaky_relu"}),
     "a new module": (lambda m, x: nn.LeakyReLU(0.3, True)(m.bn(x)), {"bn": "leaky_relu"}),
+    "relu6 modules": (lambda m, x: m.relu6_(m.bn(x)) + m.relu6(m.other(x)), {"bn": "relu6", "other": "relu6"}),
+    "relu6 functions": (
+        lambda m, x: F.relu6(m.bn(x)) + F.relu6(m.other(x), True),
+        {"bn": "relu6", "other": "relu6"},
+    ),
+    "hardtanh functions": (
+        lambda m, x: F.hardtanh(m.bn(x), 0, 6.0) + F.hardtanh_(m.other(x), max_val=6, min_val=0.0),
+        {"bn": "relu6", "other": "relu6"},
+    ),
+    "relu6 after a sum": (lambda m, x: m.relu6(m.bn(m.conv(x)) + 8 * x), {"bn": "add + relu6"}),
+    "hardtanh as relu6": (lambda m, x: m.hardtanh(m.bn(m.conv(x)) + 8 * x), {"bn": "add + relu6"}),
+    "a new relu6": (lambda m, x: nn.ReLU6(True)(m.bn(x)), {"bn": "relu6"}),
     "plus": (lambda m, x: m.relu(m.bn(m.conv(x)) + x), {"bn": "add + relu"}),
     "plus, other side": (lambda m, x: m.relu(x + m.bn(m.conv(x))), {"bn": "add + relu"}),
     "operator": (lambda m, x: m.relu(operator.add(m.bn(m.conv(x)), x)), {"bn": "add + relu"}),
@@ -193,7 +208,7 @@ def test_the_fused_step_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         if name in ("no activation", "sum read twice", "by mode", "ReLU in place in between", "parameter", "buffer"):
             continue
         ours = convert(Model(body))
-        for module in (ours.relu, ours.relu_, ours.leaky):
+        for module in (ours.relu, ours.relu_, ours.leaky, ours.relu6, ours.relu6_):
             monkeypatch.setattr(module, "_call_impl", partial(_fail, f"{name} calls an activation"))
         ours.body[0] = partial(_fail, f"{name} runs its own code")
         ours(X)
@@ -249,6 +264,9 @@ APART: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "scaled": (lambda m, x: torch.add(m.bn(m.conv(x)), x, alpha=2).relu(), "add follows"),
     "difference": (lambda m, x: (m.bn(m.conv(x)) - x).relu(), "sub follows"),
     "slope that is a value": (lambda m, x: F.leaky_relu(m.bn(x), 0.1 * x.shape[1]), "leaky_relu follows"),
+    "other ends": (lambda m, x: m.narrow(m.bn(x)), "narrow (Hardtanh) follows"),
+    "other ends of a function": (lambda m, x: F.hardtanh(m.bn(x)), "hardtanh follows"),
+    "clamp, whose gradient passes at its ends": (lambda m, x: m.bn(x).clamp(0, 6), "clamp follows"),
     "written into the shortcut": (into_the_shortcut, "the sum is written over the other operand"),
     "input written later": (later_write, "mul_ comes in between and writes in place"),
     "input written later by a module": (later_write_by_a_module, "inplace_chain comes in between and writes in place"),
@@ -415,8 +433,9 @@ def test_the_step_by_itself() -> None:
     for activation, expected in (
         (None, lambda y: y),
         (nn.ReLU(), F.relu),
-        (0.0, F.relu),
-        (0.2, lambda y: F.leaky_relu(y, 0.2)),
+        (RELU, F.relu),
+        (RELU6, F.relu6),
+        (Activation(0.2), lambda y: F.leaky_relu(y, 0.2)),
         (nn.Tanh(), torch.tanh),
     ):
         torch.testing.assert_close(normalized(norm, X, X, activation), expected(norm(X) + X))

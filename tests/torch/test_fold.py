@@ -211,7 +211,7 @@ def test_one_normalization_behind_two_convolutions() -> None:
     assert sorted(folded.state_dict()) == ["a.bias", "a.weight", "b.bias", "b.weight"]
 
 
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "elu"])
+@pytest.mark.parametrize("activation", ["relu", "relu6", "leaky_relu", "elu"])
 @pytest.mark.parametrize("folds", [True, False])
 def test_activations_and_residuals_of_our_modules_stay(activation: str, folds: bool) -> None:
     class Block(nn.Module):

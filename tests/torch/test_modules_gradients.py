@@ -59,6 +59,7 @@ def test_gradients_are_the_textbooks(case, activation) -> None:
 VARIANTS = [
     {},
     {"activation": "relu"},
+    {"activation": "relu6"},
     {"activation": "leaky_relu", "virtual_batch_size": 3},
     {"activation": "elu", "alpha": 1.3},
     {"momentum": None},

@@ -195,13 +195,17 @@ def test_errors_have_torchs_types_and_our_words(name: str) -> None:
     [
         ({"momentum": 1.5}, r"from 0 to 1, or None .* received momentum=1.5"),
         ({"momentum": -0.1}, "received momentum=-0.1"),
-        ({"activation": "gelu"}, "one of None, 'relu', 'leaky_relu', 'elu'; received 'gelu'"),
+        ({"activation": "gelu"}, "one of None, 'relu', 'relu6', 'leaky_relu', 'elu'; received 'gelu'"),
         ({"virtual_batch_size": 0}, "1 or more; received virtual_batch_size=0"),
         ({"virtual_batch_size": 2.5}, "received virtual_batch_size=2.5"),
         ({"memory": "none"}, "one of 'save', 'inplace'; received memory='none'"),
         (
             {"memory": "inplace", "activation": "relu"},
             "relu has lost what was below zero; choose activation among None",
+        ),
+        (
+            {"memory": "inplace", "activation": "relu6"},
+            "relu6 has lost what was below zero or above 6; choose activation among None",
         ),
         ({"memory": "inplace", "activation": "leaky_relu", "negative_slope": 0.0}, "above 0; received negative_slope=0.0"),
         ({"memory": "inplace", "activation": "elu", "alpha": -1.0}, "received alpha=-1.0"),

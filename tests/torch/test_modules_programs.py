@@ -30,6 +30,7 @@ OPTIONS = [
     {"momentum": None},
     {"affine": False, "virtual_batch_size": 3},
     {"track_running_stats": False},
+    {"activation": "relu6"},
 ]
 
 
@@ -49,6 +50,8 @@ def trained(options, shape=(6, 4, 5, 5)) -> nn.Module:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.uniform_(0.5, 1.5)
+        if options.get("activation") == "relu6":
+            module.weight.mul_(4)
     for _ in range(3):
         module(torch.randn(shape) * 2 + 1)
     return module
@@ -241,7 +244,9 @@ def test_onnx_has_a_standard_node(options, shape, tmp_path: Path) -> None:
     module = trained(options, shape).eval()
     x = torch.randn(shape)
     operators, y = run_onnx(module, x, file=tmp_path / "model.onnx")
-    activation = {"relu": ["Relu"], "leaky_relu": ["LeakyRelu"], "elu": ["Elu"]}.get(options.get("activation"), [])
+    activation = {"relu": ["Relu"], "relu6": ["Clip"], "leaky_relu": ["LeakyRelu"], "elu": ["Elu"]}.get(
+        options.get("activation"), []
+    )
     assert operators == ["BatchNormalization", *activation]
     np.testing.assert_allclose(y, module(x).detach().numpy(), rtol=1e-5, atol=1e-5)
 

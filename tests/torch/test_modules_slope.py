@@ -47,6 +47,34 @@ def test_it_is_exported(slope: float) -> None:
     torch.testing.assert_close(torch.export.export(model, (X,)).module()(X), expected)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_it_may_have_a_limit(training: bool) -> None:
+    ours, theirs = (kind(3, dtype=torch.float64).train(training) for kind in (BatchNorm2d, nn.BatchNorm2d))
+    for module in (ours, theirs):
+        nn.init.constant_(module.weight, 8.0)
+    inputs = [X.clone().requires_grad_() for _ in range(2)]
+    y, expected = ours(inputs[0], X.cos(), slope=0.0, limit=6.0), F.relu6(theirs(inputs[1]) + X.cos())
+    assert (expected == 6).any()
+    for each in (y, expected):
+        each.square().sum().backward()
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+
+
+@pytest.mark.parametrize("given", [{"slope": 0.0, "limit": 5.0}, {"slope": 0.3, "limit": 6.0}, {"limit": 6.0}], ids=str)
+def test_other_limits_are_refused(given: dict[str, float]) -> None:
+    message = (
+        "limit bounds the activation of a call from above: 6 beside slope=0, which is relu6, or none; received "
+        f"slope={given.get('slope')} and limit={given['limit']}; apply any other bound to the result"
+    )
+    module = BatchNorm2d(3)
+    for training in (True, False):
+        with pytest.raises(ArgumentError) as caught:
+            module.train(training)(X.float(), **given)
+        assert str(caught.value) == message
+    module(X.float(), slope=0.0, limit=6)
+
+
 def test_a_module_that_has_an_activation_takes_no_other() -> None:
     with pytest.raises(ArgumentError) as caught:
         BatchNorm2d(3, activation="elu")(X.float(), slope=0.0)

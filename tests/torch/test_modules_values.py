@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from evennorm.torch import BatchNorm1d, BatchNorm2d
 from tests.cases import CASES, Case
+from tests.contract.textbook import spread
 from tests.torch.reference import MODULES, Reference, array, channels_second, module_for
 
 ROUNDING = {torch.float64: 1e-11, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -111,7 +112,7 @@ def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
     sizes=st.lists(st.integers(1, 7), min_size=2, max_size=5),
     layout=st.sampled_from(["contiguous", "channels last", "batch last", "every second"]),
     dtype=st.sampled_from(list(ROUNDING)),
-    activation=st.sampled_from([None, "relu", "leaky_relu", "elu"]),
+    activation=st.sampled_from([None, "relu", "relu6", "leaky_relu", "elu"]),
     has_residual=st.booleans(),
     has_mask=st.booleans(),
     seed=st.integers(0, 999),
@@ -122,7 +123,7 @@ def test_any_shape_layout_and_dtype(data, sizes, layout, dtype, activation, has_
     x = torch.tensor(rng.normal(3, 2, sizes), dtype=dtype)
     if (x[:group, 0].numel()) < 2:
         return
-    gamma, beta = rng.uniform(-1.5, 1.5, sizes[1]), rng.uniform(-1, 1, sizes[1])
+    gamma, beta = rng.uniform(-1.5, 1.5, sizes[1]) * spread(activation), rng.uniform(-1, 1, sizes[1])
     residual = torch.tensor(rng.normal(size=sizes), dtype=dtype) if has_residual else None
     mask = rng.random((sizes[0], *sizes[2:])) < 0.7 if has_mask else None
     parameter_dtype = torch.float64 if dtype == torch.float64 else torch.float32

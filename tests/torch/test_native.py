@@ -25,6 +25,7 @@ MODULES = {2: BatchNorm1d, 3: BatchNorm1d, 4: BatchNorm2d, 5: BatchNorm3d}
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"activation": "relu"},
+    {"activation": "relu6"},
     {"activation": "leaky_relu", "negative_slope": 0.2},
     {"affine": False},
     {"bias": False},
@@ -58,18 +59,18 @@ def through_python(function: Callable[[], Any]) -> Any:
         native.AVAILABLE = True
 
 
-def steps(module: nn.Module, x: Tensor, residual: Tensor | None, dy: Tensor, slope: float | None = None) -> list[Tensor]:
+def steps(module: nn.Module, x: Tensor, residual: Tensor | None, dy: Tensor, **given: float) -> list[Tensor]:
     """Everything that two training steps and an evaluation of a copy of the module give."""
     module = copy.deepcopy(module)
     found = []
     for _ in range(2):
         leaves = [t.detach().requires_grad_() for t in (x, residual) if t is not None]
-        y = module(*leaves, slope=slope)
+        y = module(*leaves, **given)
         y.backward(dy)
         found += [y.detach(), *(leaf.grad for leaf in leaves)]
     found += [p.grad for p in module.parameters()]
     with torch.no_grad():
-        found += [module(x, residual, slope=slope), module.eval()(x, residual, slope=slope)]
+        found += [module(x, residual, **given), module.eval()(x, residual, **given)]
     return [*found, *module.buffers()]
 
 
@@ -102,10 +103,11 @@ def test_the_same_bits_as_through_python(data: st.DataObject) -> None:
     module = MODULES[len(sizes)](sizes[1], dtype=parameters, **options)
     if module.weight is not None:
         with torch.no_grad():
-            module.weight.copy_(torch.randn(sizes[1], generator=generator))
-    slope = data.draw(st.sampled_from((None, 0.0, 0.3))) if module.activation is None else None
-    inputs = module, x, data.draw(st.sampled_from((None, residual))), dy, slope
-    assert_same(steps(*inputs), through_python(lambda: steps(*inputs)))
+            module.weight.copy_(4 * torch.randn(sizes[1], generator=generator))
+    slopes = ({}, {"slope": 0.0}, {"slope": 0.3}, {"slope": 0.0, "limit": 6.0})
+    given = data.draw(st.sampled_from(slopes)) if module.activation is None else {}
+    inputs = module, x, data.draw(st.sampled_from((None, residual))), dy
+    assert_same(steps(*inputs, **given), through_python(lambda: steps(*inputs, **given)))
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -144,6 +146,9 @@ def wrong_calls() -> dict[str, Callable[[], Any]]:
         "residual's dtype": lambda: module(x, x.double()),
         "ghost batches": lambda: BatchNorm2d(3, virtual_batch_size=3)(x),
         "two activations": lambda: BatchNorm2d(3, activation="relu")(x, slope=0.0),
+        "limit": lambda: module(x, slope=0.0, limit=5.0),
+        "limit beside a slope": lambda: module(x, slope=0.3, limit=6.0),
+        "limit without a slope": lambda: module(x, limit=6.0),
         "eps": lambda: changed(eps=0.0)(x),
         "negative eps": lambda: changed(eps=-1.0).eval()(x),
         "momentum": lambda: changed(momentum=2.0)(x),

@@ -71,7 +71,9 @@ def test_whole_networks(name) -> None:
     torch.testing.assert_close(gradients(model, x, True), gradients(model, x, False), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("options", [{"virtual_batch_size": 2}, {"activation": "leaky_relu"}, {"affine": False}])
+@pytest.mark.parametrize(
+    "options", [{"virtual_batch_size": 2}, {"activation": "leaky_relu"}, {"activation": "relu6"}, {"affine": False}]
+)
 def test_options(options) -> None:
     torch.manual_seed(3)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), BatchNorm2d(4, **options), nn.Conv2d(4, 4, 3))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Protocol
 
+from evennorm.core.activation import LINEAR, Activation
 from evennorm.core.geometry import Geometry
 from evennorm.errors import ArgumentError
 
@@ -17,7 +18,7 @@ class Formula(Protocol):
     @property
     def epsilon(self) -> float: ...
     @property
-    def negative_slope(self) -> float: ...
+    def activation(self) -> Activation: ...
 
 
 @dataclass(frozen=True)
@@ -30,30 +31,26 @@ class Call:
         geometry: which values are normalized together; its shape is that of x.
         dtype: that of x, such as "float32".
         epsilon: added to the variance; 0 or more.
-        negative_slope: slope of the activation below zero: 1 for none, 0 for relu, else leaky relu.
+        activation: applied last.
         group_size: samples of a ghost batch; None for one batch.
         fixed_stats: whether mean and variance are given, so that they do not depend on x.
 
     Example:
+        >>> from evennorm.core.activation import RELU
         >>> from evennorm.core.geometry import Geometry
-        >>> call = Call(Geometry((8, 3)), negative_slope=0.0)
-        >>> call.activation, call.count((8, 3))
+        >>> call = Call(Geometry((8, 3)), activation=RELU)
+        >>> call.activation.name, call.count((8, 3))
         ('relu', 8)
     """
 
     geometry: Geometry
     dtype: str = "float32"
     epsilon: float = 1e-5
-    negative_slope: float = 1.0
+    activation: Activation = LINEAR
     group_size: int | None = None
     fixed_stats: bool = False
     plans: dict[Hashable, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
     """What kernels have worked out for arrays of this shape, by their memory layout. A call belongs to one library."""
-
-    @property
-    def activation(self) -> str:
-        """none, relu or leaky_relu."""
-        return {1.0: "none", 0.0: "relu"}.get(self.negative_slope, "leaky_relu")
 
     def count(self, sizes: tuple[int, ...]) -> int:
         """Return the number of values behind each mean, for an array of these sizes."""
@@ -68,21 +65,6 @@ class Call:
         of 1e-40.
         """
         return self.epsilon < 1e-30
-
-
-def slope_of(activation: str | None, negative_slope: float = 0.01) -> float:
-    """Return the slope below zero that the name of an activation stands for.
-
-    Raises:
-        ArgumentError: a name that no kernel fuses.
-    """
-    if activation is None:
-        return 1.0
-    slopes = {"relu": 0.0, "leaky_relu": negative_slope}
-    if activation not in slopes:
-        known = ", ".join(map(repr, (None, *slopes)))
-        raise ArgumentError(f"activation is one of {known}; received {activation!r}; apply any other one to the result")
-    return slopes[activation]
 
 
 def checked_epsilon(epsilon: float) -> float:

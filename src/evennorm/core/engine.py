@@ -9,7 +9,8 @@ from functools import lru_cache
 from math import inf
 from typing import Any
 
-from evennorm.core.call import Call, checked_epsilon, refuse_complex, slope_of
+from evennorm.core.activation import activation_of
+from evennorm.core.call import Call, checked_epsilon, refuse_complex
 from evennorm.core.geometry import Geometry, cached_geometry
 from evennorm.core.moments import OUT_OF_RANGE, Moments, out_of_range
 from evennorm.core.namespace import Array, Namespace, wide
@@ -55,7 +56,7 @@ class Engine:
             axis: the channel axis, or several; all others are averaged over.
             epsilon: added to the variance; 0 or more.
             mask: true where a value counts; its axes are those that are averaged over, or it broadcasts against `x`.
-            activation: None, "relu" or "leaky_relu" (of `negative_slope` below zero).
+            activation: None, "relu", "relu6" or "leaky_relu" (of `negative_slope` below zero).
             residual: an array like `x`, added before the activation.
             virtual_batch_size: samples per ghost batch, each with statistics of its own; divides the first axis.
 
@@ -162,7 +163,7 @@ class Engine:
         self._check_residual(residual, xp.shape(x))
         mean, variance, gamma, beta = (self._row(row, geometry) for row in (mean, variance, gamma, beta))
         wide_residual = None if residual is None else wide(xp, residual)
-        numbers = call.epsilon, call.negative_slope
+        numbers = call.epsilon, call.activation
         y = normalize_by(xp, wide(xp, x), mean, variance, gamma, beta, *numbers, wide_residual)
         return xp.astype(y, xp.dtype(x))
 
@@ -204,7 +205,7 @@ class Engine:
         """Check the arguments of `batch_norm` and `normalize`."""
         shape = tuple(size if isinstance(size, int) else None for size in self.xp.shape(x))
         axis = tuple(axis) if isinstance(axis, Iterable) else axis
-        numbers = checked_epsilon(epsilon), slope_of(activation, negative_slope), virtual_batch_size
+        numbers = checked_epsilon(epsilon), activation_of(activation, negative_slope), virtual_batch_size
         return self.make_call(cached_geometry(shape, axis), self._dtype_name(x), *numbers, fixed_stats)
 
     def _dtype_name(self, x: Array) -> str:

@@ -64,6 +64,10 @@ class Namespace(Protocol):
         """
         ...
 
+    def relu6(self, x: Array) -> Array:
+        """Return `x` between 0 and 6, else the nearer of them; NaN stays NaN, and the derivative at both ends is 0."""
+        ...
+
     def stop_gradient(self, x: Array) -> Array: ...
     def rounded(self, x: Array) -> Array:
         """Return `x`, without derivative, rounded to within a unit in the last place, so that no compiler can simplify it.

@@ -3,7 +3,7 @@
 y = activation(gamma * (x - mean) / sqrt(variance + epsilon) + beta [+ residual])
 
 All arrays are views (groups, outer, channel, inner); gamma and beta are (channel,) or None; moments are (groups, channel).
-The activation is the piecewise linear one of slope 1 above zero and `negative_slope` below: 1 none, 0 relu, else leaky relu.
+`core.activation` has the activation.
 Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1 and section 3.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from evennorm.core.activation import LINEAR, Activation, activate, gated_by, is_closed
 from evennorm.core.moments import Moments, per_channel
 from evennorm.core.namespace import Array, Namespace
 from evennorm.core.summation import channel_sum
@@ -32,7 +33,7 @@ def normalize(
     gamma: Array | None,
     beta: Array | None,
     epsilon: float,
-    negative_slope: float = 1.0,
+    activation: Activation = LINEAR,
     residual: Array | None = None,
     mask: Array | None = None,
 ) -> Array:
@@ -46,7 +47,7 @@ def normalize(
         acts = mask | xp.isfinite(x)
         quiet = _linear(xp, without(xp, x, acts, moments), moments, gamma, beta, epsilon, residual)
         z = xp.where(acts, quiet, xp.stop_gradient(z))
-    return activate(xp, z, negative_slope)
+    return activate(xp, z, activation)
 
 
 def normalize_by(
@@ -57,7 +58,7 @@ def normalize_by(
     gamma: Array | None,
     beta: Array | None,
     epsilon: float,
-    negative_slope: float = 1.0,
+    activation: Activation = LINEAR,
     residual: Array | None = None,
 ) -> Array:
     """Normalize by statistics that do not come from x. All arrays but x have a shape that broadcasts against it.
@@ -68,12 +69,7 @@ def normalize_by(
     deviation = xp.sqrt(variance + epsilon)
     z = (x - mean) / deviation if gamma is None else (x - mean) * (gamma / deviation)
     z = z if beta is None else z + beta
-    return activate(xp, z if residual is None else z + residual, negative_slope)
-
-
-def activate(xp: Namespace, z: Array, negative_slope: float) -> Array:
-    """Return z where it is positive, and negative_slope * z elsewhere; NaN stays NaN."""
-    return z if negative_slope == 1 else xp.leaky_relu(z, negative_slope)
+    return activate(xp, z if residual is None else z + residual, activation)
 
 
 def gradients(
@@ -84,7 +80,7 @@ def gradients(
     gamma: Array | None,
     beta: Array | None,
     epsilon: float,
-    negative_slope: float = 1.0,
+    activation: Activation = LINEAR,
     residual: Array | None = None,
     mask: Array | None = None,
     d_mean: Array | None = None,
@@ -98,7 +94,7 @@ def gradients(
     `d_mean` and `d_variance` are derivatives that reach the moments on another way. Masked values do not act on the moments,
     so only the first term of dx holds for them; and those that are not finite, or whose dy is not, act on nothing at all.
     """
-    dz, x = dz_of(xp, dy, x, moments, gamma, beta, epsilon, negative_slope, residual, mask)
+    dz, x = dz_of(xp, dy, x, moments, gamma, beta, epsilon, activation, residual, mask)
     sums = gradient_sums(xp, dz, x, moments)
     d_gamma, d_beta = parameter_gradients(xp, *sums, moments, epsilon, gamma is not None, beta is not None)
     dx = input_gradient(xp, dz, x, moments, gamma, epsilon, *sums, mask, d_mean, d_variance)
@@ -113,7 +109,7 @@ def dz_of(
     gamma: Array | None,
     beta: Array | None,
     epsilon: float,
-    negative_slope: float = 1.0,
+    activation: Activation = LINEAR,
     residual: Array | None = None,
     mask: Array | None = None,
 ) -> tuple[Array, Array]:
@@ -121,10 +117,10 @@ def dz_of(
     if mask is not None:  # 0 * NaN is NaN
         acts = acting(xp, mask, x, dy)
         dy, x = xp.where(acts, dy, 0.0), without(xp, x, acts, moments)
-    if negative_slope == 1:
+    if activation == LINEAR:
         return dy, x
     z = _linear(xp, x, moments, gamma, beta, epsilon, residual)
-    return xp.where(z <= 0, 0.0 if negative_slope == 0 else negative_slope * dy, dy), x
+    return gated_by(xp, dy, is_closed(z, activation), activation), x
 
 
 def parameter_gradients(

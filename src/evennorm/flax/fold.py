@@ -72,6 +72,8 @@ def activation_of(norm: Any) -> Any:
     """Return what is left of a folded batch normalization: the activation that ours applies."""
     if getattr(norm, "activation", None) == "relu":
         return nnx.relu
+    if getattr(norm, "activation", None) == "relu6":
+        return nnx.relu6
     if getattr(norm, "activation", None) == "leaky_relu":
         slope = norm.negative_slope
         return lambda x: nnx.leaky_relu(x, slope)

@@ -31,7 +31,7 @@ class BatchNorm(nnx.BatchNorm):
 
     Args:
         num_features: the number of channels; with several channel axes the product of their sizes.
-        activation: None, "relu" or "leaky_relu" (of `negative_slope` below zero), applied last.
+        activation: None, "relu", "relu6" or "leaky_relu" (of `negative_slope` below zero), applied last.
         virtual_batch_size: samples per ghost batch, each normalized by its own statistics (Hoffer et al. 2017).
         unbiased: let the running variance follow variance * n / (n - 1), as PyTorch does.
         **others: those of flax.nnx.BatchNorm, which mean the same here: use_running_average, axis, momentum, epsilon, dtype,

@@ -47,7 +47,7 @@ def _train(
     residual = None if residual is None else xp.astype(residual, x.dtype)
     given = {"x": x, "gamma": gamma, "beta": beta, "residual": residual, "mask": mask}
     arrays = all_varying({name: a for name, a in given.items() if a is not None})
-    options = Options(call.epsilon, call.negative_slope, choose("jax", x.dtype.name, training=True))
+    options = Options(call.epsilon, call.activation, choose("jax", x.dtype.name, training=True))
     if devices is not None and devices.number > 1:
         return synchronized.train(devices, options, arrays)
     if options.kernel == "cpu":
@@ -110,7 +110,7 @@ def batch_norm(
         axis: the channel axis, or several; all others are averaged over.
         epsilon: added to the variance; 0 or more.
         mask: true where a value counts; its axes are those that are averaged over, or it broadcasts against `x`.
-        activation: None, "relu" or "leaky_relu" (of `negative_slope` below zero).
+        activation: None, "relu", "relu6" or "leaky_relu" (of `negative_slope` below zero).
         residual: an array like `x`, added before the activation.
         virtual_batch_size: samples per ghost batch, each with statistics of its own; divides the first axis.
         axis_name: the axis of pmap, shard_map or vmap, or several, over whose devices the statistics are taken. They

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from evennorm.core.activation import LINEAR, Activation, activate, gated_by, is_closed
 from evennorm.core.moments import Moments, count_of, moments, per_channel
 from evennorm.core.normalize import (
     acting,
-    activate,
     fixed_stats_gradients,
     gradient_sums,
     moments_gradient,
@@ -35,7 +35,7 @@ class Options(NamedTuple):
     """The settings that are known when a program is traced."""
 
     epsilon: float
-    negative_slope: float
+    activation: Activation
     kernel: str
     """The name of the kernel, as `kernels.choose` returns it."""
     exchanged: bool = False
@@ -60,7 +60,10 @@ def by_fixed_stats(given: Arrays, statistics: Moments, options: Options, wanted:
         return {"y": reference.infer(xp, options, x, statistics, gamma, beta, residual)}
     wide = reference.wide(xp, residual)
     z = normalize(xp, reference.wide(xp, x), statistics, gamma, beta, options.epsilon, residual=wide)
-    return {"y": xp.astype(activate(xp, z, options.negative_slope), xp.dtype(x)), "relu_mask": _packed(~(z <= 0))}
+    return {
+        "y": xp.astype(activate(xp, z, options.activation), xp.dtype(x)),
+        "relu_mask": _packed(~is_closed(z, options.activation)),
+    }
 
 
 def tangent(saved: Arrays, moving: Arrays, options: Options, wanted: Names) -> Arrays:
@@ -95,7 +98,7 @@ def backward(saved: Arrays, cotangents: Arrays, options: Options, wanted: Names)
     if options.exchanged:
         return _backward_by_fixed_stats(saved, dz, cotangents, options, wanted)
     gamma, beta = saved.get("gamma"), saved.get("beta")
-    linear = options._replace(negative_slope=1.0)  # dz has the activation's derivative already
+    linear = options._replace(activation=LINEAR)  # dz has the activation's derivative already
     g = reference.backward(xp, linear, dz, saved["x"], statistics, gamma, beta, None, mask, d_mean, d_variance)
     found = g._replace(residual=xp.astype(dz, xp.dtype(saved["x"])))._asdict()
     return {name: found[name] for name in wanted}
@@ -157,15 +160,15 @@ def _statistics(saved: Arrays) -> Moments:
 
 
 def gated(z: jax.Array, saved: Arrays, options: Options) -> jax.Array:
-    """Multiply `z` by the activation's derivative: by the mask that was kept, else by the sign of the normalized x."""
-    if options.negative_slope == 1:
+    """Multiply `z` by the activation's derivative: by the mask that was kept, else by the normalized x."""
+    if options.activation == LINEAR:
         return z
     if "relu_mask" in saved:
         closed = ~_unpacked(saved["relu_mask"], z.shape)
     else:
         x, gamma, beta = reference.wide(xp, saved["x"]), saved.get("gamma"), saved.get("beta")
-        closed = normalize(xp, x, _statistics(saved), gamma, beta, options.epsilon) <= 0
-    return jnp.where(closed, 0.0 if options.negative_slope == 0 else options.negative_slope * z, z)
+        closed = is_closed(normalize(xp, x, _statistics(saved), gamma, beta, options.epsilon), options.activation)
+    return gated_by(xp, z, closed, options.activation)
 
 
 def _packed(view: jax.Array) -> jax.Array:

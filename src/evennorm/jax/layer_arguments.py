@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from evennorm.core.call import checked_epsilon, slope_of
+from evennorm.core.activation import activation_of
+from evennorm.core.call import checked_epsilon
 from evennorm.errors import ArgumentError
 
 
@@ -22,7 +23,7 @@ def check(
     """
     checked_momentum(momentum)
     checked_epsilon(epsilon)
-    slope_of(activation, negative_slope)
+    activation_of(activation, negative_slope)
     if virtual_batch_size is not None and virtual_batch_size < 1:
         raise ArgumentError(
             f"virtual_batch_size is a number of samples, 1 or more; received virtual_batch_size={virtual_batch_size}"

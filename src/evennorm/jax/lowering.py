@@ -158,5 +158,6 @@ def _attributes(given: tuple[Names, Names], wanted: tuple[Names, Names], options
         "given": np.int64(xla.places(*given)),
         "wanted": np.int64(xla.places(*wanted)),
         "epsilon": np.float64(options.epsilon),
-        "negative_slope": np.float64(options.negative_slope),
+        "negative_slope": np.float64(options.activation.slope),
+        "limit": np.float64(options.activation.limit),
     }

@@ -64,6 +64,10 @@ class _Jax:
         return jnp.where(x <= 0, 0.0 if slope == 0 else slope * x, x)
 
     @staticmethod
+    def relu6(x: jax.Array) -> jax.Array:
+        return jnp.where(x <= 0, 0.0, jnp.where(x >= 6, 6.0, x))  # not jax.nn.relu6, whose derivative at both ends is 1/2
+
+    @staticmethod
     def rounded(x: jax.Array) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(x, f"int{8 * x.dtype.itemsize}")
         return jax.lax.bitcast_convert_type(bits & -2, x.dtype)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 
+from evennorm.core.activation import LINEAR
 from evennorm.jax import composed
 from evennorm.jax.composed import Names, Options
 
@@ -89,7 +90,7 @@ def _forward_jvp(
 ) -> tuple[list[Any], list[Any]]:
     by_name = dict(zip(given, primals, strict=True))
     moving = {name: t for name, t in zip(given, tangents, strict=True) if moves(t)}
-    keeps_relu_mask = "residual" in given and options.negative_slope != 1
+    keeps_relu_mask = "residual" in given and options.activation != LINEAR
     needed = (*wanted, "relu_mask") if keeps_relu_mask and "relu_mask" not in wanted else wanted
     results = dict(
         zip(needed, forward_p.bind(*primals, given=given, linear=(), options=options, wanted=needed), strict=True)
@@ -98,7 +99,7 @@ def _forward_jvp(
     saved |= {name: results[name] for name in (*STATISTICS, *(("relu_mask",) if keeps_relu_mask else ()))}
     if "mask" in given:
         saved["mask"] = by_name["mask"]
-    beside = moving.pop("residual") if "residual" in moving and options.negative_slope == 1 else None
+    beside = moving.pop("residual") if "residual" in moving and options.activation == LINEAR else None
     found: dict[str, Any] = {}
     if moving:
         names = ("y", "mean_low", "variance") if "x" in moving else ("y",)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from evennorm.core.activation import LINEAR
 from evennorm.core.exchange import local_tangents, merged, packed
 from evennorm.core.moments import Moments, count_of
 from evennorm.jax import composed
@@ -46,7 +47,7 @@ def _together(devices: Devices, options: Options, names: Names) -> Callable[...,
         given = dict(zip(names, arrays, strict=True))
         local = _local_moments(given, options)
         whole = merged(xp, devices.gathered(packed(xp, local)), *local.mean.shape)
-        mask_name = ("relu_mask",) if "residual" in given and options.negative_slope != 1 else ()
+        mask_name = ("relu_mask",) if "residual" in given and options.activation != LINEAR else ()
         found = composed.by_fixed_stats(given, whole, options, ("y", *mask_name))
         return found | dict(zip(("count", *STATISTICS), whole, strict=True)) | dict(zip(LOCAL, local[1:], strict=True))
 
@@ -74,7 +75,7 @@ def _together(devices: Devices, options: Options, names: Names) -> Callable[...,
 def _local_moments(given: dict[str, jax.Array], options: Options) -> Moments:
     """Compute the moments of this device, reading x once and writing nothing."""
     arrays = {name: given[name] for name in ("x", "mask") if name in given}
-    plain = options._replace(negative_slope=1.0, exchanged=False)
+    plain = options._replace(activation=LINEAR, exchanged=False)
     names = {"given": tuple(arrays), "linear": (), "options": plain, "wanted": STATISTICS}
     statistics = forward_p.bind(*arrays.values(), **names)
     return Moments(_count(given), *statistics)
@@ -103,7 +104,7 @@ def _moved_y(
         saved["alone"] = given["mask"] & (found["count"] <= 1)[:, None, :, None]
     if "relu_mask" in found:
         saved["relu_mask"] = found["relu_mask"]
-    beside = moving.pop("residual", None) if options.negative_slope == 1 else None
+    beside = moving.pop("residual", None) if options.activation == LINEAR else None
     ty = None
     if moving:
         names = {"given": tuple(saved), "linear": tuple(moving), "options": options, "wanted": ("y",)}

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from evennorm.core.activation import LINEAR, RELU, RELU6, Activation
 from evennorm.core.call import COMPLEX
 from evennorm.errors import ArgumentError, ShapeError
 from evennorm.keras import initializers
@@ -127,10 +128,15 @@ def by_name(weights: Sequence[Any] | None, shape: tuple[int, ...], scale: bool, 
     return named
 
 
-def fused_slope(activation: Callable[..., Any]) -> float | None:
-    """Return the slope below zero of an activation that kernels fuse; None for every other one."""
-    slopes = {keras.activations.linear: 1.0, keras.activations.relu: 0.0, keras.activations.leaky_relu: 0.2}
-    return slopes.get(activation) if isinstance(activation, Hashable) else None
+def fused(activation: Callable[..., Any]) -> Activation | None:
+    """Return an activation that kernels fuse; None for every other one."""
+    known = {
+        keras.activations.linear: LINEAR,
+        keras.activations.relu: RELU,
+        keras.activations.relu6: RELU6,
+        keras.activations.leaky_relu: Activation(0.2),
+    }
+    return known.get(activation) if isinstance(activation, Hashable) else None
 
 
 def drop_keras_1_input(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from evennorm.core.activation import LINEAR
 from evennorm.core.call import Call, checked_epsilon
 from evennorm.core.geometry import Geometry
 from evennorm.core.moments import Moments
@@ -51,7 +52,8 @@ class BatchNormalization(keras.layers.Layer):
             `gamma * (x - mean) / (sqrt(variance + epsilon) + epsilon) + beta`. 2: batch statistics at inference too.
         weights: initial values, [gamma, beta] or [gamma, beta, moving mean, moving variance].
         beta_init, gamma_init: Keras 1's names of the initializers, by its names for them or as `f(shape, name=...)`.
-        activation: applied last; any that Keras knows. relu and leaky_relu are computed together with the normalization.
+        activation: applied last; any that Keras knows. relu, relu6 and leaky_relu are computed together with the
+            normalization.
         virtual_batch_size: samples per ghost batch, each normalized by its own statistics (Hoffer et al. 2017).
         unbiased_variance: let the moving variance follow variance * n / (n - 1), as PyTorch does.
         **kwargs: name, dtype, trainable, and `input_shape` on a first layer.
@@ -250,7 +252,7 @@ class BatchNormalization(keras.layers.Layer):
             self._check_mask(geometry, mask)
         engine = synchronized_engine() if self.synchronized else self._engine
         if self.renorm:
-            plain = replace(self._call(x, geometry), negative_slope=1.0)
+            plain = replace(self._call(x, geometry), activation=LINEAR)
             xhat, moments = engine.train(plain, x, None, None, mask=mask)
             y = self._finished(moving.renormalized(self, self._engine.xp, xhat, geometry, moments, mask), residual)
         else:
@@ -271,15 +273,14 @@ class BatchNormalization(keras.layers.Layer):
 
     def _call(self, x: Any, geometry: Geometry, fixed_stats: bool = False) -> Call:
         """Return the settings of a call for the engine, with the activation where kernels fuse it."""
-        slope = arguments.fused_slope(self.activation)
-        slope = 1.0 if slope is None else slope
+        activation = arguments.fused(self.activation) or LINEAR
         group_size = None if fixed_stats else self.virtual_batch_size
         dtype = keras.backend.standardize_dtype(x.dtype)
-        return self._engine.make_call(geometry, dtype, self.epsilon, slope, group_size, fixed_stats)
+        return self._engine.make_call(geometry, dtype, self.epsilon, activation, group_size, fixed_stats)
 
     def _activated(self, y: Any) -> Any:
         """Apply an activation that no kernel fuses."""
-        return y if arguments.fused_slope(self.activation) is not None else self.activation(y)
+        return y if arguments.fused(self.activation) is not None else self.activation(y)
 
     def _finished(self, y: Any, residual: Any) -> Any:
         return self.activation(y if residual is None else y + ops.cast(residual, y.dtype))

@@ -23,6 +23,7 @@ class ForwardPlan:
         y_strides: Four,
         epsilon: float,
         negative_slope: float,
+        limit: float,  # 6 for relu6, else infinite
         /,
     ) -> None: ...
     @property
@@ -77,6 +78,7 @@ class BackwardPlan:
         dx_strides: Four,
         epsilon: float,
         negative_slope: float,
+        limit: float,  # 6 for relu6, else infinite
         count: float,
         /,
     ) -> None: ...

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from math import inf, prod
 from typing import Any, NamedTuple
 
+from evennorm.core.activation import LINEAR
 from evennorm.core.call import Call
 from evennorm.core.geometry import Strides
 from evennorm.core.moments import Moments
@@ -101,7 +102,7 @@ class CpuKernel:
             y = access.empty_like(x) if plan.fresh is None else self._allocated(call, plan.fresh, x)
             mask = None
         else:
-            masked = residual is not None and call.negative_slope != 1
+            masked = residual is not None and call.activation != LINEAR
             plan, x, residual, y = self._prepared(call, x, residual, out, masked)
             mask = access.empty_bytes(plan.mask_bytes, x) if masked else None
         if statistics is not None:
@@ -297,7 +298,7 @@ class CpuKernel:
             return _ForwardPlan(fresh)
         sizes, (y_strides, x_strides, residual_strides) = found
         groups, _, channel, _ = sizes
-        numbers = call.epsilon, call.negative_slope
+        numbers = call.epsilon, *call.activation
         run = _cpu.ForwardPlan(DTYPES[call.dtype], sizes, x_strides, residual_strides, y_strides, *numbers)
         return _ForwardPlan(
             fresh,
@@ -325,7 +326,7 @@ class CpuKernel:
         sizes, (dx_strides, x_strides, dy_strides) = found
         _, outer, _, inner = sizes
         # Given statistics are those of infinitely many values: x moves no mean.
-        numbers = call.epsilon, call.negative_slope, inf if call.fixed_stats else float(outer * inner)
+        numbers = call.epsilon, *call.activation, inf if call.fixed_stats else float(outer * inner)
         run = _cpu.BackwardPlan(DTYPES[call.dtype], sizes, dy_strides, x_strides, dx_strides, *numbers)
         native = self._native
         return _BackwardPlan(fresh, native(run.backward), native(run.gradient_sums), native(run.input_gradient), run.address)

@@ -44,7 +44,7 @@ def infer(
     """Normalize `x` by given statistics; y has x's dtype. A mask matters only to engines that differentiate this
     themselves."""
     wide_residual = None if residual is None else wide(xp, residual)
-    y = normalize(xp, wide(xp, x), statistics, gamma, beta, call.epsilon, call.negative_slope, wide_residual, mask)
+    y = normalize(xp, wide(xp, x), statistics, gamma, beta, call.epsilon, call.activation, wide_residual, mask)
     return xp.astype(y, xp.dtype(x))
 
 
@@ -71,7 +71,7 @@ def backward(
         gamma,
         beta,
         call.epsilon,
-        call.negative_slope,
+        call.activation,
         wide_residual,
         mask,
         d_mean,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from evennorm.core.activation import LINEAR
 from evennorm.core.call import Call
 from evennorm.core.geometry import Geometry
 from evennorm.core.moments import Moments
@@ -122,7 +123,7 @@ def gradient(
     axes, call, (x, dy, residual) = _together(call, x, dy, residual)
     kernel, statistics = _kernel(call), np.stack(moments[1:])
     saved: Saved = statistics, None
-    if residual is not None and call.negative_slope != 1:  # for the mask; y is dropped
+    if residual is not None and call.activation != LINEAR:  # for the mask; y is dropped
         _, saved = kernel.forward(call, x, gamma, beta, residual, statistics=statistics)
     dx, d_gamma, d_beta, d_residual = kernel.backward(
         call, dy, x, gamma, beta, saved, residual is not None, d_mean, d_variance

@@ -50,7 +50,7 @@ class _NumPyEngine(Engine):
             axis: the channel axis, or several; all others are averaged over.
             epsilon: added to the variance; 0 or more.
             mask: true where a value counts; its axes are those that are averaged over, or it broadcasts against `x`.
-            activation: None, "relu" or "leaky_relu" (of `negative_slope` below zero).
+            activation: None, "relu", "relu6" or "leaky_relu" (of `negative_slope` below zero).
             residual: an array like `x`, added before the activation.
             virtual_batch_size: samples per ghost batch, each with statistics of its own; divides the first axis.
             out: an array like `x`, a memmap too, that y is written to; it may be `x` itself.

@@ -57,6 +57,10 @@ class _NumPy:
         return np.where(x <= 0, 0.0 if slope == 0 else slope * x, x)
 
     @staticmethod
+    def relu6(x: np.ndarray) -> np.ndarray:
+        return np.clip(x, 0.0, 6.0)
+
+    @staticmethod
     def stop_gradient(x: np.ndarray) -> np.ndarray:
         return x
 

@@ -45,7 +45,7 @@ def _train(
     kernel = choose("tensorflow", x.dtype.name, compiled=compiled.supports(x, gamma, beta, residual), device=_device())
     if not compiled.AVAILABLE:
         warn_once("tensorflow")
-    if kernel == "cpu" and mask is None and call.negative_slope >= 0:
+    if kernel == "cpu" and mask is None and call.activation.slope >= 0:
         return compiled.train(call, x, gamma, beta, residual)
     return composed.train(call, x, gamma, beta, residual, mask)
 

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tensorflow.python.eager import forwardprop_util
 from tensorflow.python.ops.parallel_for.pfor import RegisterPFor, wrap
 
+from evennorm.core.activation import LINEAR, Activation, gated_by, is_closed
 from evennorm.core.call import Call, Formula
 from evennorm.core.moments import Moments, moments
 from evennorm.core.normalize import Gradients
@@ -69,8 +70,8 @@ def train(
     beta: Tensor | None,
     residual: Tensor | None,
 ) -> tuple[Tensor, Moments]:
-    """Compute `composed.train` without a mask, and with a slope of 0 or more, so that y has the sign of the activation's
-    input."""
+    """Compute `composed.train` without a mask, and with a slope of 0 or more, so that y tells where the activation
+    is closed."""
     wide = tf.float64 if x.dtype == tf.float64 else tf.float32
     casts = {"gamma": (gamma, wide), "beta": (beta, wide), "residual": (residual, x.dtype)}
     optional = {name: tf.cast(tensor, dtype) for name, (tensor, dtype) in casts.items() if tensor is not None}
@@ -95,7 +96,7 @@ class _Numbers(NamedTuple):
     """The settings of a call, read from the attributes of its operation."""
 
     epsilon: float
-    negative_slope: float
+    activation: Activation
 
 
 class _Operation:
@@ -104,8 +105,9 @@ class _Operation:
     def __init__(self, given: tuple[str, ...], call: Call):
         self.given = given
         self.call = call
-        self.keeps_mask = "residual" in given and call.negative_slope != 1
-        self.attributes = {name: repr(float(getattr(call, name))) for name in ("epsilon", "negative_slope")}
+        self.keeps_mask = "residual" in given and call.activation != LINEAR
+        numbers = {"epsilon": call.epsilon, "negative_slope": call.activation.slope, "limit": call.activation.limit}
+        self.attributes = {name: repr(float(value)) for name, value in numbers.items()}
 
     def forward(self, x: Tensor, *tensors: Tensor) -> list[Tensor]:
         """Compute y, mean, mean_low, variance, and the activation mask, where backward needs it."""
@@ -153,7 +155,8 @@ class _Operation:
         def composed() -> list[Tensor]:
             dz, call = dy, self.call
             if self.keeps_mask:  # y tells, so that the residual need not be kept
-                dz, call = xp.where(y <= 0, call.negative_slope * dy, dy), replace(call, negative_slope=1.0)
+                dz = gated_by(xp, dy, is_closed(y, call.activation), call.activation)
+                call = replace(call, activation=LINEAR)
             g = _composed_backward(call, dz, d_mean, d_variance, x, named["gamma"], named["beta"])
             return self._found(g._replace(residual=dz))
 
@@ -191,21 +194,22 @@ tf.no_gradient("EvennormForward")  # what is saved carries no derivatives
 def _second_derivatives(operation: tf.Operation, *upstream: Tensor) -> list[Tensor | None]:
     """Compute the second derivatives of the composed form."""
     dy, d_mean, d_variance, x, gamma, beta, *saved = operation.inputs
-    attributes = {name: operation.get_attr(name) for name in ("keep_mask", "epsilon", "negative_slope")}
-    epsilon, negative_slope = float(attributes["epsilon"]), float(attributes["negative_slope"])
+    attributes = {name: operation.get_attr(name) for name in ("keep_mask", "epsilon", "negative_slope", "limit")}
+    epsilon, *numbers = (float(attributes[name]) for name in ("epsilon", "negative_slope", "limit"))
+    activation = Activation(*numbers)
     share = None
     if attributes["keep_mask"]:
         constants = tf.zeros_like(d_mean), tf.zeros_like(d_variance), *map(tf.stop_gradient, (x, gamma, beta))
         share = _operations.evennorm_backward(tf.ones_like(dy), *constants, *saved, **attributes).d_residual
         share.set_shape(dy.shape)
-        negative_slope = 1.0
+        activation = LINEAR
     given = [tensor for tensor in (gamma, beta) if tensor.shape != (0,)]
     inputs = [dy, d_mean, d_variance, x, *given]
     with tf.GradientTape() as tape:
         tape.watch(inputs)
         dz = dy if share is None else dy * share
         gamma, beta = (None if tensor.shape == (0,) else tensor for tensor in (gamma, beta))
-        g = _composed_backward(_Numbers(epsilon, negative_slope), dz, d_mean, d_variance, x, gamma, beta)
+        g = _composed_backward(_Numbers(epsilon, activation), dz, d_mean, d_variance, x, gamma, beta)
         outputs = [g.x, g.gamma, g.beta, dz if share is not None else None]
         wanted = [(value, by) for value, by in zip(outputs, upstream, strict=True) if value is not None]
     values, directions = zip(*wanted, strict=True)

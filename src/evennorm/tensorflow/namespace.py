@@ -74,6 +74,8 @@ class _TensorFlow:
     def leaky_relu(x: Tensor, slope: float) -> Tensor:
         return tf.nn.relu(x) if slope == 0 else tf.nn.leaky_relu(x, slope)
 
+    relu6 = staticmethod(tf.nn.relu6)
+
     @staticmethod
     def maximum(a: Tensor, b: Any) -> Tensor:
         return tf.maximum(a, tf.cast(b, a.dtype))

@@ -75,7 +75,7 @@ def _gradients(
 ) -> Gradients:
     """Compute `reference.backward` with the sums of all replicas; the derivatives by gamma and beta are those of this one's
     part."""
-    numbers = call.epsilon, call.negative_slope
+    numbers = call.epsilon, call.activation
     wide_residual = None if residual is None else reference.wide(xp, residual)
     wide_dy, wide_x = reference.wide(xp, dy), reference.wide(xp, x)
     dz, wide_x = dz_of(xp, wide_dy, wide_x, whole, gamma, beta, *numbers, wide_residual, mask)

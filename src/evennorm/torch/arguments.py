@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from evennorm.core.activation import LINEAR, RELU6, activation_of
 from evennorm.core.call import COMPLEX, Call
 from evennorm.core.geometry import Geometry
 from evennorm.errors import ArgumentError, ShapeError
 from evennorm.torch.errors import NoTensorError, TensorError, UnknownArgumentError, UnsupportedError
 from evennorm.torch.tensors import NAMES
 
-ACTIVATIONS = (None, "relu", "leaky_relu", "elu")
+ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "elu")
 INVERTIBLE = (None, "leaky_relu", "elu")
 MEMORY = ("save", "inplace")
 
@@ -36,8 +37,9 @@ def checked_activation(name: str | None, negative_slope: float, alpha: float, me
         )
     if memory == "inplace":
         if name not in INVERTIBLE:
+            lost = "what was below zero" + (" or above 6" if name == "relu6" else "")
             raise ArgumentError(
-                f'memory="inplace" recovers the input from the output, where {name} has lost what was below zero; '
+                f'memory="inplace" recovers the input from the output, where {name} has lost {lost}; '
                 f'choose activation among {_listed(INVERTIBLE)}, or memory="save"'
             )
         for parameter, value, used in (("negative_slope", negative_slope, "leaky_relu"), ("alpha", alpha, "elu")):
@@ -48,12 +50,19 @@ def checked_activation(name: str | None, negative_slope: float, alpha: float, me
     return name
 
 
-def activation_of_call(activation: str | None, negative_slope: float, slope: float | None) -> tuple[str | None, float]:
+def activation_of_call(
+    activation: str | None, negative_slope: float, slope: float | None, limit: float = inf
+) -> tuple[str | None, float]:
     """Return the activation and slope of the module, or those that a call passes.
 
     Raises:
-        ArgumentError: there are both.
+        ArgumentError: there are both; a limit that no kernel knows.
     """
+    if limit not in (inf, RELU6.limit) or (limit != inf and slope != RELU6.slope):
+        raise ArgumentError(
+            f"limit bounds the activation of a call from above: 6 beside slope=0, which is relu6, or none; received "
+            f"slope={slope} and limit={limit}; apply any other bound to the result"
+        )
     if slope is None:
         return activation, negative_slope
     if activation is not None:
@@ -61,7 +70,7 @@ def activation_of_call(activation: str | None, negative_slope: float, slope: flo
             f"slope applies an activation in one call of a module that has none; received slope={slope} and a module "
             f"with activation={activation!r}; leave one of them out"
         )
-    return "leaky_relu", slope
+    return "leaky_relu" if limit == inf else "relu6", slope
 
 
 def checked_momentum(momentum: float | None) -> float | None:
@@ -167,6 +176,7 @@ def call_of(
     activation: str | None,
     negative_slope: float,
     slope: float | None,
+    limit: float,
     alpha: float,
     virtual_batch_size: int | None,
     memory: str,
@@ -210,9 +220,9 @@ def call_of(
     known = [size if isinstance(size, int) else None for size in shape]
     if parameter_shape is not None:
         known[1] = parameter_shape[0]  # the input's may be a symbol
-    activation, negative_slope = activation_of_call(activation, negative_slope, slope)
+    activation, negative_slope = activation_of_call(activation, negative_slope, slope, limit)
     activation = checked_activation(activation, negative_slope, alpha, memory)
-    fused = {"relu": 0.0, "leaky_relu": negative_slope}.get(activation or "", 1.0)
+    fused = LINEAR if activation == "elu" else activation_of(activation, negative_slope)
     group_size = virtual_batch_size if by_batch else None
     return Call(Geometry(known, 1), NAMES.get(dtype) or str(dtype), eps, fused, group_size, not by_batch)
 

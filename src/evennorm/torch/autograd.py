@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evennorm.core.activation import LINEAR, gated_by
 from evennorm.core.call import Call
 from evennorm.core.moments import Moments
 from evennorm.core.moments import moments as moments_of
@@ -94,7 +95,7 @@ def gradients(
     if mask is not None:
         with torch.no_grad():
             is_open = kernel.open_elements(call, x, gamma, beta, saved)
-        dy, call = torch.where(is_open, dy, call.negative_slope * dy), replace(call, negative_slope=1.0)
+        dy, call = gated_by(xp, dy, ~is_open, call.activation), replace(call, activation=LINEAR)
     dx, d_gamma, d_beta, _ = composed_gradients(call, dy, x, gamma, beta, statistics, d_mean, d_variance)
     return dx, d_gamma, d_beta, dy if has_residual else None
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from evennorm.core.call import Call, checked_epsilon, slope_of
+from evennorm.core.activation import activation_of
+from evennorm.core.call import Call, checked_epsilon
 from evennorm.core.engine import Engine
 from evennorm.core.geometry import Geometry
 from evennorm.core.moments import Moments, count_of
@@ -179,7 +180,7 @@ class _TorchEngine(Engine):
             return super()._call(x, axis, epsilon, activation, negative_slope, virtual_batch_size, fixed_stats)
         # Compilers bypass a cache, with a warning.
         shape = tuple(size if isinstance(size, int) else None for size in x.shape)
-        numbers = checked_epsilon(epsilon), slope_of(activation, negative_slope), virtual_batch_size
+        numbers = checked_epsilon(epsilon), activation_of(activation, negative_slope), virtual_batch_size
         return Call(Geometry(shape, axis), self._dtype_name(x), *numbers, fixed_stats)
 
     def _dtype_name(self, x: Tensor) -> str:

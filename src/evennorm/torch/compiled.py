@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from evennorm.core.activation import LINEAR, RELU6, Activation, activation_of
 from evennorm.core.call import Call
 from evennorm.core.moments import Moments
 from evennorm.torch import native
@@ -120,6 +121,7 @@ def _batch_norm(
     axis: list[int],
     epsilon: float,
     negative_slope: float,
+    limit: float,
     group_size: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return y, and of each (group, channel) a shift, mean - shift and the variance."""
@@ -137,16 +139,19 @@ def _batch_norm(
         y = y.reshape(x.shape)
     if residual is not None:
         y = y + residual
-    y = activate(y.to(x.dtype), negative_slope)
+    y = activate(y, Activation(negative_slope, limit), x.dtype)
     return y, *(statistic.reshape(groups, -1) for statistic in statistics)
 
 
-def activate(z: Tensor, negative_slope: float) -> Tensor:
+def activate(z: Tensor, activation: Activation, dtype: torch.dtype) -> Tensor:
     """Compute the activation by torch's own operations, whose backward pass reads the output that the next layer keeps
-    anyway."""
-    if negative_slope == 1:
+    anyway. That of relu6 reads its input, which must not be rounded to 6 then."""
+    if activation == RELU6:
+        return F.relu6(z).to(dtype)
+    z = z.to(dtype)
+    if activation == LINEAR:
         return z
-    return F.leaky_relu(z, negative_slope) if negative_slope else F.relu(z)
+    return F.leaky_relu(z, activation.slope) if activation.slope else F.relu(z)
 
 
 @torch.no_grad()
@@ -192,7 +197,7 @@ _FORMULAS = f"v{crc32(Path(__file__).read_bytes()):08x}"
 _library = torch.library.Library("evennorm", "DEF")
 _library.define(
     f"batch_norm.{_FORMULAS}(Tensor x, Tensor? gamma, Tensor? beta, Tensor? residual, int[] axis, float epsilon, "
-    "float negative_slope, int? group_size) -> (Tensor, Tensor, Tensor, Tensor)"
+    "float negative_slope, float limit, int? group_size) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 _library.define(
     f"update_running_stats.{_FORMULAS}(Tensor(a!) running_mean, Tensor(b!) running_low, Tensor(c!) running_variance, "
@@ -216,13 +221,13 @@ def train(
     """Compute `Engine.train` for an x that `supports` accepts, without a mask; moments are (groups, channel)."""
     # An exported program has to run without this package.
     normalize = _batch_norm if torch.compiler.is_exporting() else batch_norm
-    settings = list(call.geometry.axis), call.epsilon, call.negative_slope, call.group_size
+    settings = list(call.geometry.axis), call.epsilon, *call.activation, call.group_size
     y, shift, rest, variance = normalize(x, gamma, beta, residual, *settings)
     mean = (shift + rest).detach()
     return y, Moments(x.numel() // mean.numel(), mean, rest - (mean - shift), variance)
 
 
-def takes(module: _BatchNorm, input: Tensor, residual: Tensor | None, slope: float | None) -> bool:
+def takes(module: _BatchNorm, input: Tensor, residual: Tensor | None, given: Activation | None) -> bool:
     """Return whether `forward` computes this call in training; eager mode's formulas take the others, or raise an error.
 
     One expression of little else than attributes, since Dynamo traces it for each module of a network.
@@ -242,7 +247,7 @@ def takes(module: _BatchNorm, input: Tensor, residual: Tensor | None, slope: flo
         and module.memory == "save"
         and module.virtual_batch_size is None
         and module.activation != "elu"
-        and (slope is None or module.activation is None)
+        and (given is None or module.activation is None)
         and (residual is None or (residual.shape == sizes and residual.dtype == input.dtype))
         and input.dtype.is_floating_point
         and 0 not in sizes
@@ -254,13 +259,12 @@ def _fits(dtype: torch.dtype, parameter: torch.dtype) -> bool:
     return parameter == dtype or (parameter == torch.float32 and dtype in HALF)
 
 
-def forward(module: _BatchNorm, input: Tensor, residual: Tensor | None, slope: float | None, updates: bool) -> Tensor:
+def forward(module: _BatchNorm, input: Tensor, residual: Tensor | None, given: Activation | None, updates: bool) -> Tensor:
     """Normalize by the batch for a module, and update its running statistics if `updates`."""
-    if slope is None:
-        slope = {None: 1.0, "relu": 0.0}.get(module.activation, module.negative_slope)
+    numbers = activation_of(module.activation, module.negative_slope) if given is None else given
     exporting = torch.compiler.is_exporting()
     normalize = _batch_norm if exporting else batch_norm
-    y, shift, rest, variance = normalize(input, module.weight, module.bias, residual, [1], module.eps, slope, None)
+    y, shift, rest, variance = normalize(input, module.weight, module.bias, residual, [1], module.eps, *numbers, None)
     if updates:
         buffers = module.running_mean, module.running_mean_low, module.running_var, module.skipped_batches
         count = input.numel() // input.shape[1]

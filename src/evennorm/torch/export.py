@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from evennorm.core.activation import Activation, activate, activation_of
 from evennorm.torch.errors import UnsupportedError
+from evennorm.torch.namespace import xp
 
 if TYPE_CHECKING:
     from evennorm.torch.modules import _BatchNorm
@@ -22,14 +24,14 @@ def asked_for() -> bool:
     return torch._C._is_tracing()
 
 
-def normalize(module: _BatchNorm, input: Tensor, residual: Tensor | None, slope: float | None) -> Tensor:
+def normalize(module: _BatchNorm, input: Tensor, residual: Tensor | None, given: Activation | None) -> Tensor:
     """Compute `module` at inference; arguments as in its call."""
     module._check_input_dim(input)
     y = F.batch_norm(input, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps)
-    return _finished(module, y, residual, slope)
+    return _finished(module, y, residual, given)
 
 
-def normalize_by_batch(module: _BatchNorm, input: Tensor, residual: Tensor | None, slope: float | None) -> Tensor:
+def normalize_by_batch(module: _BatchNorm, input: Tensor, residual: Tensor | None, given: Activation | None) -> Tensor:
     """Compute `module` without running statistics, at inference: by arithmetic, since exporters keep no training op.
 
     Raises:
@@ -53,22 +55,15 @@ def normalize_by_batch(module: _BatchNorm, input: Tensor, residual: Tensor | Non
     along = (1, -1, *[1] * (x.dim() - 2))
     y = y if module.weight is None else y * module.weight.to(x.dtype).reshape(along)
     y = y if module.bias is None else y + module.bias.to(x.dtype).reshape(along)
-    return _finished(module, y.to(input.dtype), residual, slope)
+    return _finished(module, y.to(input.dtype), residual, given)
 
 
-def _finished(module: _BatchNorm, y: Tensor, residual: Tensor | None, slope: float | None) -> Tensor:
+def _finished(module: _BatchNorm, y: Tensor, residual: Tensor | None, given: Activation | None) -> Tensor:
     """Apply what follows the normalization."""
     y = y if residual is None else y + residual
-    if slope is not None:
-        return F.leaky_relu(y, slope) if slope else F.relu(y)
-    match module.activation:
-        case "relu":
-            return F.relu(y)
-        case "leaky_relu":
-            return F.leaky_relu(y, module.negative_slope)
-        case "elu":
-            return F.elu(y, module.alpha)
-    return y
+    if given is None and module.activation == "elu":
+        return F.elu(y, module.alpha)
+    return activate(xp, y, activation_of(module.activation, module.negative_slope) if given is None else given)
 
 
 def one_node(module: _BatchNorm, input: Any, residual: Any, mask: Any) -> Any:

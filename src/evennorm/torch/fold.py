@@ -323,6 +323,8 @@ def activation_in(norm: Any) -> nn.Module | None:
     match getattr(norm, "activation", None):
         case "relu":
             return nn.ReLU()
+        case "relu6":
+            return nn.ReLU6()
         case "leaky_relu":
             return nn.LeakyReLU(norm.negative_slope)
         case "elu":

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import elu
 
+from evennorm.core.activation import Activation, activate
 from evennorm.core.call import Call
 from evennorm.core.inversion import gradients_from_output, least_gamma
 from evennorm.core.moments import Moments, count_of
-from evennorm.core.normalize import activate
 from evennorm.errors import ArgumentError
 from evennorm.kernels import reference
 from evennorm.torch.backend import engine
@@ -25,7 +25,7 @@ from evennorm.torch.namespace import xp
 from evennorm.torch.tensors import acc_dtype
 
 
-class Activation(NamedTuple):
+class Invertible(NamedTuple):
     """What follows normalization: nothing, leaky relu, or elu where `alpha` is not None."""
 
     negative_slope: float = 1.0
@@ -34,7 +34,7 @@ class Activation(NamedTuple):
     def inverted(self, y: Tensor, dy: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return z with y = activation(z), and the derivative of the loss by z; `dtype` is the one that y was kept in."""
         if self.alpha is None:
-            return activate(xp, y, 1 / self.negative_slope), torch.where(y <= 0, self.negative_slope * dy, dy)
+            return activate(xp, y, Activation(1 / self.negative_slope)), torch.where(y <= 0, self.negative_slope * dy, dy)
         # Where rounding has made y -alpha, take the next number instead: z would be infinite.
         below = torch.log1p(torch.clamp(y / self.alpha, min=-1 + torch.finfo(dtype).eps / 2))
         return torch.where(y <= 0, below, y), torch.where(y <= 0, (y + self.alpha) * dy, dy)
@@ -76,7 +76,7 @@ class _InPlace(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, _: Tensor, __: Tensor, d_variance: Tensor) -> tuple[Tensor | None, ...]:
         y, variance, gamma, beta, mask, count = ctx.saved_tensors
         call, sizes = ctx.call, xp.shape(y)
-        geometry, activation = call.geometry, Activation(call.negative_slope, ctx.alpha)
+        geometry, activation = call.geometry, Invertible(call.activation.slope, ctx.alpha)
         z, dz = (reference.wide(xp, geometry.view(xp, tensor, call.group_size)) for tensor in (y, dy))
         z, dz = activation.inverted(z, dz, y.dtype)
         if mask is not None:
@@ -105,7 +105,7 @@ def train(
     _check_input(x, gamma, beta)
     if gamma is not None:
         _check_gamma(
-            gamma.detach(), None if beta is None else beta.detach(), x.dtype, Activation(call.negative_slope, alpha)
+            gamma.detach(), None if beta is None else beta.detach(), x.dtype, Invertible(call.activation.slope, alpha)
         )
     mask = None if mask is None else xp.boolean(mask)
     count = _count(call, x, mask)
@@ -136,7 +136,7 @@ def _check_input(x: Tensor, *parameters: Tensor | None) -> None:
         )
 
 
-def _check_gamma(gamma: Tensor, beta: Tensor | None, dtype: torch.dtype, activation: Activation) -> None:
+def _check_gamma(gamma: Tensor, beta: Tensor | None, dtype: torch.dtype, activation: Invertible) -> None:
     """Check gamma before anything is overwritten. This reads one number from the device, unless a program is recorded
     there."""
     info = torch.finfo(dtype)

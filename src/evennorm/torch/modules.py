@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.functional import elu
 from torch.nn.modules import batchnorm
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
+from evennorm.core.activation import Activation
 from evennorm.core.call import Call
 from evennorm.kernels import choose
 from evennorm.torch import arguments, compiled, counted, distributed, export, foreign, inplace, native, recompute, running
@@ -67,7 +69,12 @@ class _BatchNorm(batchnorm._BatchNorm):
     # Computation
 
     def forward(
-        self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None, slope: float | None = None
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        mask: Tensor | None = None,
+        slope: float | None = None,
+        limit: float = inf,
     ) -> Tensor:
         compiling = torch.compiler.is_compiling()
         if type(input) is not Tensor and not compiling:
@@ -75,12 +82,12 @@ class _BatchNorm(batchnorm._BatchNorm):
                 return export.one_node(self, input, residual, mask)
             arguments.check_tensors(input, residual, mask)
             if is_distributed(input):
-                return distributed.forward(self, input, residual, mask=mask, slope=slope)
+                return distributed.forward(self, input, residual, mask=mask, slope=slope, limit=limit)
         own = self.__dict__  # nn.Module's attributes take longer to read than a small kernel to run
         tracks = own["training"] and own["track_running_stats"]
         updates = tracks and (compiling or not counted.repeated(self))
         if native.AVAILABLE and updates == tracks and mask is None and not (compiling or recompute.active):
-            y = native.extension.forward(self, own, input, residual, slope)
+            y = native.extension.forward(self, own, input, residual, slope, limit)
             if y is not None:
                 return y
         parameters, buffers = own["_parameters"], own["_buffers"]
@@ -92,18 +99,19 @@ class _BatchNorm(batchnorm._BatchNorm):
         by_batch = own["training"] or (mean is None and variance is None)
         if by_batch and not tracks:
             mean = variance = None
+        given = None if slope is None else Activation(slope, limit)
         # Compilers optimize torch's own batch normalization best, and at inference it is exact.
         if not by_batch and (export.asked_for() or (compiling and own["memory"] == "save")):
-            return export.normalize(self, input, residual, slope)
+            return export.normalize(self, input, residual, given)
         if by_batch and export.asked_for() and mask is None and not (own["training"] and compiling):
-            return export.normalize_by_batch(self, input, residual, slope)
+            return export.normalize_by_batch(self, input, residual, given)
         if compiling and own["training"] and torch.compiler.is_exporting():
             foreign.warn_of_training_export(self)
-        if compiling and by_batch and mask is None and compiled.takes(self, input, residual, slope):
-            return compiled.forward(self, input, residual, slope, tracks and mean is not None)
+        if compiling and by_batch and mask is None and compiled.takes(self, input, residual, given):
+            return compiled.forward(self, input, residual, given, tracks and mean is not None)
         if residual is not None or mask is not None:
             arguments.check_tensors(input, residual, mask)
-        call = self._call_of(own, input, by_batch, gamma, mean, variance, slope)
+        call = self._call_of(own, input, by_batch, gamma, mean, variance, slope, limit)
         arguments.check_rows(input.shape[1], gamma, beta, mean, variance)
         if residual is not None:
             arguments.check_residual(input, residual, own["memory"])
@@ -125,6 +133,7 @@ class _BatchNorm(batchnorm._BatchNorm):
         mean: Tensor | None,
         variance: Tensor | None,
         slope: float | None,
+        limit: float,
         shared: bool = False,
     ) -> Call:
         """Check the arguments of a call, once for each shape and setting."""
@@ -143,6 +152,7 @@ class _BatchNorm(batchnorm._BatchNorm):
             own["activation"],
             own["negative_slope"],
             slope,
+            limit,
             own["alpha"],
             own["virtual_batch_size"],
             own["memory"],
@@ -305,11 +315,11 @@ class BatchNorm2d(_BatchNorm, batchnorm.BatchNorm2d):
         track_running_stats: whether there are running statistics; without them the batch's own are used after `eval()` too.
         device, dtype: of parameters and statistics; float32 also for half precision inputs.
         bias: whether there is a bias beside the weight.
-        activation: None, "relu", "leaky_relu" (of `negative_slope`) or "elu" (of `alpha`), applied last.
+        activation: None, "relu", "relu6", "leaky_relu" (of `negative_slope`) or "elu" (of `alpha`), applied last.
         virtual_batch_size: samples per ghost batch, each normalized by its own statistics (Hoffer et al. 2017).
         memory: "save" keeps the input for the backward pass; "inplace" overwrites it by the output, from which the backward
-            pass finds it again (Rota Bulo et al. 2018). That needs an activation other than relu, |weight| well above 0
-            beside |bias|, and no residual; GPUs are asked once per call whether the weight is.
+            pass finds it again (Rota Bulo et al. 2018). That needs an activation other than relu and relu6, |weight| well
+            above 0 beside |bias|, and no residual; GPUs are asked once per call whether the weight is.
 
     Call arguments:
         input: of 16, 32 or 64 bits floating point, in any memory format, which the output has too.
@@ -317,6 +327,7 @@ class BatchNorm2d(_BatchNorm, batchnorm.BatchNorm2d):
         mask: true where a value counts, one per position (N, H, W), or to broadcast against the input. Masked values are
             normalized, but act on no statistic.
         slope: for a module without an activation, the slope below zero of one that this call applies: 0 for relu.
+        limit: with slope=0, 6 for relu6.
 
     A batch that would poison the running statistics (NaN or infinity in any channel, no values, everything masked) leaves
     them as they were; the buffer `skipped_batches` counts such batches. `num_batches_tracked` counts every batch, and with

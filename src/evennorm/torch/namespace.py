@@ -72,6 +72,8 @@ class TorchNamespace:
     def leaky_relu(x: Tensor, slope: float) -> Tensor:
         return torch.relu(x) if slope == 0 else torch.nn.functional.leaky_relu(x, slope)
 
+    relu6 = staticmethod(torch.nn.functional.relu6)
+
     @staticmethod
     def stop_gradient(x: Tensor) -> Tensor:
         return x.detach()

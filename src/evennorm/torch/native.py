@@ -29,7 +29,7 @@ BUILD_BESIDE_TORCH = (
 
 
 def _forward_plan(
-    module: _BatchNorm, x: Tensor, residual: Tensor | None, slope: float | None, by_batch: bool, masked: bool
+    module: _BatchNorm, x: Tensor, residual: Tensor | None, slope: float | None, limit: float, by_batch: bool, masked: bool
 ) -> tuple[Any, ...] | None:
     """Describe a forward pass on x's layout; return None where Python computes, or raises an error."""
     if x.dtype not in ON_CPU:
@@ -38,7 +38,7 @@ def _forward_plan(
     if by_batch and not (module.training and module.track_running_stats):
         mean = variance = None
     try:
-        call = module._call_of(module.__dict__, x, by_batch, module.weight, mean, variance, slope)
+        call = module._call_of(module.__dict__, x, by_batch, module.weight, mean, variance, slope, limit)
         found = cpu_kernel.forward_layout(call, x, residual, masked)
     except EvennormError:
         return None

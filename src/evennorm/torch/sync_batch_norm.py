@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from math import inf
 from typing import Any
 
 import torch
@@ -98,7 +99,12 @@ class SyncBatchNorm(_BatchNorm):
         return self.training and self.process_group is not ALONE and collectives.size_of(self.process_group) > 1
 
     def forward(
-        self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None, slope: float | None = None
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        mask: Tensor | None = None,
+        slope: float | None = None,
+        limit: float = inf,
     ) -> Tensor:
         if isinstance(input, Tensor):
             self._check_input_dim(input)
@@ -106,9 +112,9 @@ class SyncBatchNorm(_BatchNorm):
             alone = copy.copy(self) if distributed.covers(input, self.process_group) else self
             if alone is not self:
                 alone.process_group = ALONE
-            return distributed.forward(alone, input, residual, mask=mask, slope=slope)
+            return distributed.forward(alone, input, residual, mask=mask, slope=slope, limit=limit)
         if not self.synchronizes():
-            return super().forward(input, residual, mask, slope)
+            return super().forward(input, residual, mask, slope, limit)
         arguments.check_tensors(input, residual, mask)
         if self.memory != "save":
             raise ArgumentError(
@@ -118,7 +124,7 @@ class SyncBatchNorm(_BatchNorm):
         tracks = self.track_running_stats
         gamma, beta = self.weight, self.bias
         mean, variance = (self.running_mean, self.running_var) if tracks else (None, None)
-        call = self._call_of(self.__dict__, input, True, gamma, mean, variance, slope, shared=True)
+        call = self._call_of(self.__dict__, input, True, gamma, mean, variance, slope, limit, shared=True)
         arguments.check_rows(input.shape[1], gamma, beta, mean, variance)
         if residual is not None:
             arguments.check_residual(input, residual, self.memory)

@@ -129,7 +129,7 @@ class _ByFormulas(NamedTuple):
 
     def _open(self, dy: Tensor, saved: _Saved) -> tuple[Tensor, Tensor]:
         residual = None if saved.bits is None else reference.wide(xp, saved.bits)
-        given = saved.whole, saved.gamma, saved.beta, self.call.epsilon, self.call.negative_slope, residual, saved.mask
+        given = saved.whole, saved.gamma, saved.beta, self.call.epsilon, self.call.activation, residual, saved.mask
         return dz_of(xp, reference.wide(xp, dy), reference.wide(xp, saved.x), *given)
 
 

@@ -29,6 +29,7 @@ from evennorm.kernels.triton.elements import (
     lines_of,
     load_tile,
     offsets_of,
+    opens,
     over_lines,
     preactivation,
     relu_mask_offsets,
@@ -49,7 +50,7 @@ def gate_tile(
     if ACTIVATION == "none":
         return g, centred
     if relu_mask is None:
-        is_open = (preactivation(centred, scale[None, None, :], shift[None, None, :]) <= 0) == 0
+        is_open = opens(preactivation(centred, scale[None, None, :], shift[None, None, :]), ACTIVATION)
     else:
         byte, exists = relu_mask_offsets(
             group, step, octets, channel, channels, inner, SLOTS, LANES, PLANES, SEGMENTED, INT64

@@ -137,13 +137,24 @@ def preactivation(centred, scale, shift):
 
 @triton.jit
 def activate(z, slope, ACTIVATION: tl.constexpr):
-    """Return z where it is positive, slope * z elsewhere; NaN stays NaN."""
+    """Return z where it is positive, at most 6 for relu6, and slope * z elsewhere; NaN stays NaN."""
     if ACTIVATION == "none":
         return z
     elif ACTIVATION == "relu":
         return tl.where(z <= 0, 0.0, z)
+    elif ACTIVATION == "relu6":
+        return tl.where(z <= 0, 0.0, tl.where(z >= 6, 6.0, z))
     else:
         return tl.where(z <= 0, z * slope, z)
+
+
+@triton.jit
+def opens(z, ACTIVATION: tl.constexpr):
+    """Return whether the activation lets its argument through; it does if that is NaN."""
+    if ACTIVATION == "relu6":
+        return ((z <= 0) | (z >= 6)) == 0
+    else:
+        return (z <= 0) == 0
 
 
 @triton.jit
@@ -151,7 +162,7 @@ def gate(dy, is_open, slope, ACTIVATION: tl.constexpr):
     """Return dy where the activation let its argument through, slope * dy elsewhere."""
     if ACTIVATION == "none":
         return dy
-    elif ACTIVATION == "relu":
+    elif ACTIVATION == "relu" or ACTIVATION == "relu6":
         return tl.where(is_open, dy, 0.0)
     else:
         return tl.where(is_open, dy, dy * slope)

@@ -31,6 +31,7 @@ from evennorm.kernels.triton.elements import (
     lines_of,
     load_tile,
     offsets_of,
+    opens,
     over_lines,
     pack_bits,
     preactivation,
@@ -131,7 +132,7 @@ def normalize_tile(
         byte, exists = relu_mask_offsets(
             group, step, octets, channel, channels, inner, SLOTS, LANES, PLANES, SEGMENTED, INT64
         )
-        tl.store(relu_mask + byte, pack_bits((z <= 0) == 0), mask=exists)
+        tl.store(relu_mask + byte, pack_bits(opens(z, ACTIVATION)), mask=exists)
     store_tile(y, offset, activate(z, slope, ACTIVATION), mask, MASKED)
 
 

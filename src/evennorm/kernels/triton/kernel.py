@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from evennorm.core.activation import LINEAR
 from evennorm.core.call import Call
 from evennorm.core.moments import Moments
 from evennorm.core.namespace import Array
@@ -355,7 +356,7 @@ class TritonKernel:
             return tiling
         if residual is not None and tiling.view.elements and not self._lie_alike(residual, x):
             return _Copied(False)
-        mask_bytes = tiling.mask_bytes if trains and residual is not None and call.negative_slope != 1 else 0
+        mask_bytes = tiling.mask_bytes if trains and residual is not None and call.activation != LINEAR else 0
         if not by_batch:
             return _Plan(tiling, 0, None, mask_bytes)
         counter = COUNTER_BYTES if updates else 0

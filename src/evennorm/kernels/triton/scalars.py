@@ -14,7 +14,7 @@ from evennorm.kernels.triton.tiling import Tiling
 def numbers_of(call: Call, tiling: Tiling) -> dict[str, Any]:
     """Return the numbers that kernels get besides arrays and tiles."""
     view = tiling.view
-    epsilon, slope = halves(call.epsilon), halves(call.negative_slope)
+    epsilon, slope = halves(call.epsilon), halves(call.activation.slope)
     return {
         "groups": view.groups,
         "outer": view.outer,
@@ -31,7 +31,7 @@ def numbers_of(call: Call, tiling: Tiling) -> dict[str, Any]:
         "UNIT": tiling.unit,
         "INT64": tiling.int64,
         "UNEVEN": (view.inner if tiling.planes else view.channel) % tiling.lanes != 0,
-        "ACTIVATION": call.activation,
+        "ACTIVATION": call.activation.name,
     }
 
 

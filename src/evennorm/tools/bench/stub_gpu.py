@@ -145,6 +145,7 @@ SHAPES = {"on chip": (8, 16), "two launches": (6272, 512)}
 
 def host_microseconds(rounds: int = 200, calls: int = 10) -> dict[str, float]:
     """Measure the cost of calls on the host, medians in microseconds of one thread: of the kernels alone, and of modules."""
+    from evennorm.core.activation import RELU
     from evennorm.core.call import Call
     from evennorm.core.geometry import Geometry
     from evennorm.torch import BatchNorm1d
@@ -153,7 +154,7 @@ def host_microseconds(rounds: int = 200, calls: int = 10) -> dict[str, float]:
     with on_stub_gpu(records=False):
         for name, shape in SHAPES.items():
             kernel: Any = kernels.cpu_kernel
-            x, gamma, call = torch.randn(shape), torch.ones(shape[1]), Call(Geometry(shape), negative_slope=0.0)
+            x, gamma, call = torch.randn(shape), torch.ones(shape[1]), Call(Geometry(shape), activation=RELU)
             count = torch.zeros((), dtype=torch.int64)
             running = (
                 torch.zeros_like(gamma),

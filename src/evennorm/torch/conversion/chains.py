@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from evennorm.torch.conversion.steps import is_watched, normalized, slope_of, takes_more
+from evennorm.torch.conversion.steps import fused_by, is_watched, normalized, takes_more
 from evennorm.torch.conversion.swap import Swapped, made_of, swap_back
 
 
@@ -34,7 +34,7 @@ def chain(modules: Iterable[Any], x: Any) -> Any:
         module = line[place]
         follower = line[place + 1] if place + 1 < len(line) else None
         place += 1
-        if slope_of(follower) is None or not (takes_more(module) or takes_more(last_of(module))):
+        if fused_by(follower) is None or not (takes_more(module) or takes_more(last_of(module))):
             x = module(x)
             continue
         norm, x = (module, x) if takes_more(module) else unnormalized(module, x)

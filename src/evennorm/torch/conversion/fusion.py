@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from evennorm.core.activation import LINEAR, Activation
 from evennorm.torch.conversion.blocks import FusedBlock, fuse, is_fused
 from evennorm.torch.conversion.chains import FusedSequential, is_chain
 from evennorm.torch.conversion.reading import Reading, fixed, read
 from evennorm.torch.conversion.sites import Site
-from evennorm.torch.conversion.steps import is_watched, slope_of, takes_more
+from evennorm.torch.conversion.steps import fused_by, is_watched, takes_more
 from evennorm.torch.conversion.swap import swap
 
 
@@ -22,7 +23,7 @@ class Outcome:
     holder: nn.Module | None = None
     """The module whose forward calls it."""
     steps: tuple[str, ...] = ()
-    """What can be computed together with it: "add", "relu", "leaky_relu"."""
+    """What can be computed together with it: "add", "relu", "relu6", "leaky_relu"."""
     reason: str = ""
     """Why nothing more can be fused."""
 
@@ -89,7 +90,7 @@ class Fusion:
         names = list(chain._modules)
         name = names[names.index(_name(units[-1])) + 1]
         follower = chain._modules[name]
-        step = word(slope_of(follower))
+        step = word(fused_by(follower))
         reason = fixed(chain, FusedSequential)
         if step is None:
             reason = f"{name} ({type(follower).__name__}) follows"
@@ -101,16 +102,16 @@ class Fusion:
 
 
 def _of_site(site: Site, holder: nn.Module) -> Outcome:
-    slope = slope_of(holder.get_submodule(site.slope)) if isinstance(site.slope, str) else site.slope
-    steps = ("add" if site.addition is not None else None, word(slope))
+    applied = fused_by(holder.get_submodule(site.applied)) if isinstance(site.applied, str) else site.applied
+    steps = ("add" if site.addition is not None else None, word(applied))
     return Outcome(holder, tuple(step for step in steps if step is not None), site.reason)
 
 
-def word(slope: float | None) -> str | None:
-    """Return the name of the activation with this slope."""
-    if slope is None:
+def word(activation: Activation | None) -> str | None:
+    """Return the activation's name."""
+    if activation is None:
         return None
-    return "leaky_relu" if slope else "relu"
+    return "leaky_relu" if activation == LINEAR else activation.name
 
 
 def _around(path: str) -> list[str]:

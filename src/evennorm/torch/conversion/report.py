@@ -10,7 +10,7 @@ from evennorm import notebook
 from evennorm.torch.conversion.exchange import is_ours, obstacle
 from evennorm.torch.conversion.fusion import Fusion, Outcome, word
 from evennorm.torch.conversion.norms import checked, norms
-from evennorm.torch.conversion.steps import slope_of
+from evennorm.torch.conversion.steps import fused_by
 from evennorm.torch.conversion.timm import NormAndActivation, separate_part
 
 _HEAD = ("layer", "class", "computed by", "together with", "why not more")
@@ -27,7 +27,7 @@ class Layer:
     exchanged: bool
     """Whether evennorm computes it."""
     steps: tuple[str, ...]
-    """What is computed together with it: "add", "relu", "leaky_relu"."""
+    """What is computed together with it: "add", "relu", "relu6", "leaky_relu"."""
     reason: str
     """Why nothing more is computed together with it."""
 
@@ -97,7 +97,7 @@ def _layer(module: nn.Module, paths: list[str], closed: str, fusion: Fusion) -> 
         reason = closed or obstacle(module) or "convert(model) exchanges it"
     elif isinstance(module, NormAndActivation):
         part = separate_part(module)
-        steps = (word(slope_of(module.act)) or "",) if part is None else ()
+        steps = (word(fused_by(module.act)) or "",) if part is None else ()
         reason = "" if part is None else f"its own {type(part).__name__} follows"
     elif module.activation is not None:
         steps, reason = (module.activation,), ""

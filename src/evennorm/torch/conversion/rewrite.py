@@ -31,7 +31,7 @@ def _rewrite(graph: fx.Graph, site: Site) -> None:
             parts = graph.call_function(unnormalized, (norm, x))
             norm, x = (graph.call_function(operator.getitem, (parts, place)) for place in (0, 1))
     with graph.inserting_before(site.addition or site.node):
-        activation = graph.get_attr(site.slope) if isinstance(site.slope, str) else site.slope
+        activation = graph.get_attr(site.applied) if isinstance(site.applied, str) else site.applied
         through = {"through": [graph.get_attr(str(node.target)) for node in site.through]} if site.through else {}
         step = graph.call_function(normalized, (norm, x, site.residual, activation, site.adds_in_place), through)
     site.nodes[-1].replace_all_uses_with(step)

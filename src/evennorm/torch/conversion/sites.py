@@ -14,14 +14,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from evennorm.core.activation import RELU, RELU6, Activation
 from evennorm.torch.conversion.chains import last_of
-from evennorm.torch.conversion.steps import is_watched, slope_of
+from evennorm.torch.conversion.steps import fused_by, is_watched
 from evennorm.torch.conversion.writes import writes_between
 
 _ADD = (operator.add, operator.iadd, torch.add, Tensor.add, Tensor.add_, "add", "add_")
 _ADD_IN_PLACE = (operator.iadd, Tensor.add_, "add_")
 _RELU = (torch.relu, torch.relu_, functional.relu, functional.relu_, Tensor.relu, Tensor.relu_, "relu", "relu_")
 _LEAKY_RELU = (functional.leaky_relu, functional.leaky_relu_)
+_RELU6 = (functional.relu6,)
+_HARDTANH = (functional.hardtanh, functional.hardtanh_)  # not clamp, whose gradient passes at both ends
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,8 @@ class Site:
     """Calls of nn.Identity directly after it."""
     addition: fx.Node | None = None
     activation: fx.Node | None = None
-    slope: str | float | None = None
-    """Path of the activation's module, or the slope below zero of its function."""
+    applied: str | Activation | None = None
+    """Path of the activation's module, or what its function computes."""
     reason: str = ""
     """Why nothing more is done in the same step."""
 
@@ -74,7 +77,7 @@ def sites(graph: fx.Graph, module: nn.Module, is_norm: Callable[[nn.Module | Non
 
 def _without_sum(site: Site, owners: dict[fx.Node | None, Site]) -> Site:
     reason = f"{owners[site.addition].unit} is added to it in the same step"
-    return replace(site, addition=None, activation=None, slope=None, reason=reason)
+    return replace(site, addition=None, activation=None, applied=None, reason=reason)
 
 
 def _read(node: fx.Node, graph: fx.Graph, module: nn.Module) -> Site:
@@ -134,29 +137,37 @@ def _other_operand(node: fx.Node, addition: fx.Node) -> fx.Node | None:
 
 
 def _with_activation(site: Site, node: fx.Node, follower: fx.Node, module: nn.Module) -> Site:
-    slope = _slope(node, follower, module)
-    if slope is None:
+    applied = _applied(node, follower, module)
+    if applied is None:
         return replace(site, reason=_followed_by(follower, module))
-    if isinstance(slope, str) and is_watched(module.get_submodule(slope)):
-        return replace(site, reason=f"hooks on {slope} see its input")
-    return replace(site, activation=follower, slope=slope)
+    if isinstance(applied, str) and is_watched(module.get_submodule(applied)):
+        return replace(site, reason=f"hooks on {applied} see its input")
+    return replace(site, activation=follower, applied=applied)
 
 
-def _slope(node: fx.Node, activation: fx.Node, module: nn.Module) -> str | float | None:
+def _applied(node: fx.Node, activation: fx.Node, module: nn.Module) -> str | Activation | None:
     if activation.args[:1] != (node,):
         return None
     options = [*activation.args[1:], *activation.kwargs.values()]
     if activation.op == "call_module":
         path = str(activation.target)
-        return path if not options and slope_of(module.get_submodule(path)) is not None else None
+        return path if not options and fused_by(module.get_submodule(path)) is not None else None
     if any(not isinstance(option, bool | int | float) for option in options):
         return None
     if activation.target in _RELU:
-        return 0.0
+        return RELU
+    if activation.target in _RELU6:
+        return RELU6
+    if activation.target in _HARDTANH:
+        ends = _argument(activation, 1, "min_val", -1.0), _argument(activation, 2, "max_val", 1.0)
+        return RELU6 if ends == (0, 6) else None
     if activation.target in _LEAKY_RELU:
-        slope: Any = activation.args[1] if len(activation.args) > 1 else activation.kwargs.get("negative_slope", 0.01)
-        return float(slope)
+        return Activation(float(_argument(activation, 1, "negative_slope", 0.01)))
     return None
+
+
+def _argument(node: fx.Node, place: int, name: str, default: float) -> Any:
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
 def _followed_by(node: fx.Node, module: nn.Module) -> str:

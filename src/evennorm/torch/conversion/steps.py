@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from math import inf
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules import module as module_calls
 
+from evennorm.core.activation import RELU, RELU6, Activation, activate
 from evennorm.torch import export
 from evennorm.torch.modules import _BatchNorm
+from evennorm.torch.namespace import xp
 from evennorm.torch.sync_batch_norm import SyncBatchNorm
 
-Activation: TypeAlias = nn.Module | float
-"""A module, or the slope below zero of a function."""
+Step: TypeAlias = nn.Module | Activation
+"""A module, or the activation that a function computes."""
 
 
 def normalized(
     norm: nn.Module | None,
     x: Any,
     residual: Any = None,
-    activation: Activation | None = None,
+    activation: Step | None = None,
     inplace: bool = False,
     through: Sequence[nn.Module] = (),
 ) -> Any:
@@ -35,7 +37,8 @@ def normalized(
     `through` are modules that come directly after the normalization and did nothing when the model was converted.
     """
     if norm is not None and _in_one_step(norm, x, residual, activation) and all(map(does_nothing, through)):
-        return norm.forward(x, residual, slope=slope_of(activation))  # no hook sees the call
+        slope, limit = fused_by(activation) or (None, inf)
+        return norm.forward(x, residual, slope=slope, limit=limit)  # no hook sees the call
     y = x if norm is None else norm(x)
     for each in through:
         y = each(y)
@@ -45,16 +48,18 @@ def normalized(
         return y
     if isinstance(activation, nn.Module):
         return activation(y)
-    return functional.leaky_relu(y, activation) if activation else functional.relu(y)
+    return activate(xp, y, activation)
 
 
-def _in_one_step(norm: nn.Module, x: Any, residual: Any, activation: Activation | None) -> bool:
+def _in_one_step(norm: nn.Module, x: Any, residual: Any, activation: Step | None) -> bool:
     if not takes_more(norm) or is_watched(norm) or not isinstance(x, Tensor) or export.asked_for():
         return False
-    slope = slope_of(activation)
-    if activation is not None and (slope is None or is_watched(activation)):
+    fused = fused_by(activation)
+    if activation is not None and (fused is None or is_watched(activation)):
         return False
-    if norm.__dict__["memory"] == "inplace" and (residual is not None or slope == 0):  # it could not invert these
+    if norm.__dict__["memory"] == "inplace" and (
+        residual is not None or fused in (RELU, RELU6)
+    ):  # it could not invert these
         return False
     return residual is None or (
         isinstance(residual, Tensor)
@@ -64,14 +69,16 @@ def _in_one_step(norm: nn.Module, x: Any, residual: Any, activation: Activation 
     )
 
 
-def slope_of(activation: Any) -> float | None:
-    """Return the slope below zero, or None for an activation that no kernel fuses."""
-    kind = type(activation)
+def fused_by(step: Any) -> Activation | None:
+    """Return the activation that a step computes; None for one that no kernel fuses."""
+    kind = type(step)
     if kind is nn.ReLU:
-        return 0.0
+        return RELU
     if kind is nn.LeakyReLU:
-        return float(activation.negative_slope)
-    return activation if isinstance(activation, float) else None
+        return Activation(float(step.negative_slope))
+    if kind in (nn.ReLU6, nn.Hardtanh) and (step.min_val, step.max_val) == (0, 6):
+        return RELU6
+    return step if kind is Activation else None
 
 
 def does_nothing(module: Any) -> bool:

@@ -10,7 +10,7 @@ from torch.fx import Proxy
 from torch.nn.modules import batchnorm
 
 from evennorm.torch import export
-from evennorm.torch.conversion.steps import does_nothing, is_watched, slope_of
+from evennorm.torch.conversion.steps import does_nothing, fused_by, is_watched
 from evennorm.torch.conversion.swap import Swapped
 from evennorm.torch.modules import _BatchNorm
 
@@ -27,13 +27,14 @@ class NormAndActivation(Swapped):
     def forward(self, x: Tensor) -> Any:
         if isinstance(x, Proxy):
             return export.one_node(self, x, None, None)
-        slope = None if separate_part(self) is not None else slope_of(self.act)
-        y = _BatchNorm.forward(self, x, slope=slope)
-        return self.act(self.drop(y)) if slope is None else y
+        fused = None if separate_part(self) is not None else fused_by(self.act)
+        if fused is None:
+            return self.act(self.drop(_BatchNorm.forward(self, x)))
+        return _BatchNorm.forward(self, x, slope=fused.slope, limit=fused.limit)
 
 
 def separate_part(module: nn.Module) -> nn.Module | None:
     """Return the part of such a module that prevents computing everything in one step."""
     if not does_nothing(module.drop):
         return module.drop
-    return module.act if slope_of(module.act) is None or is_watched(module.act) else None
+    return module.act if fused_by(module.act) is None or is_watched(module.act) else None

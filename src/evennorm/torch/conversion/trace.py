@@ -22,7 +22,7 @@ from torch import fx, nn
 
 from evennorm.torch.conversion.modes import ComputesNothing, draws_nothing, modes, surroundings
 from evennorm.torch.conversion.shadow import check_kept, shadow_of
-from evennorm.torch.conversion.steps import slope_of
+from evennorm.torch.conversion.steps import fused_by
 from evennorm.torch.conversion.untraceable import Untraceable
 from evennorm.torch.graph_code import unwritable
 
@@ -153,7 +153,7 @@ class _Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         path = self.submodule_paths.get(m)
-        if path is None and slope_of(m) is not None:  # made on the spot: nn.ReLU()(x)
+        if path is None and fused_by(m) is not None:  # made on the spot: nn.ReLU()(x)
             return forward(*args, **kwargs)
         if not path:
             raise Untraceable(f"calls a {type(m).__name__} that is not registered in it")

@@ -14,11 +14,17 @@ from tests.loopback import free_ports
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROGRAM = "examples/distributed/on_torch.py"
 
+OUTLIVED = "terminate called without an active exception"
+"""What is said of Gloo's threads where they outlive the interpreter, which happens now and then: pytorch/pytorch#179291."""
+
 
 def printed(*launcher: str) -> dict[str, np.ndarray]:
     command = [sys.executable, *launcher, PROGRAM]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+    for _ in range(3):
+        run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+        if OUTLIVED not in run.stderr:
+            break
     assert run.returncode == 0, run.stderr[-3000:]
     lines = (line.split() for line in run.stdout.splitlines())
     return {name: np.array(values, float) for name, *values in lines}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
 from typing import Any
 
 import pytest
@@ -117,4 +118,13 @@ def spread(rank: int, file: str, results: Any) -> None:
 
 def test_tensors_spread_over_devices(tmp_path) -> None:
     """Statistics are those of the whole batch, as of torch's module, however it is spread."""
-    torch.multiprocessing.start_processes(spread, (str(tmp_path / "store"), None), nprocs=2, start_method="spawn")
+    for attempt in range(3):
+        try:
+            store = str(tmp_path / f"store {attempt}")
+            torch.multiprocessing.start_processes(spread, (store, None), nprocs=2, start_method="spawn")
+        except torch.multiprocessing.ProcessExitedException as error:
+            # Gloo's threads outlive the interpreter now and then: pytorch/pytorch#179291.
+            if error.exit_code != -signal.SIGABRT or attempt == 2:
+                raise
+        else:
+            return

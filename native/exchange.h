@@ -122,7 +122,7 @@ class Arrays {
   // x.conj().imag holds the opposite of its values, which DLPack does not say.
   static bool negated(PyObject* object) {
     static PyObject* const name = PyUnicode_InternFromString("is_neg");
-    PyObject* const answer = PyObject_CallMethodNoArgs(object, name);
+    PyObject* const answer = PyObject_CallMethodObjArgs(object, name, nullptr);
     const bool yes = answer != Py_False;
     if (answer == nullptr) PyErr_Clear();
     Py_XDECREF(answer);

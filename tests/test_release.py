@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
+import sysconfig
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +36,18 @@ def test_one_version_everywhere() -> None:
     assert newest == (cited["version"], str(cited["date-released"])) == (evennorm.__version__, newest[1])
     assert CliRunner().invoke(main, ["--version"]).output == f"evennorm, version {evennorm.__version__}\n"
     assert f"evennorm {evennorm.__version__}, Python" in (ROOT / "docs" / "install.md").read_text()
+
+
+def test_wheels_of_the_stable_abi_can_be_compiled(tmp_path: Path) -> None:
+    """From Python 3.12 on one wheel serves all: its bindings call what the limited API declares, and so do those of 3.11."""
+    sources = (path for path in (ROOT / "native").glob("*.*") if not path.name.startswith(("torch_", "bind_torch")))
+    called = {name for path in sources for name in re.findall(r"\b(_?Py[A-Z]\w*_\w+)\(", path.read_text())}
+    assert "PyErr_Clear" in called
+    uses = (f"#ifndef {name}\nauto* const use_{name} = &{name};\n#endif" for name in sorted(called))
+    (tmp_path / "uses.cc").write_text("\n".join(["#define Py_LIMITED_API 0x030C0000", "#include <Python.h>", *uses]))
+    command = [*os.environ.get("CXX", "g++").split(), "-std=c++20", "-fsyntax-only", "-I", sysconfig.get_path("include")]
+    done = subprocess.run([*command, str(tmp_path / "uses.cc")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_link_of_the_readme_becomes_absolute(step: ModuleType) -> None:

@@ -327,7 +327,7 @@ void register_one(const Operation& operation) {
   TF_OpDefinitionBuilder* const builder = TF_NewOpDefinitionBuilder(operation.name);
   for (const char* attribute :
        {"T: {float, double, half, bfloat16}", "U: {float, double}", "keep_mask: int", "epsilon: string", "negative_slope: string",
-        "limit: string = 'inf'"}) {  // graphs that older versions saved have none
+        "limit: string"}) {
     TF_OpDefinitionBuilderAddAttr(builder, attribute);
   }
   for (const char* input : operation.inputs) TF_OpDefinitionBuilderAddInput(builder, input);

@@ -155,7 +155,7 @@ void normalize_runs(Span<const S> x, Span<const S> residual, Span<S> y, MaskSpan
   }
 }
 
-// dz, from the saved activation mask or from the sign of z.
+// dz, from the saved activation mask or from z.
 template <class A, Activation activation, bool from_mask>
 EVENNORM_INLINE Vec<A> gate(Vec<A> dy, Vec<A> centred, const Linear<A>& linear, const uint8_t* mask, int64_t i, int64_t n,
                             A negative_slope) {

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from tempfile import TemporaryFile
@@ -38,12 +38,13 @@ class QuietTensorFlow(MetaPathFinder):
 @contextmanager
 def _filtered_stderr() -> Iterator[None]:
     """Pass on what C++ and Python write to stderr, without the log, when the body has ended."""
-    try:
-        stderr = os.dup(2)
-    except OSError:  # closed
-        yield
-        return
-    with TemporaryFile() as written:
+    with ExitStack() as opened:
+        try:
+            written = opened.enter_context(TemporaryFile())
+            stderr = os.dup(2)
+        except OSError:  # a full disk, or stderr is closed
+            yield
+            return
         os.dup2(written.fileno(), 2)
         try:
             yield

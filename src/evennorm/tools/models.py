@@ -224,7 +224,7 @@ def _from_file(path: Path) -> Opened:
     if start[:1] == b"\x80" or path.suffix in (".pt", ".pth", ".pkl", ".pickle", ".joblib"):
         raise InputError(f"{path} is not opened: {_no_pickles(path)}")
     raise InputError(
-        f"{path} is no model file: it is neither a zip file, as .keras and .pt2 are, nor HDF5, as .h5 is; a model is {_FORMS}"
+        f"{path} is no model file: it is neither a zip file (.keras and .pt2 are) nor HDF5 (.h5 is); a model is {_FORMS}"
     )
 
 

@@ -52,6 +52,30 @@ EVENNORM_INLINE void add_some_to(double* totals, Vec<A> v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) totals[i] += v[i];
 }
 
+// The sum of all lanes in double, halves first: lane 0 with the middle one, and so on.
+EVENNORM_INLINE double sum_of_lanes(Vec<double> v) {
+#if defined(__AVX512F__)
+  const __m512d all = bit_cast<__m512d>(v);
+  const __m256d four = _mm256_add_pd(_mm512_castpd512_pd256(all), _mm512_extractf64x4_pd(all, 1));
+#elif defined(__AVX2__)
+  const __m256d four = bit_cast<__m256d>(v);
+#endif
+#if defined(__AVX2__)
+  const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+  return _mm_cvtsd_f64(two) + _mm_cvtsd_f64(_mm_unpackhi_pd(two, two));
+#else
+  return v[0] + v[1];
+#endif
+}
+EVENNORM_INLINE double sum_of_lanes(Vec<float> v) {
+  double halves[kLanes<float>] = {};
+  add_to<float>(halves, v);
+  Vec<double> low, high;
+  std::memcpy(&low, halves, sizeof(low));
+  std::memcpy(&high, halves + kLanes<double>, sizeof(high));
+  return sum_of_lanes(low + high);
+}
+
 // Two sums over planes; their terms come from the caller, a vector of each for one lane at a time.
 template <class A>
 class PlaneSums {
@@ -79,12 +103,7 @@ class PlaneSums {
   EVENNORM_INLINE static double drained(Vec<A>* lanes) {
     const Vec<A> sum = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
     for (int i = 0; i < kPlaneLanes; ++i) lanes[i] = Vec<A>{};
-    double totals[kLanes<A>] = {};
-    add_to<A>(totals, sum);
-    for (int width = kLanes<A> / 2; width > 0; width /= 2) {
-      for (int i = 0; i < width; ++i) totals[i] += totals[i + width];
-    }
-    return totals[0];
+    return sum_of_lanes(sum);
   }
 
   Vec<A> first_[kPlaneLanes] = {}, second_[kPlaneLanes] = {};

@@ -178,6 +178,20 @@ inline void fence() {
 #endif
 }
 
+// All ones in the first n lanes.
+template <class A>
+inline auto first_lanes(int64_t n) {
+  decltype(Vec<A>{} < Vec<A>{}) index;
+  for (int i = 0; i < kLanes<A>; ++i) index[i] = i < n ? -1 : 0;
+  return index;
+}
+
+// All ones in the last n lanes.
+template <class A>
+inline auto last_lanes(int64_t n) {
+  return ~first_lanes<A>(kLanes<A> - n);
+}
+
 // Fewer than a vector, in powers of two: a plane of 49 ends in one element, over and over, and so the branches are foreseen.
 template <class S>
 inline void copy_some(S* to, const S* from, int64_t n) {
@@ -194,33 +208,38 @@ inline void copy_some(S* to, const S* from, int64_t n) {
   if (n & 1) to[i] = from[i];
 }
 
-// `n` elements, the other lanes 0.
+// `n` elements, the other lanes 0. Through memory only where no instruction takes some lanes: a vector that is loaded right after it was
+// stored in parts waits for them, which on planes of 9 took most of the time.
 template <class S>
 inline Vec<Compute<S>> load_some(const S* p, int64_t n) {
+#if defined(__AVX512F__)
+  const unsigned inside = (1u << n) - 1;
+  if constexpr (sizeof(S) == 4) return bit_cast<Vec<float>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>(inside), p));
+  else if constexpr (sizeof(S) == 8) return bit_cast<Vec<double>>(_mm512_maskz_loadu_pd(static_cast<__mmask8>(inside), p));
+  else return widen(bit_cast<Bits16>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(inside), p)), S{});
+#else
+#if defined(__AVX2__)
+  if constexpr (sizeof(S) == 4) return bit_cast<Vec<float>>(_mm256_maskload_ps(p, bit_cast<__m256i>(first_lanes<float>(n))));
+  else if constexpr (sizeof(S) == 8) return bit_cast<Vec<double>>(_mm256_maskload_pd(p, bit_cast<__m256i>(first_lanes<double>(n))));
+#endif
   S buffer[kLanes<Compute<S>>] = {};
   copy_some(buffer, p, n);
   return load(buffer);
+#endif
 }
 
 template <class S>
 inline void store_some(S* p, Vec<Compute<S>> v, int64_t n) {
+#if defined(__AVX512F__)
+  const unsigned inside = (1u << n) - 1;
+  if constexpr (sizeof(S) == 4) _mm512_mask_storeu_ps(p, static_cast<__mmask16>(inside), bit_cast<__m512>(v));
+  else if constexpr (sizeof(S) == 8) _mm512_mask_storeu_pd(p, static_cast<__mmask8>(inside), bit_cast<__m512d>(v));
+  else _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(inside), bit_cast<__m256i>(narrow(v, S{})));
+#else  // parts of what was stored are loaded without waiting; AVX2's masked stores take longer
   S buffer[kLanes<Compute<S>>];
   store(buffer, v);
   copy_some(p, buffer, n);
-}
-
-// All ones in the first n lanes.
-template <class A>
-inline auto first_lanes(int64_t n) {
-  decltype(Vec<A>{} < Vec<A>{}) index;
-  for (int i = 0; i < kLanes<A>; ++i) index[i] = i < n ? -1 : 0;
-  return index;
-}
-
-// All ones in the last n lanes.
-template <class A>
-inline auto last_lanes(int64_t n) {
-  return ~first_lanes<A>(kLanes<A> - n);
+#endif
 }
 
 // Brings what is at p nearer, ahead of its use; p may lie behind the end of the array.

@@ -27,14 +27,14 @@ class BackwardGroup {
     if (what == Visit::apply) {
       start(0, layout_.channel);
       set_gradient(0, layout_.channel);
-      coefficients_.repeat();
+      coefficients_.repeat(0, layout_.channel);
     }
     visit(*this, layout_, direct(layout_, x_) && direct(layout_, dy_), what, workers);
   }
 
   void start(int64_t c, int64_t channels) {
     linear_of(statistics(c), parameter(call_.gamma, c), parameter(call_.beta, c), call_.epsilon, channels, coefficients_.all.from(c));
-    if (channels == layout_.channel) coefficients_.repeat();
+    coefficients_.repeat(c, channels);
   }
 
   void sums(const Chunk& chunk, int64_t c, int64_t channels, double* first, double* second) const {
@@ -44,7 +44,7 @@ class BackwardGroup {
   bool finish(int64_t c, int64_t channels, const double* first, const double* second, bool) {
     centred_sums_of(first, second, statistics(c).mean_low, channels, of_group<A>(call_.sum_dz, c), of_group<A>(call_.sum_dz_centred, c));
     if (dx_.data != nullptr) set_gradient(c, channels);
-    if (channels == layout_.channel) coefficients_.repeat();
+    coefficients_.repeat(c, channels);
     return false;
   }
 
@@ -108,25 +108,22 @@ class BackwardGroup {
     const Placed<S> x = place<S>(layout_, x_, chunk, c, channels, x_scratch.get());
     const Placed<S> dy = place<S>(layout_, dy_, chunk, c, channels, dy_scratch.get());
     const Placed<uint8_t> mask = layout_.mask(mask_, chunk, c);
-    if (layout_.kind == Kind::planes) {
+    if (!layout_.in_rows()) {
       for (int64_t i = 0; i < channels; ++i) {
         const Pair pair = gradient_planes<S, activation, from_mask>(
             {part(dy, i * dy.channel), dy.outer}, {part(x, i * x.channel), x.outer}, {part(mask, i * mask.channel), mask.outer},
-            chunk.outers, chunk.inners, Parameters<A, false>(coefficients_.all.from(c + i)), slope);
+            chunk.outers, chunk.inners, Parameters<A, Each::call>(coefficients_.all.from(c + i)), slope);
         first[i] += pair.first;
         second[i] += pair.second;
       }
       return;
     }
-    const int64_t glue = layout_.glue;
-    const RowTotals totals(layout_, first, second);
-    for (int64_t o = 0; o < chunk.outers; ++o) {
-      over_rows(layout_, chunk.inners, [&](int64_t rows, int64_t n, int64_t r) {
-        const auto from = [&](const auto& p) { return part(p, o * p.outer + r * p.inner); };
-        gradient_rows<S, activation, from_mask>({from(dy), dy.inner * glue}, {from(x), x.inner * glue}, {from(mask), mask.inner * glue},
-                                                 rows, n, Parameters<A, true>(coefficients_.all), slope, totals.first(), totals.second());
-      });
-    }
+    const RowTotals totals(layout_, channels, first, second);
+    over_rows(layout_, chunk, channels, [&](int64_t number, int64_t n, const Rows& rows) {
+      gradient_rows<S, activation, from_mask>({rows.data(dy), rows.stride(dy)}, {rows.data(x), rows.stride(x)},
+                                              {rows.data(mask), rows.stride(mask)}, number, n,
+                                              Parameters<A, Each::element>(coefficients_.in_row(c)), slope, totals.first(), totals.second());
+    });
   }
 
   template <Activation activation, bool from_mask>
@@ -139,25 +136,27 @@ class BackwardGroup {
     const Placed<S> dx = place<S>(layout_, dx_, chunk, c, channels, nullptr);
     const Placed<S> dz = place<S>(layout_, d_residual_, chunk, c, channels, nullptr);
     const Placed<uint8_t> mask = layout_.mask(mask_, chunk, c);
-    if (layout_.kind == Kind::planes) {
+    if (!layout_.in_rows()) {
+      if (chunk.outers == 1) {  // a run of each channel
+        input_gradient_runs<S, activation, from_mask, Each::run>(
+            {dy.data, dy.channel}, {x.data, x.channel}, {dx.data, dx.channel}, {dz.data, dz.channel}, {mask.data, mask.channel},
+            channels, chunk.inners, Parameters<A, Each::run>(coefficients_.all.from(c)), slope, past_cache_);
+        return;
+      }
       for (int64_t i = 0; i < channels; ++i) {
-        input_gradient_runs<S, activation, from_mask, false>(
+        input_gradient_runs<S, activation, from_mask, Each::call>(
             {part(dy, i * dy.channel), dy.outer}, {part(x, i * x.channel), x.outer}, {part(dx, i * dx.channel), dx.outer},
             {part(dz, i * dz.channel), dz.outer}, {part(mask, i * mask.channel), mask.outer}, chunk.outers, chunk.inners,
-            Parameters<A, false>(coefficients_.all.from(c + i)), slope, past_cache_);
+            Parameters<A, Each::call>(coefficients_.all.from(c + i)), slope, past_cache_);
       }
       return;
     }
-    const int64_t glue = layout_.glue;
-    for (int64_t o = 0; o < chunk.outers; ++o) {
-      over_rows(layout_, chunk.inners, [&](int64_t rows, int64_t n, int64_t r) {
-        const auto from = [&](const auto& p) { return part(p, o * p.outer + r * p.inner); };
-        input_gradient_runs<S, activation, from_mask, true>({from(dy), dy.inner * glue}, {from(x), x.inner * glue},
-                                                            {from(dx), dx.inner * glue}, {from(dz), dz.inner * glue},
-                                                            {from(mask), mask.inner * glue}, rows, n, Parameters<A, true>(coefficients_.all),
-                                                            slope, past_cache_);
-      });
-    }
+    over_rows(layout_, chunk, channels, [&](int64_t number, int64_t n, const Rows& rows) {
+      input_gradient_runs<S, activation, from_mask, Each::element>(
+          {rows.data(dy), rows.stride(dy)}, {rows.data(x), rows.stride(x)}, {rows.data(dx), rows.stride(dx)},
+          {rows.data(dz), rows.stride(dz)}, {rows.data(mask), rows.stride(mask)}, number, n,
+          Parameters<A, Each::element>(coefficients_.in_row(c)), slope, past_cache_);
+    });
   }
 
   const Backward& call_;

@@ -28,7 +28,7 @@ class ForwardGroup {
   void run(Visit what, Workers& workers) {
     if (what == Visit::apply) {
       set_linear(0, layout_.channel);
-      coefficients_.repeat();
+      coefficients_.repeat(0, layout_.channel);
     }
     visit(*this, layout_, direct(layout_, x_) && direct(layout_, residual_), what, workers);
   }
@@ -47,7 +47,7 @@ class ForwardGroup {
         for (int64_t i = 0; i < n; ++i) {
           const S* const row = x + begin + i * x_.inner;
           over<A>(
-              width, [&](int64_t c) { add_to<A>(&sums[c], load(row + c)); },
+              width, 0, [&](int64_t c) { add_to<A>(&sums[c], load(row + c)); },
               [&](int64_t c, int64_t left) { add_some_to<A>(&sums[c], load_some(row + c, left), left); });
         }
         for (int64_t c = 0; c < width; ++c) shift[begin + c] = static_cast<A>(sums[c] / static_cast<double>(n));
@@ -59,13 +59,13 @@ class ForwardGroup {
         shift[c] = static_cast<A>(sum / static_cast<double>(n));
       }
     }
-    if (channels == layout_.channel) coefficients_.repeat();
+    coefficients_.repeat(from, channels);
   }
 
   void sums(const Chunk& chunk, int64_t c, int64_t channels, double* first, double* second) const {
     Buffer<S> scratch(direct(layout_, x_) ? 0 : chunk.positions() * channels);
     const Placed<S> x = place<S>(layout_, x_, chunk, c, channels, scratch.get());
-    if (layout_.kind == Kind::planes) {
+    if (!layout_.in_rows()) {
       for (int64_t i = 0; i < channels; ++i) {
         const Pair pair = moment_planes<S>({x.data + i * x.channel, x.outer}, chunk.outers, chunk.inners, coefficients_.all.mean[c + i]);
         first[i] += pair.first;
@@ -73,13 +73,10 @@ class ForwardGroup {
       }
       return;
     }
-    const RowTotals totals(layout_, first, second);
-    for (int64_t o = 0; o < chunk.outers; ++o) {
-      over_rows(layout_, chunk.inners, [&](int64_t rows, int64_t n, int64_t r) {
-        moment_rows<S>({x.data + o * x.outer + r * x.inner, x.inner * layout_.glue}, rows, n, coefficients_.all.mean, totals.first(),
-                       totals.second());
-      });
-    }
+    const RowTotals totals(layout_, channels, first, second);
+    over_rows(layout_, chunk, channels, [&](int64_t number, int64_t n, const Rows& rows) {
+      moment_rows<S>({rows.data(x), rows.stride(x)}, number, n, coefficients_.in_row(c).mean, totals.first(), totals.second());
+    });
   }
 
   bool finish(int64_t c, int64_t channels, const double* first, const double* second, bool last) {
@@ -87,7 +84,7 @@ class ForwardGroup {
     const bool done =
         moments_of(first, second, n, channels, last, coefficients_.all.mean + c, mean_ + c, mean_low_ + c, variance_ + c);
     if (done) set_linear(c, channels);
-    if (channels == layout_.channel) coefficients_.repeat();
+    coefficients_.repeat(c, channels);
     return !done;
   }
 
@@ -130,22 +127,26 @@ class ForwardGroup {
     const Placed<S> y = place<S>(layout_, y_, chunk, c, channels, nullptr);
     const Placed<uint8_t> mask = layout_.mask(mask_, chunk, c);
     const auto part = [](const auto& p, int64_t at) { return p.data == nullptr ? nullptr : p.data + at; };
-    if (layout_.kind == Kind::planes) {
+    if (!layout_.in_rows()) {
+      if (chunk.outers == 1) {  // a run of each channel
+        normalize_runs<S, activation, Each::run>({x.data, x.channel}, {residual.data, residual.channel}, {y.data, y.channel},
+                                                 {mask.data, mask.channel}, channels, chunk.inners,
+                                                 Parameters<A, Each::run>(coefficients_.all.from(c)), slope, past_cache_);
+        return;
+      }
       for (int64_t i = 0; i < channels; ++i) {
-        normalize_runs<S, activation, false>({part(x, i * x.channel), x.outer}, {part(residual, i * residual.channel), residual.outer},
-                                             {part(y, i * y.channel), y.outer}, {part(mask, i * mask.channel), mask.outer},
-                                             chunk.outers, chunk.inners, Parameters<A, false>(coefficients_.all.from(c + i)), slope, past_cache_);
+        normalize_runs<S, activation, Each::call>({part(x, i * x.channel), x.outer}, {part(residual, i * residual.channel), residual.outer},
+                                                  {part(y, i * y.channel), y.outer}, {part(mask, i * mask.channel), mask.outer},
+                                                  chunk.outers, chunk.inners,
+                                                  Parameters<A, Each::call>(coefficients_.all.from(c + i)), slope, past_cache_);
       }
       return;
     }
-    const int64_t glue = layout_.glue;
-    for (int64_t o = 0; o < chunk.outers; ++o) {
-      over_rows(layout_, chunk.inners, [&](int64_t rows, int64_t n, int64_t r) {
-        const auto span = [&](const auto& p) { return part(p, o * p.outer + r * p.inner); };
-        normalize_runs<S, activation, true>({span(x), x.inner * glue}, {span(residual), residual.inner * glue}, {span(y), y.inner * glue},
-                                            {span(mask), mask.inner * glue}, rows, n, Parameters<A, true>(coefficients_.all), slope, past_cache_);
-      });
-    }
+    over_rows(layout_, chunk, channels, [&](int64_t number, int64_t n, const Rows& rows) {
+      normalize_runs<S, activation, Each::element>({rows.data(x), rows.stride(x)}, {rows.data(residual), rows.stride(residual)},
+                                          {rows.data(y), rows.stride(y)}, {rows.data(mask), rows.stride(mask)}, number, n,
+                                          Parameters<A, Each::element>(coefficients_.in_row(c)), slope, past_cache_);
+    });
   }
 
   const Forward& call_;

@@ -1,9 +1,11 @@
 // How the arrays of one operation lie in memory, and the fixed chunks that the work is cut into.
 //
-// Either every channel's elements lie in contiguous planes, or the channels of one position lie in contiguous rows. An array that
-// lies the other way, or in neither, is gathered chunk by chunk into scratch memory of the right kind, while it is in cache.
+// Either every channel's elements lie in contiguous planes, or the channels of one position lie in contiguous rows. Neighbouring
+// planes that are shorter than a vector or two are bundled: read as one row. An array that lies the other way, or in neither, is
+// gathered chunk by chunk into scratch memory of the right kind, while it is in cache.
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
 #include <new>
 
@@ -20,6 +22,8 @@ constexpr int64_t kPlaneChunk = 8192;   // positions; each chunk of a channel en
 constexpr int64_t kStagedChunk = 1024;  // the same where channels are gathered first, so that all of them stay in cache
 constexpr int64_t kRowChunk = 32768;    // elements; each chunk ends in one pair of doubles per channel
 constexpr int64_t kStagedChannels = 16;  // channels gathered together, so that every cache line is used whole
+constexpr int64_t kShortPlane = 9, kLongestBundled = 36;  // elements; coefficients for every element pay if many planes use them
+constexpr int64_t kBundle = 16;          // channels taken together are a multiple of it: whole vectors, and whole bytes of the mask
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -72,7 +76,9 @@ struct Layout {
   int64_t outer, channel, inner;
   int64_t chunk_outers, chunk_inners;
   int64_t glue;  // dense short rows are taken `glue` at a time
+  bool bundled;  // planes are read as rows of channel * inner elements
 
+  bool in_rows() const { return kind == Kind::rows || bundled; }
   int64_t count() const { return outer * inner; }
   int64_t chunks() const { return ceil_div(outer, chunk_outers) * ceil_div(inner, chunk_inners); }
   Chunk chunk(int64_t k) const {
@@ -80,19 +86,27 @@ struct Layout {
     const int64_t o = k / per_outer * chunk_outers, i = k % per_outer * chunk_inners;
     return {o, o + chunk_outers < outer ? chunk_outers : outer - o, i, i + chunk_inners < inner ? chunk_inners : inner - i};
   }
-  int64_t width() const { return channel * glue; }
+  int64_t width() const { return channel * (bundled ? inner : glue); }
 
   // Where the activation mask of a position, or of a channel's plane, begins: each run on a byte of its own.
-  int64_t mask_bytes() const { return mask_run_bytes() * (kind == Kind::rows ? count() : outer * channel); }
-  int64_t mask_run_bytes() const { return kind == Kind::rows ? ceil_div(channel, 8) : ceil_div(inner, 8); }
+  int64_t mask_bytes() const { return mask_run_bytes() * (bundled ? outer : kind == Kind::rows ? count() : outer * channel); }
+  int64_t mask_run_bytes() const { return ceil_div(bundled ? channel * inner : kind == Kind::rows ? channel : inner, 8); }
   Placed<uint8_t> mask(uint8_t* mask, const Chunk& chunk, int64_t c) const {
     if (mask == nullptr) return {nullptr, 0, 0, 0};
+    if (bundled) return {mask + chunk.outer * mask_run_bytes() + c * inner / 8, mask_run_bytes(), 0, 0};
     if (kind == Kind::rows) {
       return {mask + (chunk.outer * inner + chunk.inner) * mask_run_bytes(), inner * mask_run_bytes(), 0, mask_run_bytes()};
     }
     return {mask + (chunk.outer * channel + c) * mask_run_bytes() + chunk.inner / 8, channel * mask_run_bytes(), mask_run_bytes(), 0};
   }
 };
+
+// Whether an array can be read where it lies.
+inline bool direct(const Layout& layout, const View& v) {
+  if (v.data == nullptr) return true;
+  if (layout.bundled) return v.inner == 1 && v.channel == layout.inner;
+  return layout.kind == Kind::rows ? v.channel == 1 || layout.channel == 1 : v.inner == 1 || layout.inner == 1;
+}
 
 inline bool mergeable(const View& v, int64_t inner) { return v.data == nullptr || v.outer == v.inner * inner; }
 
@@ -128,10 +142,13 @@ inline Layout layout_of(const Shape& shape, View* const* views, int count, bool 
     inner *= outer;
     outer = 1;
   }
-  bool direct = true;
-  for (int i = 0; i < count; ++i) direct = direct && (views[i]->data == nullptr || (rows ? views[i]->channel : views[i]->inner) == 1);
-  const int64_t plane_chunk = direct ? kPlaneChunk : kStagedChunk;
-  Layout layout{rows ? Kind::rows : Kind::planes, outer, shape.channel, inner, 1, inner, 1};
+  // By the leader alone: it decides how the bits of the activation mask lie.
+  const bool in_order = !rows && leader.inner == 1 && leader.channel == inner && shape.channel > 1 && outer > 1;
+  const bool bundled = in_order && inner <= std::clamp(outer, kShortPlane, kLongestBundled);
+  Layout layout{rows ? Kind::rows : Kind::planes, outer, shape.channel, inner, 1, inner, 1, bundled};
+  bool all_direct = true;
+  for (int i = 0; i < count; ++i) all_direct = all_direct && direct(layout, *views[i]);
+  const int64_t plane_chunk = all_direct ? kPlaneChunk : kStagedChunk;
   if (rows) {
     int64_t positions = kRowChunk / shape.channel;
     positions = positions < kFlush ? kFlush : positions > 64 ? round_up(positions, 64) : positions;
@@ -150,10 +167,6 @@ inline Layout layout_of(const Shape& shape, View* const* views, int count, bool 
   if (layout.chunk_outers > outer && outer > 0) layout.chunk_outers = outer;
   if (layout.chunk_inners < 1) layout.chunk_inners = 1;
   return layout;
-}
-
-inline bool direct(const Layout& layout, const View& v) {
-  return v.data == nullptr || (layout.kind == Kind::rows ? v.channel == 1 || layout.channel == 1 : v.inner == 1 || layout.inner == 1);
 }
 
 // The channels [c, c + channels) of a chunk, where they lie or gathered into `scratch`.

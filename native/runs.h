@@ -22,8 +22,11 @@ struct MaskSpan {
   uint8_t* run(int64_t r) const { return data == nullptr ? nullptr : data + r * stride; }
 };
 
-// One value for a plane, one per element for a row; arrays end in room for a whole vector more.
-template <class A, bool rows>
+// What coefficients there are: one of each for all runs, one for each run, or one for each element of a run.
+enum class Each { call, run, element };
+
+// One coefficient of a vector of elements. Arrays end in room for a whole vector more.
+template <class A, bool by_element>
 struct Parameter;
 template <class A>
 struct Parameter<A, false> {
@@ -40,21 +43,31 @@ struct Parameter<A, true> {
   Vec<A> at(int64_t i) const { return load(values + i); }
 };
 
-template <class A, bool rows>
+template <class A, Each each>
 struct Parameters {
-  Parameter<A, rows> mean, scale, shift, slope, offset;
+  Parameter<A, each == Each::element> mean, scale, shift, slope, offset;
 
   explicit Parameters(const Coefficients<A>& of)
       : mean(of.mean), scale(of.scale), shift(of.shift), slope(of.slope), offset(of.offset) {}
+  const Parameters& of_run(int64_t) const { return *this; }
   Linear<A> linear(int64_t i) const { return {mean.at(i), scale.at(i), shift.at(i)}; }
   InputGradient<A> gradient(int64_t i) const { return {scale.at(i), slope.at(i), offset.at(i)}; }
 };
+template <class A>
+struct Parameters<A, Each::run> {
+  Coefficients<A> of;
 
-// Calls at(i) for whole vectors and some(i, n) for what is left.
+  explicit Parameters(const Coefficients<A>& of) : of(of) {}
+  Parameters<A, Each::call> of_run(int64_t r) const { return Parameters<A, Each::call>(of.from(r)); }
+};
+
+// Calls at(i) for whole vectors and some(i, n) for what is left, both before `begin` and after it.
 template <class A, class At, class Some>
-EVENNORM_INLINE void over(int64_t n, const At& at, const Some& some) {
+EVENNORM_INLINE void over(int64_t n, int64_t begin, const At& at, const Some& some) {
   int64_t i = 0;
-  for (; i + kLanes<A> <= n; i += kLanes<A>) at(i);
+  for (; i + kLanes<A> <= begin; i += kLanes<A>) at(i);
+  if (i < begin) some(i, begin - i);
+  for (i = begin; i + kLanes<A> <= n; i += kLanes<A>) at(i);
   if (i < n) some(i, n - i);
 }
 
@@ -110,44 +123,46 @@ void moment_rows(Span<const S> x, int64_t rows, int64_t n, const Compute<S>* shi
 
 // y.
 
-template <class S, Activation activation, bool rows>
+template <class S, Activation activation, Each each>
 void normalize_runs(Span<const S> x, Span<const S> residual, Span<S> y, MaskSpan mask, int64_t runs, int64_t n,
-                    Parameters<Compute<S>, rows> parameters, Compute<S> negative_slope, bool past_cache) {
+                    Parameters<Compute<S>, each> all_parameters, Compute<S> negative_slope, bool past_cache) {
   using A = Compute<S>;
-  const auto write = [&](S* p, Vec<A> v) { past_cache ? store_past_cache(p, v) : store(p, v); };
-  const auto value = [&](const Linear<A>& linear, Vec<A> v) { return linear(linear.centred(v)); };
   for (int64_t r = 0; r < runs; ++r) {
     const S *px = x.run(r), *pr = residual.run(r);
     S* py = y.run(r);
     uint8_t* ps = mask.run(r);
+    const auto& parameters = all_parameters.of_run(r);
+    const Lines past = past_cache ? whole_lines(py, n, ps != nullptr) : Lines{};
+    const auto write = [&](int64_t i, Vec<A> v) { i >= past.begin && i < past.end ? store_past_cache(py + i, v) : store(py + i, v); };
+    const auto value = [&](int64_t i, Vec<A> v) {
+      const Linear<A> linear = parameters.linear(i);
+      return linear(linear.centred(v));
+    };
     if (pr == nullptr) {
-      // The last vector overlaps the one before. It is read first: y may be x.
-      const int64_t last = n - kLanes<A>;
-      const Vec<A> tail = last >= 0 ? load(px + last) : load_some(px, n);
-      const auto finished = [&](int64_t i, Vec<A> v) {
-        const Vec<A> z = value(parameters.linear(i), v);
-        return activated<activation>(z, negative_slope);
-      };
+      // The last vector overlaps the one before, unless that went past the cache. It is read first: y may be x.
+      const int64_t last = past.end > 0 ? -1 : n - kLanes<A>;
+      const Vec<A> tail = last >= 0 ? load(px + last) : Vec<A>{};
+      const auto finished = [&](int64_t i, Vec<A> v) { return activated<activation>(value(i, v), negative_slope); };
       over<A>(
-          n,
+          n, past.begin,
           [&](int64_t i) {
-            if (!rows) prefetch(px + i + x.stride);
-            write(py + i, finished(i, load(px + i)));
+            if (each != Each::element) prefetch(px + i + x.stride);
+            write(i, finished(i, load(px + i)));
           },
           [&](int64_t i, int64_t left) {
             if (last >= 0) store(py + last, finished(last, tail));
-            else store_some(py + i, finished(i, tail), left);
+            else store_some(py + i, finished(i, load_some(px + i, left)), left);
           });
     } else {
       over<A>(
-          n,
+          n, past.begin,
           [&](int64_t i) {
-            const Vec<A> z = value(parameters.linear(i), load(px + i)) + load(pr + i);
+            const Vec<A> z = value(i, load(px + i)) + load(pr + i);
             if (activation != Activation::none && ps) store_mask<A>(ps, i, ~mask_to_bits(sloped<activation>(z)) & kAllLanes<A>);
-            write(py + i, activated<activation>(z, negative_slope));
+            write(i, activated<activation>(z, negative_slope));
           },
           [&](int64_t i, int64_t left) {
-            const Vec<A> z = value(parameters.linear(i), load_some(px + i, left)) + load_some(pr + i, left);
+            const Vec<A> z = value(i, load_some(px + i, left)) + load_some(pr + i, left);
             if (activation != Activation::none && ps) store_some_mask<A>(ps, i, ~mask_to_bits(sloped<activation>(z)) & kAllLanes<A>, left);
             store_some(py + i, activated<activation>(z, negative_slope), left);
           });
@@ -168,7 +183,7 @@ EVENNORM_INLINE Vec<A> gate(Vec<A> dy, Vec<A> centred, const Linear<A>& linear, 
 
 template <class S, Activation activation, bool from_mask>
 Pair gradient_planes(Span<const S> dy, Span<const S> x, MaskSpan mask, int64_t planes, int64_t n,
-                     Parameters<Compute<S>, false> parameters, Compute<S> negative_slope) {
+                     Parameters<Compute<S>, Each::call> parameters, Compute<S> negative_slope) {
   using A = Compute<S>;
   const Linear<A> linear = parameters.linear(0);
   const bool overlap = n >= kLanes<A> && !from_mask;
@@ -200,7 +215,7 @@ struct GradientBlock {
   using A = Compute<S>;
   Span<const S> dy, x;
   MaskSpan mask;
-  Parameters<A, true> parameters;
+  Parameters<A, Each::element> parameters;
   A negative_slope;
 
   int64_t row_bytes() const { return x.stride * static_cast<int64_t>(sizeof(S)); }
@@ -225,22 +240,26 @@ struct GradientBlock {
 
 template <class S, Activation activation, bool from_mask>
 void gradient_rows(Span<const S> dy, Span<const S> x, MaskSpan mask, int64_t rows, int64_t n,
-                   Parameters<Compute<S>, true> parameters, Compute<S> negative_slope, double* first, double* second) {
+                   Parameters<Compute<S>, Each::element> parameters, Compute<S> negative_slope, double* first, double* second) {
   sum_rows<Compute<S>>(rows, n, first, second,
                        GradientBlock<S, activation, from_mask>{dy, x, mask, parameters, negative_slope});
 }
 
 // dx, and dz where a residual asks for it.
 
-template <class S, Activation activation, bool from_mask, bool rows>
+template <class S, Activation activation, bool from_mask, Each each>
 void input_gradient_runs(Span<const S> dy, Span<const S> x, Span<S> dx, Span<S> d_residual, MaskSpan mask, int64_t runs, int64_t n,
-                         Parameters<Compute<S>, rows> parameters, Compute<S> negative_slope, bool past_cache) {
+                         Parameters<Compute<S>, each> all_parameters, Compute<S> negative_slope, bool past_cache) {
   using A = Compute<S>;
-  const auto write = [&](S* p, Vec<A> v) { past_cache ? store_past_cache(p, v) : store(p, v); };
   for (int64_t r = 0; r < runs; ++r) {
     const S *pg = dy.run(r), *px = x.run(r);
     S *pdx = dx.run(r), *pdz = d_residual.run(r);
     const uint8_t* ps = mask.run(r);
+    const auto& parameters = all_parameters.of_run(r);
+    const Lines past = past_cache ? whole_lines(pdx, n, from_mask) : Lines{};
+    const auto write = [&](S* p, int64_t i, Vec<A> v) {
+      i >= past.begin && i < past.end ? store_past_cache(p + i, v) : store(p + i, v);
+    };
     const auto dz_and_dx = [&](Vec<A> g, Vec<A> v, int64_t i, int64_t left) {
       const Linear<A> linear = parameters.linear(i);
       const Vec<A> centred = linear.centred(v);
@@ -248,15 +267,15 @@ void input_gradient_runs(Span<const S> dy, Span<const S> x, Span<S> dx, Span<S> 
       return Terms<A>{dz, parameters.gradient(i)(dz, centred)};
     };
     const int64_t last = n - kLanes<A>;
-    const bool overlap = last >= 0 && !from_mask;  // dx may be dy: what it needs is read first
+    const bool overlap = last >= 0 && !from_mask && past.end == 0;  // dx may be dy: what it needs is read first
     const Vec<A> g_tail = overlap ? load(pg + last) : Vec<A>{}, x_tail = overlap ? load(px + last) : Vec<A>{};
     over<A>(
-        n,
+        n, past.begin,
         [&](int64_t i) {
-          if (!rows) prefetch(pg + i + dy.stride), prefetch(px + i + x.stride);
+          if (each != Each::element) prefetch(pg + i + dy.stride), prefetch(px + i + x.stride);
           const auto [dz, d] = dz_and_dx(load(pg + i), load(px + i), i, kLanes<A>);
-          write(pdx + i, d);
-          if (from_mask && pdz) write(pdz + i, dz);
+          write(pdx, i, d);
+          if (from_mask && pdz) write(pdz, i, dz);
         },
         [&](int64_t i, int64_t left) {
           if (overlap) return store(pdx + last, dz_and_dx(g_tail, x_tail, last, kLanes<A>).second);

@@ -28,7 +28,8 @@ template <class Work>
 void visit_by_channel(Work& work, const Layout& layout, Visit visit, Workers& workers) {
   const int64_t chunks = layout.chunks();
   const int64_t shared = ceil_div(layout.channel, 4 * workers.count());  // so that no thread is left idle at the end
-  const int64_t block = std::clamp(kElementsTogether / layout.count(), int64_t{1}, std::min(kChannelsTogether, shared));
+  const int64_t some = std::clamp(kElementsTogether / layout.count(), int64_t{1}, std::min(kChannelsTogether, shared));
+  const int64_t block = layout.bundled ? round_up(some, kBundle) : some;
   workers.each(ceil_div(layout.channel, block), [&](int64_t task) {
     const int64_t c = task * block, n = std::min(block, layout.channel - c);
     if (visit != Visit::apply) work.start(c, n);
@@ -57,7 +58,7 @@ constexpr int64_t kWorthSharing = 24576;  // additions
 template <class Body>
 void each_part(const Layout& layout, int64_t work, Workers& workers, const Body& body) {
   const int64_t channel = layout.channel;
-  if (work * channel < kWorthSharing || layout.glue > 1) return body(0, channel);
+  if (work * channel < kWorthSharing) return body(0, channel);
   workers.each(ceil_div(channel, kPart), [&](int64_t task) {
     const int64_t c = task * kPart;
     body(c, c + kPart < channel ? kPart : channel - c);
@@ -103,11 +104,25 @@ void visit_by_chunk(Work& work, const Layout& layout, Visit visit, Workers& work
   });
 }
 
+// The elements alone, as they lie in memory: planes of one channel lie too far apart to be foreseen, each on a page of its own.
+template <class Work>
+void visit_in_order(Work& work, const Layout& layout, Workers& workers) {
+  const int64_t block = std::min(layout.channel, round_up(ceil_div(kElementsTogether, layout.inner), kBundle));
+  const int64_t blocks = ceil_div(layout.channel, block);
+  workers.each(layout.outer * blocks, [&](int64_t task) {
+    const int64_t c = task % blocks * block;
+    work.apply({task / blocks, 1, 0, layout.inner}, c, std::min(block, layout.channel - c));
+  });
+}
+
 template <class Work>
 void visit(Work& work, const Layout& layout, bool all_direct, Visit visit, Workers& workers) {
   // With few channels, one each would leave threads idle at the end.
   const bool by_channel =
       layout.kind == Kind::planes && all_direct && (workers.count() == 1 || layout.channel >= 4 * workers.count());
+  if (visit == Visit::apply && layout.kind == Kind::planes && all_direct && layout.chunk_inners == layout.inner && layout.outer > 1) {
+    return visit_in_order(work, layout, workers);
+  }
   if (by_channel) visit_by_channel(work, layout, visit, workers);
   else visit_by_chunk(work, layout, visit, workers);
 }
@@ -132,60 +147,118 @@ void each_group(const Shape& shape, int64_t shared_from, Workers& workers, const
   }
 }
 
-// Coefficients of all channels, repeated for glued rows, with room for a vector more.
+// Coefficients of every channel, and of every element of a row that holds more than one of each, with room for a vector more.
 template <class A>
 class CoefficientBuffer {
  public:
   CoefficientBuffer(const Layout& layout, int arrays)
-      : layout_(layout), stride_(round_up(layout.width() + kLanes<A>, kLanes<A>)), memory_(stride_ * arrays) {
-    A* at = memory_.get();
-    for (int i = 0; i < arrays; ++i) std::fill(at + i * stride_ + layout.width(), at + (i + 1) * stride_, A{0});
-    all = {at, at + stride_, at + 2 * stride_, arrays > 3 ? at + 3 * stride_ : nullptr, arrays > 3 ? at + 4 * stride_ : nullptr};
+      : layout_(layout), repeats_(layout.in_rows() && layout.width() > layout.channel), stride_(padded(layout.channel)),
+        row_stride_(repeats_ ? padded(layout.width()) : 0), memory_((stride_ + row_stride_) * arrays) {
+    all = arrays_at(memory_.get(), stride_, layout.channel, arrays);
+    in_row_ = repeats_ ? arrays_at(memory_.get() + arrays * stride_, row_stride_, layout.width(), arrays) : all;
   }
-  // Brings the coefficients of the first `channel` elements to the glued rows.
-  void repeat() {
-    for (A* array : {all.mean, all.scale, all.shift, all.slope, all.offset}) {
-      for (int64_t i = layout_.channel; array != nullptr && i < layout_.width(); ++i) array[i] = array[i - layout_.channel];
-    }
+
+  // Brings those of the channels [c, c + channels) to the elements of a row.
+  void repeat(int64_t c, int64_t channels) const {
+    if (!repeats_) return;
+    repeat(all.mean, in_row_.mean, c, channels);
+    repeat(all.scale, in_row_.scale, c, channels);
+    repeat(all.shift, in_row_.shift, c, channels);
+    if (all.slope == nullptr) return;
+    repeat(all.slope, in_row_.slope, c, channels);
+    repeat(all.offset, in_row_.offset, c, channels);
   }
+
+  // Of the elements of a row from channel c on.
+  Coefficients<A> in_row(int64_t c) const { return in_row_.from(layout_.bundled ? c * layout_.inner : c); }
 
   Coefficients<A> all;
 
  private:
-  const Layout& layout_;
-  int64_t stride_;
-  Buffer<A> memory_;
-};
-
-// Calls body(runs, n, r) for the rows of `positions`, glued where the layout says so: `runs` rows of n elements from position r on.
-template <class Body>
-void over_rows(const Layout& layout, int64_t positions, const Body& body) {
-  const int64_t whole = positions / layout.glue, rest = positions % layout.glue;
-  if (whole > 0) body(whole, layout.width(), 0);
-  if (rest > 0) body(1, rest * layout.channel, whole * layout.glue);
-}
-
-// Sums over glued rows come per element of the row; this adds them up per channel.
-class RowTotals {
- public:
-  RowTotals(const Layout& layout, double* first, double* second)
-      : layout_(layout), first_(first), second_(second), glued_(layout.glue > 1 ? 2 * layout.width() : 0) {
-    for (int64_t i = 0; layout.glue > 1 && i < 2 * layout.width(); ++i) glued_[i] = 0;
+  static int64_t padded(int64_t n) { return round_up(n + kLanes<A>, kLanes<A>); }
+  static Coefficients<A> arrays_at(A* at, int64_t stride, int64_t n, int arrays) {
+    for (int i = 0; i < arrays; ++i) std::fill(at + i * stride + n, at + (i + 1) * stride, A{0});
+    return {at, at + stride, at + 2 * stride, arrays > 3 ? at + 3 * stride : nullptr, arrays > 3 ? at + 4 * stride : nullptr};
   }
-  ~RowTotals() {
-    if (layout_.glue == 1) return;
-    for (int64_t i = 0; i < layout_.width(); ++i) {
-      first_[i % layout_.channel] += glued_[i];
-      second_[i % layout_.channel] += glued_[layout_.width() + i];
+  void repeat(const A* from, A* to, int64_t c, int64_t channels) const {
+    if (!layout_.bundled) {
+      for (int64_t g = 0; g < layout_.glue; ++g) std::copy(from + c, from + c + channels, to + g * layout_.channel + c);
+      return;
+    }
+    const int64_t inner = layout_.inner, end = (c + channels) * inner;
+    for (int64_t i = c; i < c + channels; ++i) {
+      const Vec<A> value = splat(from[i]);
+      for (int64_t at = i * inner; at < (i + 1) * inner; at += kLanes<A>) {  // what is too much, the next channel writes over
+        if (at + kLanes<A> <= end) store(to + at, value);
+        else store_some(to + at, value, end - at);
+      }
     }
   }
-  double* first() const { return layout_.glue > 1 ? glued_.get() : first_; }
-  double* second() const { return layout_.glue > 1 ? glued_.get() + layout_.width() : second_; }
+
+  const Layout& layout_;
+  bool repeats_;
+  int64_t stride_, row_stride_;
+  Buffer<A> memory_;
+  Coefficients<A> in_row_;
+};
+
+// Rows of a chunk that are taken together: where they begin, and how far they lie apart.
+struct Rows {
+  int64_t outer, position, glue;
+  bool bundled;
+
+  template <class S>
+  S* data(const Placed<S>& p) const {
+    return p.data == nullptr || bundled ? p.data : p.data + outer * p.outer + position * p.inner;
+  }
+  template <class S>
+  int64_t stride(const Placed<S>& p) const {
+    return bundled ? p.outer : p.inner * glue;
+  }
+};
+
+// Calls body(number, n, rows) for the rows of a chunk, glued or bundled as the layout says: `number` of them, of n elements.
+template <class Body>
+void over_rows(const Layout& layout, const Chunk& chunk, int64_t channels, const Body& body) {
+  if (layout.bundled) return body(chunk.outers, channels * layout.inner, Rows{0, 0, 1, true});
+  const int64_t whole = chunk.inners / layout.glue, rest = chunk.inners % layout.glue;
+  for (int64_t o = 0; o < chunk.outers; ++o) {
+    if (whole > 0) body(whole, layout.width(), Rows{o, 0, layout.glue, false});
+    if (rest > 0) body(int64_t{1}, rest * layout.channel, Rows{o, whole * layout.glue, layout.glue, false});
+  }
+}
+
+// Sums over rows come per element; this adds them up for each of `channels`.
+class RowTotals {
+ public:
+  RowTotals(const Layout& layout, int64_t channels, double* first, double* second)
+      : layout_(layout),
+        channels_(channels),
+        repeated_(layout.bundled ? layout.inner : layout.glue),
+        first_(first),
+        second_(second),
+        elements_(repeated_ > 1 ? 2 * channels * repeated_ : 0) {
+    if (repeated_ > 1) std::fill(elements_.get(), elements_.get() + 2 * channels * repeated_, 0.0);
+  }
+  ~RowTotals() {
+    if (repeated_ == 1) return;
+    const int64_t along_channels = layout_.bundled ? repeated_ : 1, along_repeats = layout_.bundled ? 1 : channels_;
+    const double *const first = elements_.get(), *const second = first + channels_ * repeated_;
+    for (int64_t c = 0; c < channels_; ++c) {
+      for (int64_t i = 0; i < repeated_; ++i) {
+        first_[c] += first[c * along_channels + i * along_repeats];
+        second_[c] += second[c * along_channels + i * along_repeats];
+      }
+    }
+  }
+  double* first() const { return repeated_ > 1 ? elements_.get() : first_; }
+  double* second() const { return repeated_ > 1 ? elements_.get() + channels_ * repeated_ : second_; }
 
  private:
   const Layout& layout_;
+  int64_t channels_, repeated_;
   double *first_, *second_;
-  Buffer<double> glued_;
+  Buffer<double> elements_;
 };
 
 }  // namespace evennorm::EVENNORM_ISA

@@ -149,6 +149,21 @@ inline void store(S* p, Vec<Compute<S>> v) {
   }
 }
 
+// The elements [begin, end) of a run that fill whole cache lines; none if they have to be those from the start on, and are not. A line that is written both past the cache and through it costs
+// several times what it saves.
+struct Lines {
+  int64_t begin = 0, end = 0;
+};
+
+template <class S>
+inline Lines whole_lines(const S* p, int64_t n, bool from_start) {
+  constexpr uintptr_t kLine = 64;
+  constexpr int64_t kInLine = kLine / sizeof(S);
+  const uintptr_t before = -reinterpret_cast<uintptr_t>(p) % kLine;
+  const int64_t begin = static_cast<int64_t>(before / sizeof(S)), lines = (n - begin) / kInLine;
+  return before % sizeof(S) != 0 || (from_start && before != 0) || lines < 1 ? Lines{} : Lines{begin, begin + lines * kInLine};
+}
+
 // What lies from `p` on is not needed soon, or does not fit in cache: it is written without being read first, where p is a multiple of
 // the vector's bytes. `fence` comes before another thread may look at it.
 template <class S>

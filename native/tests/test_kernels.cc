@@ -145,7 +145,7 @@ void compare(const Operations& kernels, const Shape& s, Lie lie, Lie other, Bend
   check(worst < bound, "y, dx and the residual's gradient", s, kernels.name);
 }
 
-constexpr std::array<Shape, 15> kShapes{{{1, 1, 1, 1},
+constexpr std::array<Shape, 19> kShapes{{{1, 1, 1, 1},
                                          {1, 2, 3, 1},
                                          {1, 5, 7, 3},
                                          {1, 3, 17, 49},
@@ -154,6 +154,10 @@ constexpr std::array<Shape, 15> kShapes{{{1, 1, 1, 1},
                                          {2, 4, 3, 31},
                                          {1, 2, 2, 20001},
                                          {9, 3, 16, 4},
+                                         {1, 2, 37, 2},
+                                         {2, 19, 21, 9},
+                                         {1, 40, 35, 33},
+                                         {1, 9, 40, 70},
                                          {1, 0, 4, 3},
                                          {0, 2, 4, 3},
                                          {1, 2, 0, 3},

@@ -13,10 +13,10 @@
 #include <vector>
 
 #include "batch_norm.h"
-#include "channels.h"
 #include "exchange.h"
 #include "exported.h"
 #include "pages.h"
+#include "running.h"
 
 namespace nb = nanobind;
 using namespace evennorm;

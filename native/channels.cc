@@ -2,7 +2,26 @@
 
 #include <cmath>
 
-namespace evennorm {
+#include "channel_blocks.h"
+
+namespace evennorm::EVENNORM_ISA {
+namespace {
+
+// Numbers of some channels, or `otherwise` where there are none. A copy: compilers make vectors of loops whose arrays cannot overlap.
+class Block {
+ public:
+  template <class A>
+  Block(const A* values, int64_t from, int64_t width, double otherwise) {
+    for (int64_t c = 0; values != nullptr && c < width; ++c) values_[c] = static_cast<double>(values[from + c]);
+    for (int64_t c = 0; values == nullptr && c < width; ++c) values_[c] = otherwise;
+  }
+  double operator[](int64_t c) const { return values_[c]; }
+
+ private:
+  double values_[kTogether];
+};
+
+}  // namespace
 
 template <class A>
 bool moments_of(const double* first, const double* second, double n, int64_t channels, bool last, A* shift, A* mean, A* mean_low,
@@ -29,14 +48,17 @@ bool moments_of(const double* first, const double* second, double n, int64_t cha
 
 template <class A>
 void linear_of(const Statistics<A>& statistics, const A* gamma, const A* beta, double epsilon, int64_t channels, Coefficients<A> to) {
-  for (int64_t c = 0; c < channels; ++c) {
-    const double inverse = 1 / std::sqrt(static_cast<double>(statistics.variance[c]) + epsilon);
-    const A scale = static_cast<A>(gamma == nullptr ? inverse : gamma[c] * inverse);
-    const double low = statistics.mean_low == nullptr ? 0 : statistics.mean_low[c];
-    to.mean[c] = statistics.mean[c];
-    to.scale[c] = scale;
-    to.shift[c] = static_cast<A>((beta == nullptr ? 0 : beta[c]) - low * scale);
-  }
+  each_block(channels, [&](int64_t from, int64_t width) {
+    const Block mean(statistics.mean, from, width, 0), low(statistics.mean_low, from, width, 0);
+    const Block variance(statistics.variance, from, width, 0), factor(gamma, from, width, 1), offset(beta, from, width, 0);
+    const Coefficients<A> here = to.from(from);
+    for (int64_t c = 0; c < width; ++c) {
+      const A scale = static_cast<A>(factor[c] * (1 / std::sqrt(variance[c] + epsilon)));
+      here.mean[c] = static_cast<A>(mean[c]);
+      here.scale[c] = scale;
+      here.shift[c] = static_cast<A>(offset[c] - low[c] * static_cast<double>(scale));
+    }
+  });
 }
 
 template <class A>
@@ -57,24 +79,26 @@ void input_gradient_of(const Statistics<A>& statistics, const A* gamma, double e
     }
     return;
   }
-  for (int64_t c = 0; c < channels; ++c) {
-    const double squared = 1 / (static_cast<double>(statistics.variance[c]) + epsilon);
-    const double scale = (gamma == nullptr ? 1 : gamma[c]) * std::sqrt(squared);
-    const double slope = (scale * squared * sum_dz_centred[c] - 2 * (d_variance == nullptr ? 0.0 : d_variance[c])) / n;
-    const double offset = (scale * sum_dz[c] - (d_mean == nullptr ? 0.0 : d_mean[c])) / n - slope * statistics.mean_low[c];
-    to.slope[c] = static_cast<A>(slope);
-    to.offset[c] = static_cast<A>(offset);
-  }
+  each_block(channels, [&](int64_t from, int64_t width) {
+    const Block low(statistics.mean_low, from, width, 0), variance(statistics.variance, from, width, 0), factor(gamma, from, width, 1);
+    const Block sum(sum_dz, from, width, 0), centred(sum_dz_centred, from, width, 0);
+    const Block mean_gradient(d_mean, from, width, 0), variance_gradient(d_variance, from, width, 0);
+    const Coefficients<A> here = to.from(from);
+    for (int64_t c = 0; c < width; ++c) {
+      const double squared = 1 / (variance[c] + epsilon), scale = factor[c] * std::sqrt(squared);
+      const double slope = (scale * squared * centred[c] - 2 * variance_gradient[c]) / n;
+      here.slope[c] = static_cast<A>(slope);
+      here.offset[c] = static_cast<A>((scale * sum[c] - mean_gradient[c]) / n - slope * low[c]);
+    }
+  });
 }
 
 template <class A>
 void parameter_gradients_of(const A* variance, double epsilon, const A* sum_dz, const A* sum_dz_centred, int64_t groups,
                             int64_t channels, A* d_gamma, A* d_beta) {
   if (d_gamma == nullptr && d_beta == nullptr) return;
-  constexpr int64_t kBlock = 64;  // channels at a time, so that their sums need no memory
-  for (int64_t from = 0; from < channels; from += kBlock) {
-    const int64_t width = from + kBlock < channels ? kBlock : channels - from;
-    double gamma[kBlock] = {}, beta[kBlock] = {};
+  each_block(channels, [&](int64_t from, int64_t width) {
+    double gamma[kTogether] = {}, beta[kTogether] = {};
     for (int64_t i = from; i < groups * channels; i += channels) {
       for (int64_t c = 0; c < width; ++c) {
         gamma[c] += sum_dz_centred[i + c] / std::sqrt(static_cast<double>(variance[i + c]) + epsilon);
@@ -85,98 +109,7 @@ void parameter_gradients_of(const A* variance, double epsilon, const A* sum_dz, 
       if (d_gamma != nullptr) d_gamma[from + c] = static_cast<A>(gamma[c]);
       if (d_beta != nullptr) d_beta[from + c] = static_cast<A>(beta[c]);
     }
-  }
-}
-
-namespace {
-
-constexpr int64_t kTogether = 64;  // channels at a time, so that what ghost batches say of them needs no memory
-
-template <class A>
-struct Average {
-  A mean_low[kTogether], variance[kTogether];
-};
-
-// The averages over ghost batches of what lies beyond the first one's mean, and of the variance, for the channels from `from` on.
-template <class A>
-Average<A> average_of(const Statistics<A>& batch, int64_t from, int64_t width, int64_t count, int64_t groups, int64_t channels,
-                      bool unbiased) {
-  const A correction = unbiased && count > 1 ? static_cast<A>(count) / static_cast<A>(count - 1) : A{1};
-  Average<A> sum;  // written first, not cleared: that takes as long as the sums
-  const A *const base = batch.mean + from, *const low = batch.mean_low + from, *const variance = batch.variance + from;
-  for (int64_t c = 0; c < width; ++c) {
-    sum.mean_low[c] = A{0} + ((base[c] - base[c]) + low[c]);
-    sum.variance[c] = count == 1 ? 0 : A{0} + variance[c] * correction;
-  }
-  for (int64_t i = from + channels; i < groups * channels; i += channels) {
-    for (int64_t c = 0; c < width; ++c) sum.mean_low[c] += (batch.mean[i + c] - base[c]) + batch.mean_low[i + c];
-    if (count == 1) continue;  // of one value there is no variance
-    for (int64_t c = 0; c < width; ++c) sum.variance[c] += batch.variance[i + c] * correction;
-  }
-  for (int64_t c = 0; groups > 1 && c < width; ++c) {
-    sum.mean_low[c] /= static_cast<A>(groups);
-    sum.variance[c] /= static_cast<A>(groups);
-  }
-  return sum;
-}
-
-}  // namespace
-
-template <class A>
-bool update_running_stats(const Statistics<A>& batch, int64_t count, int64_t groups, int64_t channels, bool unbiased, double decay,
-                          A* running_mean, A* running_mean_low, A* running_variance) {
-  if (count == 0 || groups == 0 || channels == 0) return false;
-  const auto each_part = [&](const auto& body) {
-    for (int64_t c = 0; c < channels; c += kTogether) {
-      const int64_t width = c + kTogether < channels ? kTogether : channels - c;
-      body(c, width, average_of(batch, c, width, count, groups, channels, unbiased));
-    }
-  };
-  A poison[kTogether] = {};  // 0 as long as all is finite, else NaN: loops that leave early are no vectors
-  each_part([&](int64_t from, int64_t width, const Average<A>& is) {
-    for (int64_t c = 0; c < width; ++c) poison[c] += (batch.mean[from + c] + is.mean_low[c]) * A{0} + is.variance[c] * A{0};
   });
-  for (const A p : poison) {
-    if (p != 0) return false;
-  }
-  const A share = static_cast<A>(1 - decay), old_share = static_cast<A>(decay);
-  each_part([&](int64_t from, int64_t width, const Average<A>& is) {
-    A *const mean = running_mean + from, *const mean_low = running_mean_low + from, *const variance = running_variance + from;
-    for (int64_t c = 0; c < width; ++c) {
-      // More than rounding, or NaN, is not of this mean: it was set from outside.
-      const A old = mean[c], kept = mean_low[c], before = std::abs(kept) <= static_cast<A>(0x1p-24) * std::abs(old) ? kept : A{0};
-      const A low = before + ((batch.mean[from + c] - old) + (is.mean_low[c] - before)) * share;
-      const A now = old + low;
-      mean[c] = now;
-      mean_low[c] = low - (now - old);
-    }
-    if (count == 1) return;
-    // From the nearer end: with decay 0, 1 + (1e-6 - 1) * 1 would have lost most of the new 1e-6.
-    if (decay < 0.5) {
-      for (int64_t c = 0; c < width; ++c) variance[c] = is.variance[c] + (variance[c] - is.variance[c]) * old_share;
-    } else {
-      for (int64_t c = 0; c < width; ++c) variance[c] = variance[c] + (is.variance[c] - variance[c]) * share;
-    }
-  });
-  return true;
-}
-
-template <class A>
-bool update_stats_and_counters(const Running& running, const Statistics<A>& batch, int64_t count, int64_t groups, int64_t channels) {
-  // An array of no channels may be null too; its batches are counted.
-  const bool counts = running.batches != nullptr || running.skipped != nullptr;
-  if (running.mean == nullptr && (channels > 0 || !counts)) return true;
-  double decay = running.decay;
-  if (decay < 0) {
-    const A before = running.batches == nullptr ? 0 : static_cast<A>(*running.batches);
-    decay = running.batches == nullptr ? 1 : before / (before + 1);
-  }
-  const bool accepted =
-      update_running_stats<A>(batch, count, groups, channels, running.unbiased, decay, static_cast<A*>(running.mean),
-                              static_cast<A*>(running.mean_low), static_cast<A*>(running.variance));
-  if (running.batches != nullptr && (accepted || running.decay >= 0)) ++*running.batches;
-  if (running.skipped != nullptr && !accepted) ++*running.skipped;
-  return accepted;
 }
 
 #define EVENNORM_FOR(A)                                                                                                              \
@@ -185,10 +118,8 @@ bool update_stats_and_counters(const Running& running, const Statistics<A>& batc
   template void centred_sums_of<A>(const double*, const double*, const A*, int64_t, A*, A*);                                         \
   template void input_gradient_of<A>(const Statistics<A>&, const A*, double, const A*, const A*, const A*, const A*, double, int64_t, \
                                      Coefficients<A>);                                                                               \
-  template void parameter_gradients_of<A>(const A*, double, const A*, const A*, int64_t, int64_t, A*, A*);                           \
-  template bool update_running_stats<A>(const Statistics<A>&, int64_t, int64_t, int64_t, bool, double, A*, A*, A*);                  \
-  template bool update_stats_and_counters<A>(const Running&, const Statistics<A>&, int64_t, int64_t, int64_t);
+  template void parameter_gradients_of<A>(const A*, double, const A*, const A*, int64_t, int64_t, A*, A*);
 EVENNORM_FOR(float)
 EVENNORM_FOR(double)
 
-}  // namespace evennorm
+}  // namespace evennorm::EVENNORM_ISA

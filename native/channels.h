@@ -1,11 +1,12 @@
 // What happens once per channel, between the passes over the elements. The formulas of core/moments.py and core/normalize.py.
 //
-// Compiled once, without contraction, for all instruction sets: a channel's numbers do not depend on how many are computed together.
+// Compiled for each instruction set, but always without contraction: a channel's numbers depend neither on the processor nor on how
+// many are computed together.
 #pragma once
 
 #include <cstdint>
 
-#include "batch_norm.h"
+#include "running.h"
 
 namespace evennorm {
 
@@ -23,11 +24,9 @@ struct Coefficients {
   }
 };
 
+namespace EVENNORM_ISA {
+
 // Optional arrays may be null: gamma for 1, all others for 0.
-template <class A>
-struct Statistics {
-  const A *mean, *mean_low, *variance;
-};
 
 // Moments from the sums of x - shift and of its square over n values. False where the shift was far from a mean, unless this is the
 // `last` time: the shifts are then means, and the sums have to be taken again.
@@ -52,14 +51,5 @@ template <class A>
 void parameter_gradients_of(const A* variance, double epsilon, const A* sum_dz, const A* sum_dz_centred, int64_t groups,
                             int64_t channels, A* d_gamma, A* d_beta);
 
-// Updates running statistics by one batch of `count` values per group and channel, as core/running.py defines. If the batch is
-// empty or not finite, writes nothing and returns false. Ghost batches, (groups, channels), weigh the same.
-template <class A>
-bool update_running_stats(const Statistics<A>& batch, int64_t count, int64_t groups, int64_t channels, bool unbiased, double decay,
-                          A* running_mean, A* running_mean_low, A* running_variance);
-
-// The same for the running statistics of a call, whose counters it updates too. True if the call has none.
-template <class A>
-bool update_stats_and_counters(const Running& running, const Statistics<A>& batch, int64_t count, int64_t groups, int64_t channels);
-
+}  // namespace EVENNORM_ISA
 }  // namespace evennorm

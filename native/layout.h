@@ -144,7 +144,7 @@ inline Layout layout_of(const Shape& shape, View* const* views, int count, bool 
   }
   // By the leader alone: it decides how the bits of the activation mask lie.
   const bool in_order = !rows && leader.inner == 1 && leader.channel == inner && shape.channel > 1 && outer > 1;
-  const bool bundled = in_order && inner <= std::clamp(outer, kShortPlane, kLongestBundled);
+  const bool bundled = in_order && inner <= std::clamp(outer + outer / 2, kShortPlane, kLongestBundled);
   Layout layout{rows ? Kind::rows : Kind::planes, outer, shape.channel, inner, 1, inner, 1, bundled};
   bool all_direct = true;
   for (int i = 0; i < count; ++i) all_direct = all_direct && direct(layout, *views[i]);

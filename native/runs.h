@@ -32,33 +32,33 @@ template <class A>
 struct Parameter<A, false> {
   Vec<A> value;
 
-  explicit Parameter(const A* at) : value(at == nullptr ? Vec<A>{} : splat(*at)) {}
-  Vec<A> at(int64_t) const { return value; }
+  EVENNORM_INLINE explicit Parameter(const A* at) : value(at == nullptr ? Vec<A>{} : splat(*at)) {}
+  EVENNORM_INLINE Vec<A> at(int64_t) const { return value; }
 };
 template <class A>
 struct Parameter<A, true> {
   const A* values;
 
-  explicit Parameter(const A* at) : values(at) {}
-  Vec<A> at(int64_t i) const { return load(values + i); }
+  EVENNORM_INLINE explicit Parameter(const A* at) : values(at) {}
+  EVENNORM_INLINE Vec<A> at(int64_t i) const { return load(values + i); }
 };
 
 template <class A, Each each>
 struct Parameters {
   Parameter<A, each == Each::element> mean, scale, shift, slope, offset;
 
-  explicit Parameters(const Coefficients<A>& of)
+  EVENNORM_INLINE explicit Parameters(const Coefficients<A>& of)
       : mean(of.mean), scale(of.scale), shift(of.shift), slope(of.slope), offset(of.offset) {}
-  const Parameters& of_run(int64_t) const { return *this; }
-  Linear<A> linear(int64_t i) const { return {mean.at(i), scale.at(i), shift.at(i)}; }
-  InputGradient<A> gradient(int64_t i) const { return {scale.at(i), slope.at(i), offset.at(i)}; }
+  EVENNORM_INLINE const Parameters& of_run(int64_t) const { return *this; }
+  EVENNORM_INLINE Linear<A> linear(int64_t i) const { return {mean.at(i), scale.at(i), shift.at(i)}; }
+  EVENNORM_INLINE InputGradient<A> gradient(int64_t i) const { return {scale.at(i), slope.at(i), offset.at(i)}; }
 };
 template <class A>
 struct Parameters<A, Each::run> {
   Coefficients<A> of;
 
   explicit Parameters(const Coefficients<A>& of) : of(of) {}
-  Parameters<A, Each::call> of_run(int64_t r) const { return Parameters<A, Each::call>(of.from(r)); }
+  EVENNORM_INLINE Parameters<A, Each::call> of_run(int64_t r) const { return Parameters<A, Each::call>(of.from(r)); }
 };
 
 // Calls at(i) for whole vectors and some(i, n) for what is left, both before `begin` and after it.
@@ -133,8 +133,10 @@ void normalize_runs(Span<const S> x, Span<const S> residual, Span<S> y, MaskSpan
     uint8_t* ps = mask.run(r);
     const auto& parameters = all_parameters.of_run(r);
     const Lines past = past_cache ? whole_lines(py, n, ps != nullptr) : Lines{};
-    const auto write = [&](int64_t i, Vec<A> v) { i >= past.begin && i < past.end ? store_past_cache(py + i, v) : store(py + i, v); };
-    const auto value = [&](int64_t i, Vec<A> v) {
+    const auto write = [&](int64_t i, Vec<A> v) EVENNORM_INLINE_LAMBDA {
+      i >= past.begin && i < past.end ? store_past_cache(py + i, v) : store(py + i, v);
+    };
+    const auto value = [&](int64_t i, Vec<A> v) EVENNORM_INLINE_LAMBDA {
       const Linear<A> linear = parameters.linear(i);
       return linear(linear.centred(v));
     };
@@ -142,26 +144,26 @@ void normalize_runs(Span<const S> x, Span<const S> residual, Span<S> y, MaskSpan
       // The last vector overlaps the one before, unless that went past the cache. It is read first: y may be x.
       const int64_t last = past.end > 0 ? -1 : n - kLanes<A>;
       const Vec<A> tail = last >= 0 ? load(px + last) : Vec<A>{};
-      const auto finished = [&](int64_t i, Vec<A> v) { return activated<activation>(value(i, v), negative_slope); };
+      const auto finished = [&](int64_t i, Vec<A> v) EVENNORM_INLINE_LAMBDA { return activated<activation>(value(i, v), negative_slope); };
       over<A>(
           n, past.begin,
-          [&](int64_t i) {
+          [&](int64_t i) EVENNORM_INLINE_LAMBDA {
             if (each != Each::element) prefetch(px + i + x.stride);
             write(i, finished(i, load(px + i)));
           },
-          [&](int64_t i, int64_t left) {
+          [&](int64_t i, int64_t left) EVENNORM_INLINE_LAMBDA {
             if (last >= 0) store(py + last, finished(last, tail));
             else store_some(py + i, finished(i, load_some(px + i, left)), left);
           });
     } else {
       over<A>(
           n, past.begin,
-          [&](int64_t i) {
+          [&](int64_t i) EVENNORM_INLINE_LAMBDA {
             const Vec<A> z = value(i, load(px + i)) + load(pr + i);
             if (activation != Activation::none && ps) store_mask<A>(ps, i, ~mask_to_bits(sloped<activation>(z)) & kAllLanes<A>);
             write(i, activated<activation>(z, negative_slope));
           },
-          [&](int64_t i, int64_t left) {
+          [&](int64_t i, int64_t left) EVENNORM_INLINE_LAMBDA {
             const Vec<A> z = value(i, load_some(px + i, left)) + load_some(pr + i, left);
             if (activation != Activation::none && ps) store_some_mask<A>(ps, i, ~mask_to_bits(sloped<activation>(z)) & kAllLanes<A>, left);
             store_some(py + i, activated<activation>(z, negative_slope), left);
@@ -257,10 +259,10 @@ void input_gradient_runs(Span<const S> dy, Span<const S> x, Span<S> dx, Span<S> 
     const uint8_t* ps = mask.run(r);
     const auto& parameters = all_parameters.of_run(r);
     const Lines past = past_cache ? whole_lines(pdx, n, from_mask) : Lines{};
-    const auto write = [&](S* p, int64_t i, Vec<A> v) {
+    const auto write = [&](S* p, int64_t i, Vec<A> v) EVENNORM_INLINE_LAMBDA {
       i >= past.begin && i < past.end ? store_past_cache(p + i, v) : store(p + i, v);
     };
-    const auto dz_and_dx = [&](Vec<A> g, Vec<A> v, int64_t i, int64_t left) {
+    const auto dz_and_dx = [&](Vec<A> g, Vec<A> v, int64_t i, int64_t left) EVENNORM_INLINE_LAMBDA {
       const Linear<A> linear = parameters.linear(i);
       const Vec<A> centred = linear.centred(v);
       const Vec<A> dz = gate<A, activation, from_mask>(g, centred, linear, ps, i, left, negative_slope);
@@ -271,13 +273,13 @@ void input_gradient_runs(Span<const S> dy, Span<const S> x, Span<S> dx, Span<S> 
     const Vec<A> g_tail = overlap ? load(pg + last) : Vec<A>{}, x_tail = overlap ? load(px + last) : Vec<A>{};
     over<A>(
         n, past.begin,
-        [&](int64_t i) {
+        [&](int64_t i) EVENNORM_INLINE_LAMBDA {
           if (each != Each::element) prefetch(pg + i + dy.stride), prefetch(px + i + x.stride);
           const auto [dz, d] = dz_and_dx(load(pg + i), load(px + i), i, kLanes<A>);
           write(pdx, i, d);
           if (from_mask && pdz) write(pdz, i, dz);
         },
-        [&](int64_t i, int64_t left) {
+        [&](int64_t i, int64_t left) EVENNORM_INLINE_LAMBDA {
           if (overlap) return store(pdx + last, dz_and_dx(g_tail, x_tail, last, kLanes<A>).second);
           const auto [dz, d] = dz_and_dx(load_some(pg + i, left), load_some(px + i, left), i, left);
           store_some(pdx + i, d, left);

@@ -22,6 +22,7 @@ constexpr int kVectorBytes = 16;
 
 // What holds vectors must not be called: they would go through memory.
 #define EVENNORM_INLINE [[gnu::always_inline]] inline
+#define EVENNORM_INLINE_LAMBDA __attribute__((always_inline))
 
 template <class A>
 struct VectorOf {

@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "batch_norm.h"
-#include "channels.h"
 #include "pages.h"
+#include "running.h"
 
 using namespace evennorm;
 

@@ -21,6 +21,10 @@ struct Shape {
   int64_t groups, outer, channel, inner;
 };
 
+// Elements of a plane up to which the bits of its activation mask lie right behind those of the plane before, with a byte begun
+// for each row of planes; longer planes begin a byte each.
+constexpr int64_t kBundledPlane = 9;
+
 struct View {
   void* data = nullptr;  // null where an optional array is absent
   int64_t group = 0, outer = 0, channel = 0, inner = 0;  // strides, in elements
@@ -86,7 +90,7 @@ struct Operations {
   void (*gradient_sums)(const Backward&, Workers&);
   void (*input_gradient)(const Backward&, Workers&);
   void (*backward)(const Backward&, Workers&);  // gradient_sums, then input_gradient
-  // Bytes of an output's activation mask: every run of contiguous elements starts on a new byte.
+  // Bytes of an output's activation mask: every run of contiguous elements starts on a new byte, short planes a row at a time.
   int64_t (*mask_bytes)(const Shape&, const View& y);
 };
 

@@ -220,6 +220,7 @@ XLA_FFI_DEFINE_HANDLER(backward_handler, backward, binding());
 }  // namespace
 
 NB_MODULE(_xla, m) {
+  m.attr("BUNDLED_PLANE") = kBundledPlane;
   m.def("registrations", [] {
     nb::dict targets;
     targets["evennorm_forward"] = nb::capsule(reinterpret_cast<void*>(forward_handler));

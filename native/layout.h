@@ -22,7 +22,7 @@ constexpr int64_t kPlaneChunk = 8192;   // positions; each chunk of a channel en
 constexpr int64_t kStagedChunk = 1024;  // the same where channels are gathered first, so that all of them stay in cache
 constexpr int64_t kRowChunk = 32768;    // elements; each chunk ends in one pair of doubles per channel
 constexpr int64_t kStagedChannels = 16;  // channels gathered together, so that every cache line is used whole
-constexpr int64_t kShortPlane = 9, kLongestBundled = 36;  // elements; coefficients for every element pay if many planes use them
+constexpr int64_t kLongestBundled = 36;  // elements of a plane; coefficients for every element pay if many planes use them
 constexpr int64_t kBundle = 16;          // channels taken together are a multiple of it: whole vectors, and whole bytes of the mask
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -142,9 +142,10 @@ inline Layout layout_of(const Shape& shape, View* const* views, int count, bool 
     inner *= outer;
     outer = 1;
   }
-  // By the leader alone: it decides how the bits of the activation mask lie.
-  const bool in_order = !rows && leader.inner == 1 && leader.channel == inner && shape.channel > 1 && outer > 1;
-  const bool bundled = in_order && inner <= std::clamp(outer + outer / 2, kShortPlane, kLongestBundled);
+  // With an activation mask by the leader's order and a plane's length alone: its bits have to lie where others look for them.
+  const bool in_order = !rows && leader.inner == 1 && leader.channel == inner && shape.channel > 1;
+  const int64_t longest = has_mask ? kBundledPlane : outer > 1 ? std::clamp(outer + outer / 2, kBundledPlane, kLongestBundled) : 0;
+  const bool bundled = in_order && inner <= longest;
   Layout layout{rows ? Kind::rows : Kind::planes, outer, shape.channel, inner, 1, inner, 1, bundled};
   bool all_direct = true;
   for (int i = 0; i < count; ++i) all_direct = all_direct && direct(layout, *views[i]);

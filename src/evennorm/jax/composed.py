@@ -25,7 +25,7 @@ from evennorm.core.normalize import (
 )
 from evennorm.core.tangents import tangents
 from evennorm.jax.namespace import xp
-from evennorm.kernels import reference
+from evennorm.kernels import reference, xla
 
 Arrays = dict[str, jax.Array]
 Names = tuple[str, ...]
@@ -195,4 +195,4 @@ def _runs(shape: tuple[int, ...]) -> tuple[int, ...]:
     groups, outer, channel, inner = shape
     if channel == 1:
         return groups, outer * inner
-    return (groups, outer, channel) if inner == 1 else shape
+    return (groups, outer, channel * inner) if inner <= max(1, xla.BUNDLED_PLANE) else shape

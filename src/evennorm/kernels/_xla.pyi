@@ -2,6 +2,8 @@
 
 from typing import Any
 
+BUNDLED_PLANE: int
+
 def registrations() -> dict[str, Any]: ...  # capsules, by the name of the target
 def allocator() -> tuple[str, bool]: ...  # its name, and whether keep_memory can set it
 def keep_memory(keep: bool) -> bool: ...

@@ -15,6 +15,9 @@ except ImportError as error:  # the reference kernel computes instead
 AVAILABLE = _xla is not None
 """Whether the handlers were built. False, too, once XLA has refused them."""
 
+BUNDLED_PLANE: int = 0 if _xla is None else _xla.BUNDLED_PLANE
+"""Elements of a channel, next to each other, up to which the bits of an activation mask are packed without a gap."""
+
 FORWARD, BACKWARD = "evennorm_forward", "evennorm_backward"
 
 # The positions of the arrays that follow x in each call.

@@ -1,4 +1,4 @@
-"""Update running statistics on the device by those of a batch, as core/running.py defines and native/channels.cc computes.
+"""Update running statistics on the device by those of a batch, as core/running.py defines and native/running.cc computes.
 
 A batch with a statistic that is not finite, in any channel of any group, changes nothing but the counters. So one program
 updates all channels: the last of those that have stored statistics, whoever that is.

@@ -70,6 +70,7 @@ template <class A>
 struct Result {
   Array<A> y, dx, d_residual;
   std::vector<A> statistics, d_gamma, d_beta;
+  bool same_in_steps = true;  // what forward and backward compute at once, and their parts one after the other
 };
 
 template <class A>
@@ -89,6 +90,20 @@ Result<A> run(const Operations& kernels, const Shape& s, Array<A>& x, Array<A>& 
                           mean, mean + all, mean + 2 * all, kept, nullptr, nullptr, nullptr, nullptr, r.d_gamma.data(), r.d_beta.data(),
                           1e-3, bend.slope, bend.limit, static_cast<double>(s.outer * s.inner)};
   kernels.backward(backward, process_workers());
+
+  Array<A> y(s, lie), dx(s, lie), d_residual(s, lie);
+  std::vector<A> sums(2 * all);
+  Forward normalize = forward;
+  normalize.y.data = y.view.data;
+  kernels.normalize(normalize, process_workers());
+  Backward in_steps = backward;
+  in_steps.dx.data = dx.view.data;
+  in_steps.d_residual.data = keeps_mask ? d_residual.view.data : nullptr;
+  in_steps.sum_dz = sums.data();
+  in_steps.sum_dz_centred = sums.data() + all;
+  kernels.gradient_sums(in_steps, process_workers());
+  kernels.input_gradient(in_steps, process_workers());
+  r.same_in_steps = y.values == r.y.values && dx.values == r.dx.values && d_residual.values == r.d_residual.values;
   return r;
 }
 
@@ -107,6 +122,7 @@ void compare(const Operations& kernels, const Shape& s, Lie lie, Lie other, Bend
   for (const int threads : {2, 5}) {
     set_num_threads(threads);
     const Result<A> many = run(kernels, s, x, dy, with_residual ? &residual : nullptr, lie, bend);
+    check(one.same_in_steps && many.same_in_steps, "same bits at once and in steps", s, kernels.name);
     check(one.y.values == many.y.values && one.dx.values == many.dx.values && one.statistics == many.statistics &&
               one.d_gamma == many.d_gamma && one.d_beta == many.d_beta,
           "same bits for any number of threads", s, kernels.name);

@@ -25,6 +25,7 @@ SETS = {
         "128x32x48x48:first",
         "32x256x14x14:first",
         "8x2048x7x7:first",
+        "128x512x3x3:first",
         "64x128x1000:first",
         USUAL[-1],
     ),

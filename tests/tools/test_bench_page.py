@@ -29,7 +29,7 @@ def kernels() -> ModuleType:
 def test_the_plan_has_every_shape_in_both_layouts_and_a_few_variants(kernels: ModuleType) -> None:
     plan = kernels.plan("torch")
     usual = [case for case in plan.cases if not case.variant]
-    assert len(usual) == len(set(usual)) == 2 * 7 + 2  # of nine with two layouts, two are another two; two have two axes
+    assert len(usual) == len(set(usual)) == 2 * 8 + 2  # of ten with two layouts, two are another two; two have two axes
     assert {case.variant for case in plan.cases} == {"", "residual", "no activation", "bfloat16"}
     assert plan.each_alone
     assert {case.variant for case in kernels.plan("numpy").cases} >= {"float16"}

@@ -150,8 +150,8 @@ inline void store(S* p, Vec<Compute<S>> v) {
   }
 }
 
-// The elements [begin, end) of a run that fill whole cache lines; none if they have to be those from the start on, and are not. A line that is written both past the cache and through it costs
-// several times what it saves.
+// The elements [begin, end) of a run that fill whole cache lines; none if they have to be those from the start on, and are not. A line
+// that is written both past the cache and through it costs several times what it saves.
 struct Lines {
   int64_t begin = 0, end = 0;
 };

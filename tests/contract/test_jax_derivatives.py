@@ -197,3 +197,23 @@ def test_the_rounded_mean_is_a_constant() -> None:
     _, moved = jax.jvp(lambda a: batch_norm(a)[1].mean, (x,), (x,))
     np.testing.assert_array_equal(moved, np.zeros(4))
     assert (jax.grad(lambda a: batch_norm(a)[1].mean.sum())(x) == 0).all()
+
+
+@pytest.mark.parametrize("inner", [1, 2, 8, 9, 10, 17])
+def test_the_bits_of_an_activation_mask_are_found_in_planes_of_any_length(inner: int) -> None:
+    """A gradient by the kernel saves the mask, and the derivative of that gradient reads it in JAX's operations."""
+    x, residual, along = np.random.default_rng(inner).normal(size=(3, 6, 5, inner))
+
+    def plain(x: Any, residual: Any) -> Any:
+        mean = x.mean((0, 2), keepdims=True)
+        z = (x - mean) / jnp.sqrt(((x - mean) ** 2).mean((0, 2), keepdims=True) + 1e-3) + residual
+        return jnp.where(z > 0, z, 0.01 * z)
+
+    def kernel(x: Any, residual: Any) -> Any:
+        return batch_norm(x, axis=1, epsilon=1e-3, activation="leaky_relu", residual=residual)[0]
+
+    def derivative(f: Callable[..., Any]) -> Any:
+        gradient = jax.grad(lambda *arrays: jnp.sin(f(*arrays)).sum(), (0, 1))
+        return jax.grad(lambda *arrays: sum(jnp.vdot(along, g) for g in gradient(*arrays)), (0, 1))(x, residual)
+
+    compare(derivative(kernel), derivative(plain))

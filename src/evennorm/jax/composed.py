@@ -191,7 +191,10 @@ def _has_bits(shape: tuple[Any, ...]) -> bool:
 
 
 def _runs(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the runs of contiguous elements by which the compiled kernels keep the mask; each begins a byte."""
+    """Return the runs of contiguous elements by which the compiled kernels keep the mask; each begins a byte.
+
+    A run is a plane, or all short planes of a sample.
+    """
     groups, outer, channel, inner = shape
     if channel == 1:
         return groups, outer * inner

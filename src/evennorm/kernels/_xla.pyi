@@ -2,7 +2,7 @@
 
 from typing import Any
 
-BUNDLED_PLANE: int
+BUNDLED_PLANE: int  # elements; see kBundledPlane in native/batch_norm.h
 
 def registrations() -> dict[str, Any]: ...  # capsules, by the name of the target
 def allocator() -> tuple[str, bool]: ...  # its name, and whether keep_memory can set it

@@ -132,6 +132,30 @@ def test_code_that_cannot_be_followed_is_one_step_and_its_chains_are_read() -> N
     assert found.outputs == ("head",)
 
 
+def test_code_around_it_is_followed_all_the_same() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = architectures_block()
+            self.norm = nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.block(torch.relu(self.block(x))) / 2)
+
+    found = network(nn.Sequential(nn.Sequential(Half()), nn.ReLU()))
+    assert rows(found)[:7] == [
+        ("input", "INPUT", ()),
+        ("0.0.block", "OTHER", ("input",)),
+        ("0.0:relu", "ACTIVATION", ("0.0.block",)),
+        ("0.0.block#2", "OTHER", ("0.0:relu",)),
+        ("0.0:truediv", "OTHER", ("0.0.block#2",)),
+        ("0.0.norm", "BATCH_NORM", ("0.0:truediv",)),
+        ("1", "ACTIVATION", ("0.0.norm",)),
+    ]
+    (gap,) = found.gaps
+    assert gap.startswith("0.0.block: the code of Block cannot be followed")
+
+
 def test_a_model_that_cannot_be_followed_at_all() -> None:
     block = architectures_block()
     found = network(block)

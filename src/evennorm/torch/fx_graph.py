@@ -86,7 +86,7 @@ class _Tracer(fx.Tracer):
         return _Symbol(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_leaf(m)
+        return is_leaf(m) or module_qualified_name in self.opaque
 
     def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None) -> Any:
         parameters = [*inspect.signature(root_fn).parameters.values()][1:]
@@ -108,6 +108,7 @@ class _Tracer(fx.Tracer):
         path = self.path_of_module(m)
         before = set(self.graph.nodes)
         known = dict(self.opaque)
+        callers = dict(self.module_stack)
         try:
             refusal = _closed(m)
             if refusal:
@@ -117,7 +118,8 @@ class _Tracer(fx.Tracer):
             for node in reversed([node for node in self.graph.nodes if node not in before]):
                 self.graph.erase_node(node)
             self.opaque = {**known, path: _reason(m, error)}
-            return self.create_proxy("call_module", path, args, kwargs)
+            self.module_stack = type(self.module_stack)(callers)  # torch.fx leaves on it what the error came through
+            return super().call_module(m, forward, args, kwargs)
 
 
 class _NotFollowedError(Exception):

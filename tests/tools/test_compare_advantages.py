@@ -201,7 +201,7 @@ def test_a_unit_of_images_is_a_channel():
 
 def test_a_torch_run_records_it_after_each_epoch(tmp_path):
     x, y = np.random.default_rng(0).normal(size=(40, 1, 6, 6)).astype("float32"), np.arange(40) % 2
-    data = Data("images", x, y, x[:10], y[:10], x[:10], y[:10], 2, as_given=True)
+    data = Data("images", x, y, x[:10], y[:10], x[:10], y[:10], 2)
     given = settings(tmp_path, advantages=True, framework="torch", engine="torch", device="cpu")
     trainer = TorchTrainer(given, data, TorchArchitecture("steps", Steps, (1, 6, 6), True, ""))
     first, other = (trainer.train(Run(where, 0.1, 0)) for where in ("before", "none"))

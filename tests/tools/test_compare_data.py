@@ -61,6 +61,52 @@ def refusal(source):
     return str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("shape", "wanted", "said", "moved"),
+    [
+        ((3, 32, 32), "channels_first", None, None),
+        ((32, 32, 3), "channels_first", None, (-1, 1)),
+        ((32, 24, 1), "channels_first", None, (-1, 1)),
+        ((1, 32, 24), "channels_first", None, None),
+        ((10, 20, 20), "channels_first", None, None),
+        ((3, 32, 32), "channels_last", None, (1, -1)),
+        ((32, 32, 3), "channels_last", None, None),
+        ((7, 8, 9), "channels_last", None, None),
+        ((7, 8, 9), "channels_first", "channels_last", (-1, 1)),
+        ((7, 8, 9), "channels_first", "channels_first", None),
+        ((7, 8, 9), "channels_last", "channels_first", (1, -1)),
+        ((3, 32, 32), "channels_last", "channels_last", None),
+        ((3, 32, 32), "unchanged", None, None),
+    ],
+)
+def test_images_have_their_channels_where_the_model_takes_them(tmp_path, shape, wanted, said, moved):
+    x = np.random.default_rng(0).normal(size=(40, *shape)).astype("float32")
+    np.savez(tmp_path / "images.npz", x=x, y=np.arange(40) % 2)
+    data = load_data(str(tmp_path / "images.npz"), None, wanted, said)
+    parts = (data.x_train, data.x_validation, data.x_test)
+    assert all(part.flags.c_contiguous for part in parts)
+    expected = np.moveaxis(x, *moved) if moved else x
+    assert data.input_shape == expected.shape[1:]
+    assert sorted(row.tobytes() for row in np.concatenate(parts)) == sorted(row.tobytes() for row in expected)
+
+
+@pytest.mark.parametrize("said", [None, "channels_first", "channels_last"])
+@pytest.mark.parametrize(("wanted", "given"), [("channels_first", (1, 32, 24)), ("channels_last", (32, 24, 1))])
+def test_grey_images_get_an_axis_where_the_model_takes_it(tmp_path, wanted, said, given):
+    np.savez(tmp_path / "grey.npz", x=np.ones((40, 32, 24)), y=np.arange(40) % 2)
+    assert load_data(str(tmp_path / "grey.npz"), None, wanted, said).input_shape == given
+
+
+def test_images_that_fit_both_formats_are_asked_about(tmp_path):
+    np.savez(tmp_path / "images.npz", x=np.ones((40, 7, 8, 9)), y=np.arange(40) % 2)
+    with pytest.raises(InputError, match=r"7 x 8 x 9 may have their channels first or last; give --data-format") as caught:
+        load_data(str(tmp_path / "images.npz"), None, "channels_first")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"--data-format is for the images of an \.npz file; digits says itself"):
+        load_data("digits", None, "channels_first", "channels_last")
+    assert load_data("digits", None, "channels_first").input_shape == (1, 8, 8)
+
+
 def test_digits_are_cut_into_three_parts_that_hold_every_class_alike():
     data = load_data("digits")
     assert (data.input_shape, data.classes) == ((8, 8, 1), 10)

@@ -216,7 +216,7 @@ def test_what_counts_as_learned():
 )
 def test_data_of_a_function(name, shape, task, parts):
     found = load_data(f"own_data:{name}")
-    assert (found.sample_shape, found.task) == (shape, task)
+    assert (found.input_shape, found.task) == (shape, task)
     sizes = tuple(map(len, (found.x_train, found.x_validation, found.x_test)))
     assert sizes == parts or name == "labels"
     assert found.digest == load_data(f"own_data:{name}").digest

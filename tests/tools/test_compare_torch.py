@@ -73,7 +73,7 @@ def samples():
 
     def part(size):
         y = np.arange(size) % 3
-        return (y[:, None, None, None] / 3 + random.random((size, 6, 6, 1)) / 2).astype("float32"), y
+        return (y[:, None, None, None] / 3 + random.random((size, 1, 6, 6)) / 2).astype("float32"), y
 
     return Data("made", *part(40), *part(12), *part(20), classes=3)
 
@@ -94,7 +94,7 @@ def test_a_run_is_the_same_training_in_plain_torch(placement):
         model[0].bias = None
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     random = np.random.default_rng(seed)
-    images = torch.from_numpy(data.x_train).permute(0, 3, 1, 2)
+    images = torch.from_numpy(data.x_train)
     for epoch in range(2):
         model.train()
         order = random.permutation(40)
@@ -104,7 +104,7 @@ def test_a_run_is_the_same_training_in_plain_torch(placement):
             nn.functional.cross_entropy(model(images[chosen]), torch.from_numpy(data.y_train[chosen])).backward()
             optimizer.step()
         model.eval()
-        y = model(torch.from_numpy(data.x_test).permute(0, 3, 1, 2)).detach()
+        y = model(torch.from_numpy(data.x_test)).detach()
         loss = nn.functional.cross_entropy(y.double(), torch.from_numpy(data.y_test))
         assert record.test_loss[epoch] == pytest.approx(float(loss), rel=1e-4)
         assert record.test_accuracy[epoch] == (y.argmax(1).numpy() == data.y_test).mean()

@@ -296,3 +296,21 @@ def test_a_model_that_holds_indices_has_no_input_to_normalize():
     assert "2_bn" in dict(place(model, "before", inputs=tokens).named_modules())
     with pytest.raises(ArgumentError, match="those that go into an Embedding are indices"):
         place(model, "input", inputs=tokens)
+
+
+class Scaled(nn.Module):
+    """One step passes on an `out=` of None, the other writes into a tensor that it is given."""
+
+    def __init__(self, writes: bool):
+        super().__init__()
+        self.a, self.b, self.writes = nn.Linear(3, 4), nn.Linear(4, 2), writes
+
+    def forward(self, x):
+        x = nn.functional.normalize(self.a(x)).relu()
+        return self.b(torch.abs(x, out=x) if self.writes else x)
+
+
+def test_a_tensor_to_write_into():
+    assert "relu_bn" in dict(place(Scaled(False), "before", input_shape=(3,)).named_modules())
+    with pytest.raises(ArgumentError, match="the code of Scaled passes out= to 'abs'; leave that argument out"):
+        place(Scaled(True), "before", input_shape=(3,))

@@ -67,6 +67,12 @@ not finite  runs whose loss stopped being finite
     help="Metric that judges the runs: a name of Keras, or of torchmetrics for torch models. NAME:min or NAME:max says "
     "which is better. [default: by task: accuracy, binary_accuracy, mean_absolute_error]",
 )
+@click.option(
+    "--data-format",
+    metavar="FORMAT",
+    help="Where the images of an .npz file have their channels: channels_last or channels_first. "
+    "[default: what their sizes tell]",
+)
 @click.option("--device", metavar="DEVICE", help="Device for torch models: cpu, cuda or mps. [default: the best available]")
 @click.option(
     "--placements",

@@ -58,6 +58,7 @@ def compare(
     task: str | None = None,
     metric: str | None = None,
     device: str | None = None,
+    data_format: str | None = None,
     progress: Report | None = None,
     notice: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
@@ -94,6 +95,8 @@ def compare(
         metric: what runs are judged by: Keras's name, or for torch models that of torchmetrics; `:min` or `:max` after it
             says which is better. None is `accuracy`, `binary_accuracy` or `mean_absolute_error`.
         device: where torch models are trained: `cpu`, `cuda` or `mps`; None is the best there is.
+        data_format: `channels_last` or `channels_first`, where the images of an `.npz` file have their channels; None is
+            what their sizes tell. Models get them where their framework has them.
         advantages: whether to train from larger and smaller initial weights too, and to record one hidden unit's input.
         norms: some of `batch`, `layer`, `group`, `rms`, which stand in each of the placements, and `none`.
         hand_over: whether the best placement is trained once more and its model written into `out`.
@@ -141,6 +144,7 @@ def compare(
         metric,
         device,
         norms,
+        data_format,
     )
     if tensorboard is not None:
         from evennorm.tools.compare import tensorboard as curves
@@ -231,6 +235,7 @@ def settings_for(
     metric: str | None = None,
     device: str | None = None,
     norms: Iterable[str] = ("batch",),
+    data_format: str | None = None,
 ) -> Settings:
     """Return the settings of `compare`, with open arguments filled in as far as possible without looking at the data."""
     from evennorm.tools.compare import search, variants
@@ -267,6 +272,7 @@ def settings_for(
         framework=framework,
         device=device,
         search=budget,
+        data_format=data_format,
     )
     return judged_by(settings, task or "classification", metric, equivalent)
 

@@ -11,6 +11,7 @@ import numpy as np
 from evennorm.errors import InputError, MissingExtra
 from evennorm.tools.compare.files import Labelled, is_idx_folder, read_class_folders, read_idx_folder, read_npz
 from evennorm.tools.compare.framework import FUNCTION
+from evennorm.tools.compare.layout import UNCHANGED, moved, stored_format
 from evennorm.tools.compare.tasks import task_of
 from evennorm.tools.imported import misnamed
 
@@ -44,22 +45,10 @@ class Data:
     chosen: bool = True
     """Whether the task was chosen from the labels."""
 
-    as_given: bool = False
-    """Whether images have the layout that the user's own function gave them, rather than channels last."""
-
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
+        """Shape of one sample, as the model takes it."""
         return self.x_train.shape[1:]
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one sample as torch models take it: images have the channels first."""
-        return self.for_torch(self.x_train[:1]).shape[1:]
-
-    def for_torch(self, x: np.ndarray) -> np.ndarray:
-        """Return samples with the channels of images first, contiguous."""
-        return np.ascontiguousarray(x if self.as_given or x.ndim != 4 else np.moveaxis(x, -1, 1))
 
     @property
     def outputs_in_words(self) -> str:
@@ -82,6 +71,11 @@ class Data:
             digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
 
+    def laid_out(self, stored: str, wanted: str) -> Data:
+        """Return the same with the channels of images where they are wanted."""
+        parts = ("x_train", "x_validation", "x_test")
+        return replace(self, **{name: moved(getattr(self, name), stored, wanted) for name in parts})
+
     def binarized(self) -> Data:
         """Return the same with every value 0 or 1, cut in the middle of the training samples' range."""
         middle = (float(self.x_train.min()) + float(self.x_train.max())) / 2
@@ -96,7 +90,7 @@ class Data:
         return f"{said}; task {self.task}{', chosen from the labels' if self.chosen else ''}"
 
 
-def load_data(source: str, task: str | None = None) -> Data:
+def load_data(source: str, task: str | None = None, wanted: str = "channels_last", data_format: str | None = None) -> Data:
     """Load the data set of that name, or at that path.
 
     Args:
@@ -104,6 +98,10 @@ def load_data(source: str, task: str | None = None) -> Data:
             IDX files, a folder with one folder of images per class (or `train` and `test` folders with those), or
             `module:function`, the user's own.
         task: one of `classification`, `multilabel` and `regression`; None chooses it from the labels.
+        wanted: where the model has the channels of images, `channels_last` or `channels_first`; `unchanged` is where a
+            `.npz` file has them.
+        data_format: where a `.npz` file has them; None is what its sizes tell. What a function of the user's gives is not
+            changed.
 
     Raises:
         InputError: nothing of that kind is there, or what is there cannot be trained on.
@@ -113,27 +111,33 @@ def load_data(source: str, task: str | None = None) -> Data:
         >>> print(load_data("digits"))
         digits: 1151 training, 287 validation and 359 test samples of 8 x 8 x 1, 10 classes
     """
-    if source == "digits":
-        return _cut(source, _digits(), task)
-    if source == "fashion-mnist":
-        return _cut(source, _fashion_mnist(), task)
+    path = Path(source)
+    if path.is_file() and path.suffix == ".npz":
+        labelled = read_npz(path)
+        stored = stored_format(labelled.x.shape, wanted, str(path), data_format)
+        return _cut(path.resolve().name, labelled, task).laid_out(stored, wanted)
+    if data_format is not None:
+        raise InputError(f"--data-format is for the images of an .npz file; {source} says itself where its channels are")
     if FUNCTION.fullmatch(source):
         from evennorm.tools.compare.sources import from_function
 
         labelled, validation = from_function(source)
-        return replace(_cut(source, labelled, task, validation), as_given=True)
-    path = Path(source)
-    if path.is_dir():
+        stored = "channels_last" if labelled.x.ndim == 3 else UNCHANGED  # the channel axis of grey images is appended
+        return _cut(source, labelled, task, validation).laid_out(stored, wanted)
+    if source == "digits":
+        labelled = _digits()
+    elif source == "fashion-mnist":
+        labelled = _fashion_mnist()
+    elif path.is_dir():
         labelled = read_idx_folder(path) if is_idx_folder(path) else read_class_folders(path)
-    elif path.is_file() and path.suffix == ".npz":
-        labelled = read_npz(path)
     else:
         hint = f"; {found}" if (found := misnamed(source)) else ""
         raise InputError(
             "data are digits, fashion-mnist, an .npz file, a folder of IDX files, a folder of class folders of images or "
             f"module:function; received {source!r}, which is none of these{hint}"
         )
-    return _cut(path.resolve().name, labelled, task)
+    name = path.resolve().name if path.is_dir() else source
+    return _cut(name, labelled, task).laid_out("channels_last", wanted)
 
 
 def _digits() -> Labelled:

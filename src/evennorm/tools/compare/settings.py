@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from evennorm.errors import ArgumentError
 from evennorm.tools.compare.confidence import LOOKS
+from evennorm.tools.compare.layout import FORMATS
 from evennorm.tools.compare.measure import TASKS, Metric, metric_named
 from evennorm.tools.compare.variants import PLACEMENTS as PLACEMENTS
 from evennorm.tools.compare.variants import variant
@@ -68,6 +69,7 @@ class Settings:
         advantages: whether runs from larger and smaller initial weights are trained too, and one unit's input recorded.
         search: runs to look for a mixture of places by, before it is compared with the placements; 0 is no search.
         sites: activations of the model, where one is looked for.
+        data_format: where the images of an .npz file have their channels; None is what their sizes tell.
 
     Raises:
         ArgumentError: a value outside its range, named.
@@ -95,6 +97,7 @@ class Settings:
     device: str | None = None
     search: int = 0
     sites: int = 0
+    data_format: str | None = None
 
     def __post_init__(self) -> None:
         for placement in self.placements:
@@ -116,6 +119,8 @@ class Settings:
                 raise ArgumentError(f"the {name} must be at least {least}; received {value}")
         if self.task not in TASKS:
             raise ArgumentError(f"tasks are {', '.join(TASKS)}; received {self.task!r}")
+        if self.data_format not in (None, *FORMATS):
+            raise ArgumentError(f"data formats are {', '.join(FORMATS)}; received {self.data_format!r}")
         share = self.measure.is_share
         if not (0 < self.equivalent < 1 if share else 0 <= self.equivalent < math.inf):
             bounds = "lies between 0 and 100 points" if share else "is 0 or more and finite"

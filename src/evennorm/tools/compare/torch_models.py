@@ -92,10 +92,10 @@ def load_torch_model(model: str, data: Data) -> TorchArchitecture:
         make = _of_program(model)
     else:
         raise InputError(_not_trained(model))
-    build = _fresh(make, data.sample_shape)
+    build = _fresh(make, data.input_shape)
     built = build()
     _check(model, built, data)
-    return TorchArchitecture(model, build, data.sample_shape, not _ends_in_probabilities(built), _digest(built))
+    return TorchArchitecture(model, build, data.input_shape, not _ends_in_probabilities(built), _digest(built))
 
 
 def _not_trained(model: str) -> str:
@@ -108,7 +108,7 @@ def _not_trained(model: str) -> str:
 
 
 def _of_library(model: str, data: Data) -> Callable[[], nn.Module]:
-    make = maker(model, f"--model {model}", data.classes, data.sample_shape[0])
+    make = maker(model, f"--model {model}", data.classes, data.input_shape[0])
     return lambda: _made(make, model)
 
 
@@ -134,7 +134,7 @@ def _of_program(path: str) -> Callable[[], nn.Module]:
 def _of_function(name: str, data: Data) -> Callable[[], nn.Module]:
     function_name = name.partition(":")[2]
     function = imported(name, f"--model {name}", f"function {function_name!r}")
-    given = {"input_shape": data.sample_shape, "classes": data.classes}
+    given = {"input_shape": data.input_shape, "classes": data.classes}
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError) as error:
@@ -218,10 +218,10 @@ def _forward(model: nn.Module, shape: tuple[int, ...]) -> Any:
 
 def _check(name: str, model: nn.Module, data: Data) -> None:
     try:
-        y = _forward(model, data.sample_shape)
+        y = _forward(model, data.input_shape)
     except Exception as error:  # its code may raise anything for such samples
         raise InputError(
-            f"{name} is called with samples of shape {data.sample_shape}, as {data.name} has them, and fails: "
+            f"{name} is called with samples of shape {data.input_shape}, as {data.name} has them, and fails: "
             f"{first_line(error)}"
         ) from error
     if not isinstance(y, torch.Tensor) or tuple(y.shape) != (2, data.classes):

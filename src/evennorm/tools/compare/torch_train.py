@@ -118,4 +118,4 @@ class TorchTrainer(Trainer):
         return functional.mse_loss(outputs, y)
 
     def _batch(self, x: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(self.data.for_torch(x)).to(self.device)
+        return torch.from_numpy(x).to(self.device)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from evennorm.errors import InputError
 from evennorm.tools.compare.data import Data, load_data
 from evennorm.tools.compare.engine import select_engine, share_of_cores, versions
+from evennorm.tools.compare.layout import UNCHANGED
 from evennorm.tools.compare.models import Architecture, load_model
 from evennorm.tools.compare.racing import planned
 from evennorm.tools.compare.search import resolved, search
@@ -110,7 +111,10 @@ def prepare_data(settings: Settings, task: str | None) -> Data:
     if settings.framework == "keras":
         select_engine(settings.engine)
         leave_tensorflow_out()
-    return load_data(settings.data, task)
+    wanted = "channels_first" if settings.framework == "torch" else "channels_last"
+    if settings.model.endswith(".keras") and settings.data_format is None:
+        wanted = UNCHANGED  # a file says itself what it takes
+    return load_data(settings.data, task, wanted, settings.data_format)
 
 
 def trainer_for(settings: Settings, data: Data, architecture: Any) -> Trainer:

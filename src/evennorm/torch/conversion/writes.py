@@ -45,4 +45,4 @@ def _written(node: fx.Node, module: nn.Module) -> list[fx.Node]:
         return []
     name = str(getattr(node.target, "__name__", node.target))
     in_place = node.target in _OPERATORS or (name.endswith("_") and not name.endswith("__"))
-    return node.all_input_nodes if in_place or "out" in node.kwargs or node.kwargs.get("inplace") else []
+    return node.all_input_nodes if in_place or node.kwargs.get("out") is not None or node.kwargs.get("inplace") else []

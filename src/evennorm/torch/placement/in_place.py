@@ -58,7 +58,7 @@ def _wrote(node: fx.Node, model: nn.Module) -> bool:
         node.target = _OPERATORS[node.target]
         return True
     name = name_of_function(node.target)
-    if "out" in node.kwargs:
+    if node.kwargs.get("out") is not None:  # F.normalize passes on its out=None
         raise ArgumentError(
             f"only models whose steps return new tensors can be rewritten, and the code of {type(model).__name__} passes "
             f"out= to {name!r}; leave that argument out"

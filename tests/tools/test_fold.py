@@ -19,7 +19,7 @@ from scipy import stats
 from torch import nn
 
 from evennorm.cli import main
-from evennorm.errors import InputError
+from evennorm.errors import ArgumentError, InputError
 from evennorm.keras import BatchNormalization
 from evennorm.tools.fold import fold
 from evennorm.tools.fold.difference import difference
@@ -172,6 +172,19 @@ def test_inputs_that_torch_models_do_not_show() -> None:
         fold(Two(), measure=False)
     with pytest.raises(InputError, match="Linear does not run on samples of shape 5"):
         fold(nn.Linear(3, 2), input_shape=[(5,)])
+
+
+@pytest.mark.parametrize("given", [(3, 32, 32.0), [(3,), 4], "3,4", [(0,)], (-1, 4)])
+def test_shapes_that_are_none(given) -> None:
+    with pytest.raises(ArgumentError, match="input_shape is the shape of one sample") as caught:
+        fold(nn.Linear(3, 2), input_shape=given)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_shape_of_the_only_input() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    texts = {fold(model, input_shape=given, measure=False).inputs for given in ((3, 8, 8), [3, 8, 8], [(3, 8, 8)])}
+    assert texts == {"inputs of rank 4, as (samples, 3, 8, 8)"}
 
 
 def test_nothing_is_written_beyond_the_tolerance(file: Path, tmp_path: Path) -> None:

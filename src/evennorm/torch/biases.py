@@ -23,7 +23,7 @@ def without_biases(model: nn.Module, biased: Mapping[nn.Module, Sequence[nn.Modu
         for linear, norms in biased.items():
             for norm in norms:
                 fresh = memo[id(norm)]
-                mean = norm.running_mean.double() - linear.bias.double()
+                mean = norm.running_mean.cpu().double() - linear.bias.cpu().double()
                 fresh.running_mean.copy_(mean)  # type: ignore[attr-defined]
             memo[id(linear)].bias = None  # type: ignore[attr-defined]
     return result

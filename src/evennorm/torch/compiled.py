@@ -20,6 +20,7 @@ from evennorm.core.activation import LINEAR, RELU6, Activation, activation_of
 from evennorm.core.call import Call
 from evennorm.core.moments import Moments
 from evennorm.torch import native
+from evennorm.torch.namespace import WITHOUT_FLOAT64
 from evennorm.torch.tensors import acc_dtype
 
 if TYPE_CHECKING:
@@ -83,13 +84,14 @@ def _statistics(x: Tensor, reduced: tuple[int, ...]) -> tuple[Tensor, Tensor, Te
     sums would: squares of numbers that a large mean has left few bits of are 0 or 1 modulo 4, and their sum is rounded down
     again and again, by 4e-5 for 4096 values at mean 1e5.
 
-    Half precision is content with Welford's method in float32, as torch has it. Its error, a rounding of mean - shift, is
-    below a rounding of y for up to 2**26 values. Without the shift, one outlier in a constant channel would exceed that.
+    Half precision is content with Welford's method in float32, as torch has it, and devices without float64 have to be. Its
+    error, a rounding of mean - shift, is below a rounding of y for up to 2**26 values. Without the shift, one outlier in a
+    constant channel would exceed that.
     """
     shift = x
     for axis in reduced:
         shift = shift.narrow(axis, 0, 1)
-    if x.dtype != torch.float32:
+    if x.dtype != torch.float32 or x.device.type in WITHOUT_FLOAT64:
         shift = _wide(shift)
         variance, rest = torch.var_mean(_wide(x) - shift, reduced, correction=0, keepdim=True)
         return shift, rest, variance

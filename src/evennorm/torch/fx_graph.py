@@ -7,9 +7,11 @@ happened to ask.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import operator
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,6 +80,8 @@ for _name in ("add", "sub", "mul", "truediv"):
 class _Tracer(fx.Tracer):
     """A tracer that enters every module but the leaves and those it cannot follow; arguments with defaults keep them."""
 
+    module_stack: OrderedDict[str, tuple[str, Any]]
+
     def __init__(self) -> None:
         super().__init__()
         self.opaque: dict[str, str] = {}
@@ -108,7 +112,7 @@ class _Tracer(fx.Tracer):
         path = self.path_of_module(m)
         before = set(self.graph.nodes)
         known = dict(self.opaque)
-        callers = dict(self.module_stack)
+        callers = copy.copy(self.module_stack)
         try:
             refusal = _closed(m)
             if refusal:
@@ -118,7 +122,7 @@ class _Tracer(fx.Tracer):
             for node in reversed([node for node in self.graph.nodes if node not in before]):
                 self.graph.erase_node(node)
             self.opaque = {**known, path: _reason(m, error)}
-            self.module_stack = type(self.module_stack)(callers)  # torch.fx leaves on it what the error came through
+            self.module_stack = callers  # torch.fx leaves on it what the error came through
             return super().call_module(m, forward, args, kwargs)
 
 

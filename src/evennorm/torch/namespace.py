@@ -9,6 +9,9 @@ from torch import Tensor
 
 from evennorm.core.namespace import Namespace, Summation
 
+WITHOUT_FLOAT64 = {"mps"}
+"""Types of devices that have no float64; there float32 is the widest."""
+
 
 class TorchNamespace:
     """Torch's functions under NumPy's names."""
@@ -38,6 +41,8 @@ class TorchNamespace:
     def astype(x: Tensor, dtype: torch.dtype) -> Tensor:
         # torch.export passes unknown sizes as symbolic integers.
         if isinstance(x, Tensor):
+            if dtype is torch.float64 and x.device.type in WITHOUT_FLOAT64:
+                dtype = torch.float32
             return x if x.dtype is dtype else x.to(dtype)  # exporters also record a cast that changes nothing
         return torch.scalar_tensor(x, dtype=dtype)
 

@@ -46,7 +46,7 @@ class ModuleStatistics:
             _assign(self.module.running_mean, mean)
             _assign(self.module.running_var, variance)
             if isinstance(self.module, _BatchNorm) and self.module._buffers.get("running_mean_low") is not None:
-                stored = self.module.running_mean.double().cpu().numpy()
+                stored = self.module.running_mean.cpu().double().numpy()
                 _assign(self.module.running_mean_low, mean - stored)
 
     def snapshot(self) -> list[torch.Tensor]:

@@ -73,8 +73,8 @@ class Data:
 
     def laid_out(self, stored: str, wanted: str) -> Data:
         """Return the same with the channels of images where they are wanted."""
-        parts = ("x_train", "x_validation", "x_test")
-        return replace(self, **{name: moved(getattr(self, name), stored, wanted) for name in parts})
+        x_train, x_validation, x_test = (moved(x, stored, wanted) for x in (self.x_train, self.x_validation, self.x_test))
+        return replace(self, x_train=x_train, x_validation=x_validation, x_test=x_test)
 
     def binarized(self) -> Data:
         """Return the same with every value 0 or 1, cut in the middle of the training samples' range."""

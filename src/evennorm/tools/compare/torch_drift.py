@@ -36,7 +36,7 @@ class UnitInput:
         probe.eval()
         with torch.no_grad():
             values = probe(self._samples).select(axis, 0)
-        return percentiles(values.double().cpu().numpy())
+        return percentiles(values.cpu().double().numpy())
 
 
 def _in_front_of_the_last_activation(model: nn.Module, example: Tensor) -> tuple[nn.Module, int] | None:

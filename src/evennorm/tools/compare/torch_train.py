@@ -17,6 +17,7 @@ from evennorm.tools.compare.settings import Run, Settings
 from evennorm.tools.compare.torch_drift import UnitInput
 from evennorm.tools.compare.torch_models import TorchArchitecture
 from evennorm.tools.compare.train import EVALUATION_BATCH, Trainer, seed_of
+from evennorm.torch.namespace import WITHOUT_FLOAT64
 
 DEVICES = ("cpu", "cuda", "mps")
 
@@ -81,7 +82,7 @@ class TorchTrainer(Trainer):
         model.eval()
         with torch.no_grad():
             parts = [model(self._batch(x[i : i + EVALUATION_BATCH])) for i in range(0, len(x), EVALUATION_BATCH)]
-        return torch.cat([part.double().cpu() for part in parts]).numpy()
+        return torch.cat([part.cpu().double() for part in parts]).numpy()
 
     def from_logits(self, model: nn.Module) -> bool:
         return self.architecture.from_logits
@@ -92,7 +93,8 @@ class TorchTrainer(Trainer):
         return self._probe[1]()
 
     def _train_on(self, model: nn.Module, optimizer: torch.optim.Optimizer, order: np.ndarray) -> float:
-        total = torch.zeros((), device=self.device, dtype=torch.float64 if self.device.type != "mps" else torch.float32)
+        wide = torch.float32 if self.device.type in WITHOUT_FLOAT64 else torch.float64
+        total = torch.zeros((), device=self.device, dtype=wide)
         batches = order.reshape(-1, self.settings.batch_size)
         model.train()
         for chosen in batches:

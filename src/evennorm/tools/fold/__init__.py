@@ -15,7 +15,7 @@ from evennorm.tools.data import check_fit, open_data
 from evennorm.tools.fold import files
 from evennorm.tools.fold.difference import TOLERANCES, Difference, Run, difference, repeats
 from evennorm.tools.fold.frameworks import FlaxModel, Framework, TorchModel, adapter
-from evennorm.tools.fold.inputs import random_batch
+from evennorm.tools.fold.inputs import random_batch, shapes_of
 from evennorm.tools.fold.report import Report
 from evennorm.tools.fold.speed import speed
 from evennorm.tools.models import open_model
@@ -35,7 +35,7 @@ def fold(
     *,
     data: Any = None,
     batches: int = 8,
-    input_shape: Sequence[tuple[int, ...]] = (),
+    input_shape: Sequence[int] | Sequence[Sequence[int]] = (),
     weights: str | os.PathLike[str] | None = None,
     tolerance: float | None = None,
     measure: bool = True,
@@ -54,8 +54,9 @@ def fold(
         data: what to compare the outputs on besides random inputs; anything that `open_data` takes. Torch models are folded
             for the rank of its samples.
         batches: how many batches of 32 samples of it.
-        input_shape: of one sample of each input, for torch models that do not show it. They are folded for its rank; without
-            it and without data, only what is right for every rank that they were found to run on is folded.
+        input_shape: of one sample, or a list of those of each input, for torch models that do not show it. They are folded
+            for its rank; without it and without data, only what is right for every rank that they were found to run on is
+            folded.
         weights: a file to load into the model first.
         tolerance: the largest difference allowed, as a part of the largest output; by default 1e-4 in float32.
         measure: whether to measure the speed.
@@ -72,10 +73,11 @@ def fold(
         >>> import torch
         >>> from torch import nn
         >>> from evennorm.tools.fold import fold
-        >>> report = fold(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU()), input_shape=[(4,)], measure=False)
+        >>> report = fold(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU()), input_shape=(4,), measure=False)
         >>> [(each.layer, each.into) for each in report.layers], report.inputs
         ([('1', ('0',))], 'inputs of rank 2, as (samples, 4)')
     """
+    shapes = shapes_of(input_shape)
     progress("opening", 0, None)
     opened = open_model(model, weights)
     if tolerance is not None and not tolerance >= 0:
@@ -88,7 +90,7 @@ def fold(
     if data is not None:
         given = open_data(data, opened.framework)
         check_fit(given, opened)
-    random, others = _examples(framework, input_shape, given)
+    random, others = _examples(framework, shapes, given)
     example = random or framework.arrays(given.first(4).x)
     progress("folding", 0, None)
     folded, plan = framework.fold(example, others)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from evennorm.errors import InputError
+from evennorm.errors import ArgumentError, InputError
 from evennorm.models.network import Network, Role, Step
 from evennorm.tools.models import Opened
 
@@ -74,6 +74,26 @@ def _input_of_keras(tensor: Any, network: Network, side: int) -> Input:
     below = _vocabulary(network, name)
     whole = dtype.startswith(("int", "uint", "bool"))
     return Input(name, shape, dtype, below if below is not None or not whole else 2)
+
+
+def shapes_of(given: Sequence[int] | Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """Return the shapes of one sample of each input, from these or from the only one.
+
+    Raises:
+        ArgumentError: they are no shapes.
+
+    Example:
+        >>> shapes_of((3, 32, 32)), shapes_of([(3, 32, 32), (5,)])
+        ([(3, 32, 32)], [(3, 32, 32), (5,)])
+    """
+    every: list[Any] = [given] if given and all(isinstance(size, int) for size in given) else list(given)
+    for shape in every:
+        if not isinstance(shape, Sequence) or not all(isinstance(size, int) and size > 0 for size in shape):
+            raise ArgumentError(
+                "input_shape is the shape of one sample, such as (3, 32, 32), or a list of those of each input, all sizes "
+                f"above 0; received {given!r}"
+            )
+    return [tuple(shape) for shape in every]
 
 
 def inputs_of_torch(opened: Opened, network: Network, shapes: Sequence[tuple[int, ...]], runs: Any) -> list[Input]:

@@ -292,7 +292,7 @@ def _example(model: nn.Module, input_shape: Sequence[int] | None, inputs: Tensor
     first = next(floats, torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     example = torch.randn((2, *(input_shape or ())), generator=generator, dtype=torch.float64)
-    return (example.to(device=first.device, dtype=first.dtype),)
+    return (example.to(first.dtype).to(first.device),)
 
 
 def _chosen(where: Mapping[str, str | None], found: Sequence[Site]) -> Callable[[Site], str | None]:

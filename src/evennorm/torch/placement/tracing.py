@@ -176,7 +176,7 @@ def _is_close(found: Any, wanted: Any) -> bool:
         return type(found) is type(wanted) and bool(found == wanted)
     if found.shape != wanted.shape or found.dtype != wanted.dtype:
         return False
-    return torch.allclose(found.double(), wanted.double(), rtol=1e-3, atol=1e-5, equal_nan=True)
+    return torch.allclose(found.cpu().double(), wanted.cpu().double(), rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
 def _unfollowed(model: nn.Module, why: str) -> ArgumentError:

@@ -5,6 +5,7 @@ import os
 import random
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -12,6 +13,14 @@ os.environ.setdefault("MPLBACKEND", "agg")
 # Threads of torch and of NumPy's OpenBLAS spin while they wait, on cores that others need: a step may take 20 times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Half of the time of a test of JAX is XLA's compiler: what it made is there for the next run, and for processes that a test
+# starts. Each process of pytest-xdist has a folder, since XLA's programs are not written atomically.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(Path(__file__).parents[1] / ".pytest_cache" / "xla" / os.environ.get("PYTEST_XDIST_WORKER", "alone")),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import numpy as np
 import pytest

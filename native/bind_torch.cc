@@ -195,7 +195,8 @@ PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
 // An operator for programs of torch.compile: one node of a graph in place of some thirty, for each of which Inductor writes code.
 void update_running_stats(const Tensor& mean, const Tensor& mean_low, const Tensor& variance, const Tensor& skipped,
                           const std::optional<Tensor>& batches, const Tensor& given_mean, const Tensor& given_mean_low,
-                          const Tensor& given_variance, int64_t count, std::optional<double> momentum) {
+                          const Tensor& given_variance, int64_t count, std::optional<double> momentum,
+                          const std::optional<Tensor>& /*after*/) {
   // Programs pass them on as they were computed, in any layout.
   const Tensor batch_mean = given_mean.contiguous(), batch_mean_low = given_mean_low.contiguous(),
                batch_variance = given_variance.contiguous();
@@ -252,12 +253,17 @@ PyObject* initialized() {
 
 }  // namespace evennorm
 
+// `after` is not read. A program that was compiled with it computes it before this call, and so together with the statistics, in one
+// kernel.
 TORCH_LIBRARY(evennorm_cpu, library) {
   library.def(
       "update_running_stats(Tensor(a!) mean, Tensor(b!) mean_low, Tensor(c!) variance, Tensor(d!) skipped, Tensor(e!)? batches, "
-      "Tensor batch_mean, Tensor batch_mean_low, Tensor batch_variance, SymInt count, float? momentum) -> ()");
+      "Tensor batch_mean, Tensor batch_mean_low, Tensor batch_variance, SymInt count, float? momentum, Tensor? after=None) -> ()");
 }
 TORCH_LIBRARY_IMPL(evennorm_cpu, CPU, library) { library.impl("update_running_stats", &evennorm::update_running_stats); }
+TORCH_LIBRARY_IMPL(evennorm_cpu, Autograd, library) {  // nothing is differentiated, and asking each argument whether it is takes 1 us
+  library.impl("update_running_stats", torch::CppFunction::makeFallthrough());
+}
 
 #define EVENNORM_INIT_(name) PyInit_##name
 #define EVENNORM_INIT(name) EVENNORM_INIT_(name)

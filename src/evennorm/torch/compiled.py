@@ -274,8 +274,8 @@ def forward(module: _BatchNorm, input: Tensor, residual: Tensor | None, given: A
         on_cpu = native.AVAILABLE and not exporting and input.device.type == "cpu"
         if on_cpu and all(row.is_contiguous() and row.dtype == acc_dtype(input) for row in buffers[:3]):
             # Inductor joins neighbouring loops into one kernel, and this call would part them. Between dense layers a kernel
-            # more is felt; images have longer loops, and joined kernels take longer to compile. Without an activation here, y
-            # may be a value between two steps that is not to be written to memory.
+            # more is felt; images have longer loops, and joined kernels take longer to compile. Without an activation here,
+            # y may be a value between two steps that is not to be written to memory.
             after = y.detach() if len(input.shape) == 2 and numbers != LINEAR else None
             rows = shift.detach(), rest.detach(), variance.detach()
             native.update_running_stats(*buffers, module.num_batches_tracked, *rows, count, module.momentum, after)

@@ -13,11 +13,10 @@ os.environ.setdefault("MPLBACKEND", "agg")
 # Threads of torch and of NumPy's OpenBLAS spin while they wait, on cores that others need: a step may take 20 times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# Half of the time of a test of JAX is XLA's compiler: what it made is there for the next run, and for processes that a test
-# starts. Each process of pytest-xdist has a folder, since XLA's programs are not written atomically.
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR",
-    str(Path(__file__).parents[1] / ".pytest_cache" / "xla" / os.environ.get("PYTEST_XDIST_WORKER", "alone")),
+# Half of the time of a test of JAX is XLA's compiler: what it made is there for the next run. Each process of pytest-xdist
+# has a folder of its own, since such files are not written atomically; what the first process sets, the others inherit.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+    Path(__file__).parents[1] / ".pytest_cache" / "xla" / os.environ.get("PYTEST_XDIST_WORKER", "alone")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -38,7 +37,13 @@ with suppress(ImportError):
 
 
 def pytest_collection_finish() -> None:
-    """What frameworks made at their import stays: the garbage collector need not look through it again and again."""
+    """Frameworks are imported now.
+
+    What they made at their import stays: the garbage collector need not look through it again and again. JAX has read where
+    to keep programs; processes that tests start would share the folder, so they compile for themselves.
+    """
+    for name in [name for name in os.environ if name.startswith(("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE"))]:
+        del os.environ[name]
     gc.collect()
     gc.freeze()
 

@@ -13,12 +13,12 @@ class ForwardGroup {
  public:
   using A = Compute<S>;
 
-  ForwardGroup(const Forward& call, int64_t g)
+  ForwardGroup(const Forward& call, int64_t g, Visit what)
       : call_(call),
         x_(shifted(call.x, g)),
         residual_(shifted(call.residual, g)),
         y_(shifted(call.y, g)),
-        layout_(laid_out()),
+        layout_(laid_out(what)),
         coefficients_(layout_, 3),
         mean_(static_cast<A*>(call.mean) + g * call.shape.channel),
         mean_low_(call.mean_low == nullptr ? nullptr : static_cast<A*>(call.mean_low) + g * call.shape.channel),
@@ -104,10 +104,13 @@ class ForwardGroup {
     return v;
   }
 
-  Layout laid_out() {
+  Layout laid_out(Visit what) {
     View* const views[] = {&y_, &x_, &residual_};
     const int absent = y_.data == nullptr ? 1 : 0;
-    return layout_of(call_.shape, views + absent, 3 - absent, call_.mask != nullptr);
+    Layout layout = layout_of(call_.shape, views + absent, 3 - absent, call_.mask != nullptr);
+    // What is read once, and is too large for the cache, leaves no room there for coefficients of every element.
+    if (what == Visit::apply && past_cache_ && call_.mask == nullptr && layout.inner >= kLanes<A>) layout.bundled = false;
+    return layout;
   }
 
   void set_linear(int64_t c, int64_t channels) {
@@ -166,7 +169,7 @@ bool forward_as(const Forward& call, Visit what, Workers& workers) {
       static_cast<A*>(call.mean)[i] = static_cast<A*>(call.mean_low)[i] = static_cast<A*>(call.variance)[i] = 0;
     }
   } else if (call.shape.channel > 0) {
-    each_group(call.shape, kForwardSharedFrom, workers, [&](int64_t g, Workers& these) { ForwardGroup<S>(call, g).run(what, these); });
+    each_group(call.shape, kForwardSharedFrom, workers, [&](int64_t g, Workers& these) { ForwardGroup<S>(call, g, what).run(what, these); });
   }
   const Statistics<A> batch{static_cast<const A*>(call.mean), static_cast<const A*>(call.mean_low), static_cast<const A*>(call.variance)};
   const Shape& shape = call.shape;

@@ -1,6 +1,8 @@
 // The loops over runs of contiguous elements: planes, which belong to one channel, and rows, which hold one element of each channel.
 #pragma once
 
+#include <algorithm>
+
 #include "channels.h"
 #include "elements.h"
 
@@ -123,10 +125,57 @@ void moment_rows(Span<const S> x, int64_t rows, int64_t n, const Compute<S>* shi
 
 // y.
 
+// Planes of different channels that lie end to end, written past the cache: so is a line that holds the end of one plane and the
+// beginning of the next. `n` is at least a vector.
+template <class S, Activation activation>
+void normalize_joined_planes(const S* x, const S* residual, S* y, const Lines& lines, int64_t planes, int64_t n,
+                             const Coefficients<Compute<S>>& of, Compute<S> negative_slope) {
+  using A = Compute<S>;
+  const auto linear_of_plane = [&](int64_t plane) EVENNORM_INLINE_LAMBDA { return Parameters<A, Each::call>(of.from(plane)).linear(0); };
+  const auto finished = [&](const Linear<A>& linear, Vec<A> v) EVENNORM_INLINE_LAMBDA { return linear(linear.centred(v)); };
+  int64_t i = 0;
+  const auto whole = [&](const Linear<A>& linear, const auto& store_at) EVENNORM_INLINE_LAMBDA {
+    const Vec<A> z = finished(linear, load(x + i));
+    store_at(y + i, activated<activation>(residual ? z + load(residual + i) : z, negative_slope));
+    i += kLanes<A>;
+  };
+  const auto past_cache = [](S* at, Vec<A> v) EVENNORM_INLINE_LAMBDA { store_past_cache(at, v); };
+  // Elements of one plane before the first line, or after the last one.
+  const auto through_cache = [&](int64_t end, const Linear<A>& linear) EVENNORM_INLINE_LAMBDA {
+    while (i + kLanes<A> <= end) whole(linear, [](S* at, Vec<A> v) EVENNORM_INLINE_LAMBDA { store(at, v); });
+    if (i >= end) return;
+    const int64_t left = end - i;
+    const Vec<A> z = finished(linear, load_some(x + i, left));
+    store_some(y + i, activated<activation>(residual ? z + load_some(residual + i, left) : z, negative_slope), left);
+    i = end;
+  };
+  Linear<A> linear = linear_of_plane(0);
+  for (int64_t plane = 0; plane < planes; ++plane) {
+    const int64_t end = (plane + 1) * n;
+    through_cache(std::min(lines.begin, end), linear);
+    for (const int64_t last = std::min(lines.end, end); i + kLanes<A> <= last;) whole(linear, past_cache);
+    const Linear<A> next = linear_of_plane(std::min(plane + 1, planes - 1));
+    if (i < end && i < lines.end) {  // of both planes
+      const auto inside = first_lanes<A>(end - i);
+      const auto of_either = [&](Vec<A> one, Vec<A> other) EVENNORM_INLINE_LAMBDA { return select(inside, one, other); };
+      whole({of_either(linear.mean, next.mean), of_either(linear.scale, next.scale), of_either(linear.shift, next.shift)}, past_cache);
+    }
+    through_cache(end, linear);
+    linear = next;
+  }
+}
+
 template <class S, Activation activation, Each each>
 void normalize_runs(Span<const S> x, Span<const S> residual, Span<S> y, MaskSpan mask, int64_t runs, int64_t n,
                     Parameters<Compute<S>, each> all_parameters, Compute<S> negative_slope, bool past_cache) {
   using A = Compute<S>;
+  if constexpr (each == Each::run) {
+    const bool joined = x.stride == n && y.stride == n && (residual.data == nullptr || residual.stride == n) && mask.data == nullptr;
+    const Lines lines = past_cache && joined && n >= kLanes<A> ? whole_lines(y.data, runs * n, false) : Lines{};
+    if (lines.end > 0) {
+      return normalize_joined_planes<S, activation>(x.data, residual.data, y.data, lines, runs, n, all_parameters.of, negative_slope);
+    }
+  }
   for (int64_t r = 0; r < runs; ++r) {
     const S *px = x.run(r), *pr = residual.run(r);
     S* py = y.run(r);

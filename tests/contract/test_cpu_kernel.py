@@ -169,6 +169,45 @@ def test_any_memory(problem) -> None:
         np.testing.assert_allclose(found.double(), wanted, rtol=bound, atol=4 * bound * scale * max(1.0, count**0.5 / 8))
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 60), st.integers(1, 80)),
+    channels_last=st.booleans(),
+    dtype=st.sampled_from(list(DTYPES)),
+    activation=st.sampled_from(list(textbook.BENDS)),
+    has_residual=st.booleans(),
+    offset=st.integers(0, 40),
+    instruction_set=st.sampled_from(INSTRUCTION_SETS),
+    past_cache=st.booleans(),
+    in_place=st.booleans(),
+)
+def test_inference(
+    sizes, channels_last, dtype, activation, has_residual, offset, instruction_set, past_cache, in_place
+) -> None:
+    """Planes that end anywhere in a vector, or in a cache line."""
+    outer, channel, inner = sizes
+    rng = np.random.default_rng(offset)
+    order = (0, 2, 1) if channels_last else (0, 1, 2)
+    x, residual, y = (lying(rng.standard_normal(sizes) + m, (order, [1] * 3, offset), dtype) for m in (3, 0, 0))
+    y = x if in_place else y
+    wide = torch.float64 if dtype == "float64" else torch.float32
+    gamma, mean, variance = (torch.tensor(rng.uniform(0.5, 2, channel), dtype=wide) for _ in range(3))
+    m, v, g = (t.double()[:, None] for t in (mean, variance, gamma))
+    z = g * (x.double() - m) / torch.sqrt(v + 1e-3) + (residual.double() if has_residual else 0)
+
+    strides = (outer * channel * inner, *x.stride())
+    kernel = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}[dtype]
+    slope, limit = textbook.BENDS[activation]
+    _cpu.use_instruction_set(instruction_set)
+    _cpu.write_past_cache_from(0 if past_cache else _cpu.PAST_CACHE)
+    plan = _cpu.ForwardPlan(kernel, (1, *sizes), strides, strides if has_residual else (0,) * 4, strides, 1e-3, slope, limit)
+    arrays = [None if t is None else t.data_ptr() for t in (x, residual if has_residual else None, y, gamma, None)]
+    assert plan.normalize(*arrays, mean.data_ptr(), None, variance.data_ptr(), None) == 0
+    expected = textbook.activated(z.numpy(), activation)
+    np.testing.assert_allclose(y.double(), expected, rtol=DTYPES[dtype], atol=DTYPES[dtype])
+    assert not torch.as_strided(y, (offset,), (1,), 0).any(), "nothing is written beside y"
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("shape", "axis"),

@@ -6,6 +6,10 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
 #include "torch_node.h"
 #include "torch_plan.h"
 #include "torch_settings.h"
@@ -43,13 +47,11 @@ struct Hash {
 std::unordered_map<Key, std::shared_ptr<Plan>, Hash> plans;
 constexpr size_t kMostPlans = 4096;
 
-std::shared_ptr<Plan> made(PyObject* module, PyObject* input, PyObject* residual, PyObject* slope, PyObject* limit, bool by_batch,
-                           bool masked) {
-  const Owned answer(PyObject_CallFunctionObjArgs(python_forward_plan, module, input, residual, slope, limit, by_batch ? Py_True : Py_False,
-                                                  masked ? Py_True : Py_False, nullptr));
+// `answer` is Python's, a new reference.
+std::shared_ptr<Plan> made(PyObject* from_python, bool masked) {
+  const Owned answer(from_python);
   if (answer == nullptr) raise();
   auto plan = std::make_shared<Plan>();
-  plan->type.reset(Py_NewRef(reinterpret_cast<PyObject*>(Py_TYPE(module))));
   if (answer.get() == Py_None) return plan;
   plan->fits = true;
   auto [call, fresh] = parsed<Forward>(answer.get());
@@ -62,6 +64,43 @@ std::shared_ptr<Plan> made(PyObject* module, PyObject* input, PyObject* residual
   plan->call.reset(Py_NewRef(PyTuple_GET_ITEM(answer.get(), 7)));
   if (PyErr_Occurred() != nullptr) raise();
   return plan;
+}
+
+// The plan with this key, made where there is none yet.
+template <class Make>
+std::shared_ptr<Plan> planned(const Key& key, const Make& make) {
+  const auto known = plans.find(key);
+  if (known != plans.end()) return known->second;
+  if (plans.size() >= kMostPlans) plans.clear();
+  auto plan = make();
+  return plans.insert_or_assign(key, std::move(plan)).first->second;
+}
+
+bool needs_gradient(std::initializer_list<const Tensor*> tensors) {
+  if (!at::GradMode::is_enabled()) return false;
+  return std::any_of(tensors.begin(), tensors.end(), [](const Tensor* tensor) { return tensor->defined() && tensor->requires_grad(); });
+}
+
+// Whether the kernels read a residual as they read x.
+bool is_like(const Tensor& residual, const Tensor& x) {
+  return !residual.defined() || (plain(residual) && residual.scalar_type() == x.scalar_type() && residual.sizes().equals(x.sizes()));
+}
+
+c10::intrusive_ptr<EvennormBatchNorm> node_of(const std::shared_ptr<Plan>& plan, const Tensor& x, const Tensor& gamma, const Tensor& beta,
+                                              const Tensor& residual, const Tensor& statistics, const Tensor& mask) {
+  auto node = c10::make_intrusive<EvennormBatchNorm>();
+  node->set_next_edges(torch::autograd::collect_next_edges(x, gamma, beta, residual));
+  node->plan = plan;
+  node->x = SavedVariable(x, false);
+  node->gamma = SavedVariable(gamma, false);
+  node->beta = SavedVariable(beta, false);
+  node->statistics = SavedVariable(statistics, false);
+  node->mask = SavedVariable(mask, false);
+  node->has_gamma = gamma.defined();
+  node->has_beta = beta.defined();
+  node->has_mask = mask.defined();
+  node->has_residual = residual.defined();
+  return node;
 }
 
 // forward(module, module.__dict__, input, residual, slope, limit): the output; or None, for what Python has to do.
@@ -87,9 +126,7 @@ PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   const bool by_batch = training || (!mean.defined() && !variance.defined());
   if (by_batch && !tracks) mean = variance = Tensor();
 
-  const bool differentiates = at::GradMode::is_enabled() && (x.requires_grad() || (gamma.defined() && gamma.requires_grad()) ||
-                                                             (beta.defined() && beta.requires_grad()) ||
-                                                             (residual.defined() && residual.requires_grad()));
+  const bool differentiates = needs_gradient({&x, &gamma, &beta, &residual});
   if (!by_batch && differentiates) Py_RETURN_NONE;
   const bool masked = by_batch && residual.defined() && activates;
 
@@ -99,9 +136,7 @@ PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   for (const Tensor* const each : std::initializer_list<const Tensor*>{&gamma, &beta, &mean, &variance}) {
     if (each->defined() && !row(*each, channels, computed)) Py_RETURN_NONE;
   }
-  if (residual.defined() && !(plain(residual) && residual.scalar_type() == x.scalar_type() && residual.sizes().equals(x.sizes()))) {
-    Py_RETURN_NONE;
-  }
+  if (!is_like(residual, x)) Py_RETURN_NONE;
   Tensor mean_low, batches, skipped;
   if (by_batch && tracks) {
     if (!mean.defined()) Py_RETURN_NONE;
@@ -124,13 +159,13 @@ PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   if (residual.defined()) whole = whole && key.add(residual.strides());
   if (!own.usual || !whole) Py_RETURN_NONE;
 
-  auto place_of = plans.find(key);
-  if (place_of == plans.end()) {
-    if (plans.size() >= kMostPlans) plans.clear();
-    auto plan = made(module, py_x, py_residual, slope, limit, by_batch, masked);
-    place_of = plans.insert_or_assign(key, std::move(plan)).first;
-  }
-  const std::shared_ptr<Plan> plan = place_of->second;
+  const std::shared_ptr<Plan> plan = planned(key, [&] {
+    auto made_now = made(PyObject_CallFunctionObjArgs(python_forward_plan, module, py_x, py_residual, slope, limit,
+                                                      by_batch ? Py_True : Py_False, masked ? Py_True : Py_False, nullptr),
+                         masked);
+    made_now->type.reset(Py_NewRef(reinterpret_cast<PyObject*>(Py_TYPE(module))));
+    return made_now;
+  });
   if (!plan->fits) Py_RETURN_NONE;
 
   RECORD_FUNCTION("evennorm::batch_norm", std::vector<c10::IValue>({x}));
@@ -173,22 +208,88 @@ PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t count) {
   for (const Tensor* const written : {&mean, &mean_low, &variance, &batches, &skipped}) {
     if (by_batch && written->defined()) written->unsafeGetTensorImpl()->bump_version();
   }
-  if (differentiates) {
-    const auto node = c10::make_intrusive<EvennormBatchNorm>();
-    node->set_next_edges(torch::autograd::collect_next_edges(x, gamma, beta, residual));
-    node->plan = plan;
-    node->x = SavedVariable(x, false);
-    node->gamma = SavedVariable(gamma, false);
-    node->beta = SavedVariable(beta, false);
-    node->statistics = SavedVariable(statistics, false);
-    node->mask = SavedVariable(mask, false);
-    node->has_gamma = gamma.defined();
-    node->has_beta = beta.defined();
-    node->has_mask = mask.defined();
-    node->has_residual = residual.defined();
-    torch::autograd::set_history(y, node);
-  }
+  if (differentiates) torch::autograd::set_history(y, node_of(plan, x, gamma, beta, residual, statistics, mask));
   return THPVariable_Wrap(y);
+  END_HANDLE_TH_ERRORS
+}
+
+// batch_norm(call, input, gamma, beta, residual, masked, grouped): the output, mean, mean_low and variance; or None, for what Python has
+// to do. `call` has one channel axis and no ghost batches; grouped moments are (1, channel), others (channel).
+PyObject* batch_norm(PyObject*, PyObject* const* given, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 7, "batch_norm takes a call, input, gamma, beta, residual, masked and grouped");
+  PyObject *const py_call = given[0], *const py_x = given[1], *const py_residual = given[4];
+  const bool masked = given[5] == Py_True;
+  if (!THPVariable_CheckExact(py_x) || !undisturbed()) Py_RETURN_NONE;
+
+  Settings own(nullptr);
+  const Tensor& x = THPVariable_Unpack(py_x);
+  const Tensor gamma = own.tensor_of(given[2]), beta = own.tensor_of(given[3]), residual = own.tensor_of(py_residual);
+  if (!own.usual || !plain(x) || x.numel() == 0 || !is_like(residual, x)) Py_RETURN_NONE;
+  Key key;
+  bool whole = key.add(static_cast<int64_t>(reinterpret_cast<intptr_t>(py_call))) && key.add(static_cast<int64_t>(x.scalar_type())) &&
+               key.add(residual.defined()) && key.add(x.sizes()) && key.add(x.strides());
+  if (residual.defined()) whole = whole && key.add(residual.strides());
+  if (!whole) Py_RETURN_NONE;
+  const std::shared_ptr<Plan> plan = planned(key, [&] {
+    auto made_now = made(PyObject_CallFunctionObjArgs(python_function_plan, py_call, py_x, py_residual, given[5], nullptr), masked);
+    made_now->call.reset(Py_NewRef(py_call));
+    return made_now;
+  });
+  if (!plan->fits) Py_RETURN_NONE;
+  const int64_t channels = plan->statistics[2];
+  const at::ScalarType computed = computed_in(x);
+  const auto fits = [&](const Tensor& parameter) { return !parameter.defined() || row(parameter, channels, computed); };
+  if (!fits(gamma) || !fits(beta)) Py_RETURN_NONE;
+
+  RECORD_FUNCTION("evennorm::batch_norm", std::vector<c10::IValue>({x}));
+  Forward call = plan->forward;
+  const Tensor y = plan->fresh.like(x), statistics = at::detail::empty_cpu(plan->statistics, computed);
+  const Tensor mask = masked ? at::detail::empty_cpu({plan->mask_bytes}, at::kByte) : Tensor();
+  call.x.data = x.data_ptr();
+  call.residual.data = address(residual);
+  call.y.data = y.data_ptr();
+  call.gamma = address(gamma);
+  call.beta = address(beta);
+  call.mask = static_cast<uint8_t*>(address(mask));
+  place(call.mean, call.mean_low, call.variance, statistics);
+  {
+    const WithoutGil released;
+    kernels->operations().forward(call, kernels->workers());
+  }
+  // Copies: who writes into them writes into nothing that the gradient needs.
+  const std::array<int64_t, 2> sizes{1, channels};
+  const at::IntArrayRef of_moments = at::IntArrayRef(sizes).slice(given[6] == Py_True ? 0 : 1);
+  const auto copied = [&](const void* from) {
+    Tensor moment = at::detail::empty_cpu(of_moments, computed);
+    std::memcpy(moment.data_ptr(), from, moment.nbytes());
+    return moment;
+  };
+  const Tensor mean = copied(call.mean), mean_low = copied(call.mean_low), variance = copied(call.variance);
+  if (needs_gradient({&x, &gamma, &beta, &residual})) {
+    const auto node = node_of(plan, x, gamma, beta, residual, statistics, mask);
+    for (const Tensor* const output : {&y, &mean_low, &variance}) torch::autograd::set_history(*output, node);
+  }
+  const Owned results[] = {wrapped(y), wrapped(mean), wrapped(mean_low), wrapped(variance)};
+  return PyTuple_Pack(4, results[0].get(), results[1].get(), results[2].get(), results[3].get());
+  END_HANDLE_TH_ERRORS
+}
+
+// is_finite(tensor): true if all values of an ordinary array in memory are; false where one is not, or Python has to look.
+PyObject* is_finite(PyObject*, PyObject* tensor) {
+  HANDLE_TH_ERRORS
+  if (!THPVariable_CheckExact(tensor) || !undisturbed()) Py_RETURN_FALSE;
+  const Tensor& values = THPVariable_Unpack(tensor);
+  if (!plain(values) || !values.is_contiguous()) Py_RETURN_FALSE;
+  const auto all_finite = [&](const auto* data) {
+    bool all = true;
+    for (int64_t i = 0, n = values.numel(); i < n; ++i) all &= std::isfinite(data[i]);
+    return all;
+  };
+  const bool found = values.scalar_type() == at::kFloat    ? all_finite(static_cast<const float*>(values.data_ptr()))
+                     : values.scalar_type() == at::kDouble ? all_finite(static_cast<const double*>(values.data_ptr()))
+                                                           : false;
+  return PyBool_FromLong(found);
   END_HANDLE_TH_ERRORS
 }
 
@@ -219,20 +320,22 @@ void update_running_stats(const Tensor& mean, const Tensor& mean_low, const Tens
                                 batch_mean_low.data_ptr(), batch_variance.data_ptr(), count, channels);
 }
 
-// connect(exported, forward_plan, backward_plan, gradients)
+// connect(exported, forward_plan, function_plan, backward_plan, gradients)
 PyObject* connect(PyObject*, PyObject* const* given, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 4, "connect takes the kernels and three functions");
+  TORCH_CHECK_TYPE(count == 5, "connect takes the kernels and four functions");
   kernels = static_cast<const Exported*>(PyCapsule_GetPointer(given[0], kExported));
   if (kernels == nullptr) return nullptr;
-  PyObject** const functions[] = {&python_forward_plan, &python_backward_plan, &python_gradients};
-  for (int i = 0; i < 3; ++i) Py_XSETREF(*functions[i], Py_NewRef(given[i + 1]));
+  PyObject** const functions[] = {&python_forward_plan, &python_function_plan, &python_backward_plan, &python_gradients};
+  for (int i = 0; i < 4; ++i) Py_XSETREF(*functions[i], Py_NewRef(given[i + 1]));
   Py_RETURN_NONE;
   END_HANDLE_TH_ERRORS
 }
 
 PyMethodDef functions[] = {
     {"forward", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(forward)), METH_FASTCALL, nullptr},
+    {"batch_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(batch_norm)), METH_FASTCALL, nullptr},
+    {"is_finite", is_finite, METH_O, nullptr},
     {"connect", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(connect)), METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };

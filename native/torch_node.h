@@ -31,9 +31,8 @@ struct EvennormBatchNorm : torch::autograd::Node {
 
   variable_list apply(variable_list&& given) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const Tensor& dy = given[0];
-    if (!dy.defined()) return variable_list(4);
-    return computed(dy, unpacked());
+    const Incoming incoming(given);
+    return incoming.any() ? computed(incoming, unpacked()) : variable_list(4);
   }
 
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
@@ -72,6 +71,15 @@ struct EvennormBatchNorm : torch::autograd::Node {
   }
 
  private:
+  // A derivative may be undefined, for 0. A module's statistics have none. That of mean_low is that of the mean.
+  struct Incoming {
+    Tensor dy, d_mean, d_variance;
+
+    explicit Incoming(const variable_list& given)
+        : dy(given[0]), d_mean(given.size() > 1 ? given[1] : Tensor()), d_variance(given.size() > 2 ? given[2] : Tensor()) {}
+    bool any() const { return dy.defined() || d_mean.defined() || d_variance.defined(); }
+  };
+
   struct Arrays {
     Tensor x, gamma, beta, statistics, mask;
 
@@ -85,9 +93,14 @@ struct EvennormBatchNorm : torch::autograd::Node {
     return {x.unpack(), optional(gamma, has_gamma), optional(beta, has_beta), statistics.unpack(), optional(mask, has_mask)};
   }
 
-  variable_list computed(const Tensor& dy, const Arrays& saved) const {
-    const BackwardPlan* const found = at::GradMode::is_enabled() ? nullptr : planned(dy, saved.x);
-    return found == nullptr ? by_python(dy, saved) : by_kernel(*found, dy, saved);
+  variable_list computed(Incoming incoming, const Arrays& saved) const {
+    if (!incoming.dy.defined()) incoming.dy = at::zeros_like(saved.x);
+    const auto readable = [&](const Tensor& d) {
+      return !d.defined() || (plain(d) && d.is_contiguous() && d.scalar_type() == saved.statistics.scalar_type());
+    };
+    const bool by_plan = !at::GradMode::is_enabled() && readable(incoming.d_mean) && readable(incoming.d_variance);
+    const BackwardPlan* const found = by_plan ? planned(incoming.dy, saved.x) : nullptr;
+    return found == nullptr ? by_python(incoming, saved) : by_kernel(*found, incoming, saved);
   }
 
   // By the arguments that apply_with_saved packed.
@@ -105,14 +118,15 @@ struct EvennormBatchNorm : torch::autograd::Node {
     saved.beta = array((flags & 2) != 0);
     saved.statistics = array(true);
     saved.mask = array((flags & 4) != 0);
-    if (!given[0].defined()) return variable_list(4);
-    return node.computed(given[0], saved);
+    const Incoming incoming(given);
+    return incoming.any() ? node.computed(incoming, saved) : variable_list(4);
   }
 
   std::array<SavedVariable*, 5> all() { return {&x, &gamma, &beta, &statistics, &mask}; }
 
-  variable_list by_kernel(const BackwardPlan& found, const Tensor& dy, const Arrays& saved) const {
+  variable_list by_kernel(const BackwardPlan& found, const Incoming& incoming, const Arrays& saved) const {
     Backward call = found.call;
+    const Tensor& dy = incoming.dy;
     Tensor dx = found.fresh.like(saved.x);
     Tensor d_residual = saved.mask.defined() ? found.fresh.like(saved.x) : Tensor();
     const auto like = [](const Tensor& row) {
@@ -131,6 +145,8 @@ struct EvennormBatchNorm : torch::autograd::Node {
     call.mean_low = mean_low;
     call.variance = variance;
     call.mask = static_cast<const uint8_t*>(address(saved.mask));
+    call.d_mean = address(incoming.d_mean);
+    call.d_variance = address(incoming.d_variance);
     call.d_gamma = address(d_gamma);
     call.d_beta = address(d_beta);
     kernels->operations().backward(call, kernels->workers());
@@ -153,7 +169,7 @@ struct EvennormBatchNorm : torch::autograd::Node {
   }
 
   const BackwardPlan* made(const Tensor& dy, const Tensor& x) const;
-  variable_list by_python(const Tensor& dy, const Arrays& saved) const;
+  variable_list by_python(const Incoming& incoming, const Arrays& saved) const;
 };
 
 inline const BackwardPlan* EvennormBatchNorm::made(const Tensor& dy, const Tensor& x) const {
@@ -170,13 +186,14 @@ inline const BackwardPlan* EvennormBatchNorm::made(const Tensor& dy, const Tenso
   return plan->backward.emplace_back(std::move(made)).get();
 }
 
-inline variable_list EvennormBatchNorm::by_python(const Tensor& dy, const Arrays& saved) const {
+inline variable_list EvennormBatchNorm::by_python(const Incoming& incoming, const Arrays& saved) const {
   const WithGil gil;
-  const Owned py_dy = wrapped(dy), py_x = wrapped(saved.x), py_gamma = wrapped(saved.gamma), py_beta = wrapped(saved.beta),
+  const Owned py_dy = wrapped(incoming.dy), py_d_mean = wrapped(incoming.d_mean), py_d_variance = wrapped(incoming.d_variance);
+  const Owned py_x = wrapped(saved.x), py_gamma = wrapped(saved.gamma), py_beta = wrapped(saved.beta),
               py_statistics = wrapped(saved.statistics), py_mask = wrapped(saved.mask);
   const Owned answer(PyObject_CallFunctionObjArgs(python_gradients, plan->call.get(), py_dy.get(), py_x.get(), py_gamma.get(),
                                                   py_beta.get(), py_statistics.get(), py_mask.get(),
-                                                  has_residual ? Py_True : Py_False, nullptr));
+                                                  has_residual ? Py_True : Py_False, py_d_mean.get(), py_d_variance.get(), nullptr));
   if (answer == nullptr) raise();
   variable_list gradients(4);
   for (size_t i = 0; i < 4; ++i) {

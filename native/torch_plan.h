@@ -23,6 +23,7 @@ inline const Exported* kernels = nullptr;
 
 // Given by torch/native.py; each is called with the GIL.
 inline PyObject* python_forward_plan = nullptr;
+inline PyObject* python_function_plan = nullptr;
 inline PyObject* python_backward_plan = nullptr;
 inline PyObject* python_gradients = nullptr;
 
@@ -85,7 +86,7 @@ struct BackwardPlan {
 // What Python has worked out for one kind of call.
 struct Plan {
   bool fits = false;  // else no kernel reads arrays that lie so, or the call is wrong: Python says it
-  Owned type;         // of the module, so that no other gets its address
+  Owned type;         // of the module, if it is one's, so that no other gets its address
   Owned call;         // evennorm.core.call.Call
   Fresh fresh;
   Forward forward;  // without addresses

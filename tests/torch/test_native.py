@@ -47,7 +47,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
         return y
 
     native_forward = native.extension.forward
-    monkeypatch.setattr(native, "extension", SimpleNamespace(forward=forward))
+    monkeypatch.setattr(native, "extension", SimpleNamespace(**{**vars(native.extension), "forward": forward}))
     return calls
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from evennorm.core.activation import activation_of
+from evennorm.core.activation import LINEAR, activation_of
 from evennorm.core.call import Call, checked_epsilon
 from evennorm.core.engine import Engine
 from evennorm.core.geometry import Geometry
@@ -17,7 +17,7 @@ from evennorm.core.moments import Moments, count_of
 from evennorm.core.moments import moments as moments_of
 from evennorm.kernels import reference
 from evennorm.kernels.contract import Kernel, RunningStats, UnfitError
-from evennorm.torch import autograd, compiled, distributed, recompute
+from evennorm.torch import autograd, compiled, distributed, native, recompute
 from evennorm.torch.kernels import kernel_for
 from evennorm.torch.namespace import xp
 from evennorm.torch.refusal import refuse_after
@@ -93,11 +93,18 @@ class _TorchEngine(Engine):
             whole_x, gamma, beta, mask, residual = given
             y, moments = self.train(call, whole_x, gamma, beta, mask=mask, residual=residual, grouped=grouped)
             return distributed.like(y, x), moments
+        compiling = torch.compiler.is_compiling()
+        if native.AVAILABLE and mask is None and not (compiling or recompute.active) and _is_common(call):
+            masked = residual is not None and call.activation != LINEAR
+            found = native.extension.batch_norm(call, x, gamma, beta, residual, masked, grouped)
+            if found is not None:
+                y, *statistics = found
+                return y, Moments(y.numel() // statistics[0].numel(), *statistics)
         if mask is None and call.geometry.permutation is None:
             self._check_residual(residual, tuple(x.shape))
             flat_gamma, flat_beta = self._flat(gamma, call.geometry), self._flat(beta, call.geometry)
             found = None
-            if torch.compiler.is_compiling():
+            if compiling:
                 if compiled.supports(x, call.geometry.axis):
                     call.geometry._groups(x.shape[0], call.group_size)  # checks the size of ghost batches
                     found = compiled.train(call, x, flat_gamma, flat_beta, residual)
@@ -158,6 +165,12 @@ class _TorchEngine(Engine):
         torch.autograd.graph.increment_version(running)
         return accepted
 
+    def range_warning(self, moments: Moments) -> str | None:
+        # The answer that most batches get, without NumPy.
+        if native.AVAILABLE and not torch.compiler.is_compiling() and native.extension.is_finite(moments.variance):
+            return None
+        return super().range_warning(moments)
+
     def at_hand(self, value: Tensor) -> Any:
         recorded = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
         return value.detach().numpy() if type(value) is Tensor and value.device.type == "cpu" and not recorded else None
@@ -185,6 +198,11 @@ class _TorchEngine(Engine):
 
     def _dtype_name(self, x: Tensor) -> str:
         return NAMES.get(x.dtype) or str(x.dtype)
+
+
+def _is_common(call: Call) -> bool:
+    """Return whether `native` takes such calls: of one channel axis, without ghost batches."""
+    return call.group_size is None and len(call.geometry.axis) == 1
 
 
 def train(

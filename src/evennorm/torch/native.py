@@ -1,4 +1,4 @@
-"""Pass the most common calls of modules straight to the compiled kernels, without Python in between.
+"""Pass the most common calls of modules and of `batch_norm` straight to the compiled kernels, without Python in between.
 
 The extension that does so, native/bind_torch.cc, is linked to libtorch and named after its version: with another torch it is
 not found, and calls go through Python. It knows no geometry: for a new shape it asks here. An unusual call it hands back.
@@ -45,6 +45,14 @@ def _forward_plan(
     return found and (*found, call)
 
 
+def _function_plan(call: Call, x: Tensor, residual: Tensor | None, masked: bool) -> tuple[Any, ...] | None:
+    """Describe a forward pass of a function likewise."""
+    if x.dtype not in ON_CPU:
+        return None
+    found = cpu_kernel.forward_layout(call, x, residual, masked)
+    return found and (*found, call)
+
+
 def _backward_plan(call: Call, dy: Tensor, x: Tensor, masked: bool) -> tuple[Any, ...] | None:
     return None if call.gradient_needs_formulas else cpu_kernel.backward_layout(call, dy, x, masked)
 
@@ -58,8 +66,11 @@ def _gradients(
     statistics: Tensor,
     mask: Tensor | None,
     has_residual: bool,
+    d_mean: Tensor | None,
+    d_variance: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    return autograd.gradients(cpu_kernel, call, dy, x, gamma, beta, (statistics, mask), has_residual)
+    saved = statistics, mask
+    return autograd.gradients(cpu_kernel, call, dy, x, gamma, beta, saved, has_residual, d_mean, d_variance)
 
 
 def _loaded() -> Any:
@@ -70,7 +81,7 @@ def _loaded() -> Any:
     except ImportError as error:
         parts.keep(EXTENSION, error, BUILD_BESIDE_TORCH)
         return None
-    extension.connect(cpu._cpu.exported, _forward_plan, _backward_plan, _gradients)
+    extension.connect(cpu._cpu.exported, _forward_plan, _function_plan, _backward_plan, _gradients)
     torch.library.register_fake("evennorm_cpu::update_running_stats", lambda *_: None)
     return extension
 

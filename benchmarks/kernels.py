@@ -95,8 +95,9 @@ def page(results: Iterable[Benchmark], pictures: dict[str, str]) -> str:
 
 
 HEADLINE = {
-    ("torch", "torch eager"): "torch, eager, the better of `relu` and `relu_`",
-    ("torch", "torch.compile"): "torch, `torch.compile`",
+    ("torch", "torch layer"): "torch's modules",
+    ("torch", "torch eager"): "torch's functions, the better of `relu` and `relu_`",
+    ("torch", "torch.compile"): "torch's functions under `torch.compile`",
     ("torch", "Keras's layer"): "Keras's layer on torch",
     ("tensorflow", "Keras's layer"): "Keras's layer on TensorFlow, in a graph",
     ("jax", "Keras's layer"): "Keras's layer on JAX, jitted",

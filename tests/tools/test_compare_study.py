@@ -201,6 +201,20 @@ def test_processes_that_make_one_study_at_the_same_moment(tmp_path):
     assert Study(given, {"epochs": 2}).enqueue_missing() == 1
 
 
+def test_a_process_that_enqueues_while_another_opens_the_study(tmp_path, monkeypatch):
+    """Its runs are not those of another program."""
+    given = settings(tmp_path, placements=("none",), repeats=1)
+    get_trials = optuna.Study.get_trials
+
+    def after_the_other(study, *arguments, **options):
+        monkeypatch.undo()
+        assert Study(given, {"epochs": 2}).enqueue_missing() == 1
+        return get_trials(study, *arguments, **options)
+
+    monkeypatch.setattr(optuna.Study, "get_trials", after_the_other)
+    assert Study(given, {"epochs": 2}).enqueue_missing() == 1
+
+
 class GoneError(Exception):
     """What a driver of a server says."""
 

@@ -277,9 +277,10 @@ class Study:
 
     def _check_settings(self, fingerprint: dict[str, Any]) -> None:
         other = "another --out" if self.settings.storage is None else "another --study"
-        found = self._study.user_attrs.get(SETTINGS)
+        # In this order: another process sets it before it enqueues trials, and may do both just now.
+        trials, found = self._study.get_trials(deepcopy=False), self._study.user_attrs.get(SETTINGS)
         if found is None:
-            if self._study.get_trials(deepcopy=False):
+            if trials:
                 raise InputError(f"{self.settings.place} holds a study {self.name!r} of another program; choose {other}")
             self._study.set_user_attr(SETTINGS, fingerprint)
             found = self._study.user_attrs.get(SETTINGS)  # another process may have been first

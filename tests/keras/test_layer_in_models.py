@@ -228,3 +228,18 @@ def test_adapts_to_statistics_reset_by_hand() -> None:
     small = X[:8, 0, 0]
     layer(small, training=True)
     np.testing.assert_allclose(array(layer.moving_mean), 0.5 * textbook.train(small).mean, rtol=1e-6)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of torch's extension")
+def test_on_torch_the_extension_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Python between the layer and its kernel."""
+    from evennorm.torch import native
+    from tests.torch.native_calls import watched
+
+    if not native.AVAILABLE:
+        pytest.skip("built without the extension for this torch")
+    served = watched(monkeypatch, "batch_norm")
+    layer = BatchNormalization(activation="relu")
+    for size in (8, 9):
+        layer(keras.random.normal((size, 4)), training=True)
+    assert served == [True, True]

@@ -6,8 +6,7 @@ import copy
 import pickle
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from evennorm.torch import BatchNorm1d, BatchNorm2d, BatchNorm3d, native
+from tests.torch.native_calls import through_python, watched
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="built without the extension for this torch")
 
@@ -37,26 +37,8 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
-    """For each call that the extension was asked for, whether it computed."""
-    calls: list[bool] = []
-
-    def forward(*given: Any) -> Any:
-        y = native_forward(*given)
-        calls.append(y is not None)
-        return y
-
-    native_forward = native.extension.forward
-    monkeypatch.setattr(native, "extension", SimpleNamespace(**{**vars(native.extension), "forward": forward}))
-    return calls
-
-
-def through_python(function: Callable[[], Any]) -> Any:
-    native.AVAILABLE = False
-    try:
-        return function()
-    finally:
-        native.AVAILABLE = True
+def served(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    return watched(monkeypatch, "forward")
 
 
 def steps(module: nn.Module, x: Tensor, residual: Tensor | None, dy: Tensor, **given: float) -> list[Tensor]:

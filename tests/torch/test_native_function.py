@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from evennorm.torch import batch_norm, engine, native
+from tests.torch.native_calls import through_python, watched
 
 pytestmark = pytest.mark.skipif(not native.AVAILABLE, reason="built without the extension for this torch")
 
@@ -20,26 +19,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
-    """For each call that the extension was asked for, whether it computed."""
-    calls: list[bool] = []
-
-    def computed(*given: Any) -> Any:
-        found = native_batch_norm(*given)
-        calls.append(found is not None)
-        return found
-
-    native_batch_norm = native.extension.batch_norm
-    monkeypatch.setattr(native, "extension", SimpleNamespace(**{**vars(native.extension), "batch_norm": computed}))
-    return calls
-
-
-def through_python(function: Callable[[], Any]) -> Any:
-    native.AVAILABLE = False
-    try:
-        return function()
-    finally:
-        native.AVAILABLE = True
+def served(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    return watched(monkeypatch, "batch_norm")
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -32,17 +32,14 @@ def _forward_plan(
     module: _BatchNorm, x: Tensor, residual: Tensor | None, slope: float | None, limit: float, by_batch: bool, masked: bool
 ) -> tuple[Any, ...] | None:
     """Describe a forward pass on x's layout; return None where Python computes, or raises an error."""
-    if x.dtype not in ON_CPU:
-        return None
     mean, variance = module.running_mean, module.running_var
     if by_batch and not (module.training and module.track_running_stats):
         mean = variance = None
     try:
         call = module._call_of(module.__dict__, x, by_batch, module.weight, mean, variance, slope, limit)
-        found = cpu_kernel.forward_layout(call, x, residual, masked)
+        return _function_plan(call, x, residual, masked)
     except EvennormError:
         return None
-    return found and (*found, call)
 
 
 def _function_plan(call: Call, x: Tensor, residual: Tensor | None, masked: bool) -> tuple[Any, ...] | None:

@@ -197,7 +197,7 @@ def test_a_parameter_of_no_layer_cannot_be_drawn(nets):
 
 
 def test_a_placement_that_torch_fx_cannot_make_is_told_before_training():
-    told = r"branching has no placement 'before': only models whose code torch.fx can follow .*; or give a \.pt2 file"
+    told = "branching has no placement 'before': only models whose code torch.fx can follow .*; torch.export does not record"
     with pytest.raises(InputError, match=told) as caught:
         load_torch_model("torch_nets:branching", samples()).place("before")
     assert "\n" not in str(caught.value)

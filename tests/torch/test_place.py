@@ -221,11 +221,6 @@ class ByMode(Branching):
         return self.a(x) if self.training else self.a(x).relu()
 
 
-class Typed(Branching):
-    def forward(self, x):
-        return self.a(x) if isinstance(x, torch.Tensor) else x
-
-
 class Residual(Branching):
     def __init__(self):
         super().__init__(BatchNorm1d(3))
@@ -263,7 +258,6 @@ def mlp():
         (lambda: torch.jit.script(mlp()), "none", (3,), "compiled by TorchScript"),
         (Branching, "none", (3,), "models whose code torch.fx can follow .* received Branching: the code of Branching"),
         (ByMode, "none", (3,), "received ByMode: it takes other steps in training than in evaluation"),
-        (Typed, "none", (3,), "received Typed: the graph that torch.fx makes of it computes something else than the model"),
         (Writing, "none", (3,), "received Writing: the code of Writing cannot be followed .*; put evennorm.torch"),
         (Residual, "none", (3,), "'inner' is called with residual, which nothing else could take"),
         (
@@ -296,6 +290,31 @@ def test_a_model_that_holds_indices_has_no_input_to_normalize():
     assert "2_bn" in dict(place(model, "before", inputs=tokens).named_modules())
     with pytest.raises(ArgumentError, match="those that go into an Embedding are indices"):
         place(model, "input", inputs=tokens)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_lazy_model_keeps_its_mode(training):
+    model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 2)).train(training)
+    placed = place(model, "before", input_shape=(3,))
+    assert {module.training for module in placed.modules()} == {training}
+
+
+def test_what_stands_in_no_state_dict_stands_in_none_afterwards():
+    model = mlp()
+    model[1] = nn.Sequential(nn.ReLU(), Scaling())
+    placed = place(model, "none", input_shape=(3,))
+    assert placed.state_dict().keys() == model.state_dict().keys()
+    placed.load_state_dict(model.state_dict())
+
+
+class Scaling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(4), persistent=False)
+        self.register_buffer("shift", torch.ones(4))
+
+    def forward(self, x):
+        return x * self.scale + self.shift
 
 
 class Scaled(nn.Module):

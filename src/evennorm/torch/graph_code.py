@@ -23,7 +23,12 @@ def graph_module(model: nn.Module, graph: fx.Graph, class_name: str = "GraphModu
             "torch.fx writes the names of layers into code, which line breaks, double quotes, backslashes, null "
             f"characters and lone surrogates break; received a layer named {name!r}; rename it"
         )
-    return fx.GraphModule(model, graph, class_name=class_name)
+    made = fx.GraphModule(model, graph, class_name=class_name)
+    held = dict(model.named_modules(remove_duplicate=False))
+    for path, module in made.named_modules():  # torch.fx makes new ones of those that only hold others
+        if path in held:
+            module._non_persistent_buffers_set |= held[path]._non_persistent_buffers_set & module._buffers.keys()
+    return made
 
 
 def unwritable(graph: fx.Graph) -> str | None:

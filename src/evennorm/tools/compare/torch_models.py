@@ -56,7 +56,7 @@ class TorchArchitecture:
             places = where_of(found, self.sites() if found.mixture else ())
             return place(model, places, input_shape=self.input_shape, **options_of(found))
         except EvennormError as error:
-            raise InputError(f"{self.name} has no placement {where!r}: {error}{self._hint(error)}") from error
+            raise InputError(f"{self.name} has no placement {where!r}: {error}") from error
 
     def sites(self) -> list[str]:
         """Return the activations at which a mixture of placements may differ.
@@ -69,13 +69,7 @@ class TorchArchitecture:
         try:
             return [site.name for site in sites(self.build(), input_shape=self.input_shape) if site.is_activation]
         except EvennormError as error:
-            raise InputError(f"{self.name} has no places to mix: {error}{self._hint(error)}") from error
-
-    def _hint(self, error: Exception) -> str:
-        """Return what else may be done where torch.fx cannot follow a model's code."""
-        if self.name.endswith(".pt2") or "torch.fx" not in str(error):
-            return ""
-        return "; or give a .pt2 file of torch.export, which follows code that asks for sizes"
+            raise InputError(f"{self.name} has no places to mix: {error}") from error
 
 
 def load_torch_model(model: str, data: Data) -> TorchArchitecture:

@@ -96,7 +96,8 @@ class _Reader:
         kept = {key: value for key, value in self.tensors.items() if key in used | counted}
         meta = self.values[given[0]]
         any_size = bool(meta["sizes"]) and not is_fixed(meta, 0)
-        return Program(self.graph, kept, _example(meta, any_size), any_size)
+        device = next((value.device for value in kept.values()), torch.device("cpu"))
+        return Program(self.graph, kept, _example(meta, any_size).to(device), any_size)
 
     def _input(self, spec: Mapping[str, Any], arg: Mapping[str, Any]) -> str | None:
         """Make the node of an input; return its name if it is the user's."""

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from evennorm.errors import ArgumentError
 from evennorm.torch.graph_code import graph_module
 from evennorm.torch.placement import norms
-from evennorm.torch.placement.removal import refuse_hidden, relying_on_beta, remove
+from evennorm.torch.placement.removal import relying_on_beta, remove
 from evennorm.torch.placement.sites import LINEAR, Graph, Site, shape_of
 from evennorm.torch.placement.tracing import traced, unused_name
 
@@ -39,11 +39,12 @@ def place(
     A hidden layer is any that comes before the output layers: the last layers with weights on the way to each output,
     with all that follows them. Activations are modules, functions and methods alike: nn.ReLU, F.relu, torch.relu, x.relu_().
     Softmax is none, since what reads it needs probabilities. Recurrent layers and attention keep theirs inside and are left
-    alone, and so are modules whose code torch.fx cannot follow.
+    alone, and so are modules without batch normalization whose code torch.fx cannot follow.
 
     Args:
-        model: a module whose code torch.fx can follow, before it is wrapped or compiled. What is shared stays shared: a
-            layer with weights that is called twice gets one normalization, called twice.
+        model: a module whose code torch.fx or torch.export can follow, before it is wrapped or compiled. What torch.export
+            records, because the code asks for the sizes of its input, takes these sizes alone, and any number of samples.
+            What is shared stays shared: a layer with weights that is called twice gets one normalization, called twice.
         where: "none"; "before", between a layer and its activation; "after", after the activation; "input", as the first
             layer after every input of numbers, but for steps that tell which axis is the channel (reshaping).
             Or a function that is called with each hidden `Site` (`name`, `kind`, `module`, `is_activation`) and returns
@@ -60,7 +61,7 @@ def place(
             its dtype, device, mode and `requires_grad`.
 
     Raises:
-        ArgumentError: a model that torch.fx cannot follow, a placement that does not exist or that the model has no place
+        ArgumentError: a model that neither can follow, a placement that does not exist or that the model has no place
             for, an axis that no layer tells, batch normalization where it cannot be taken out, inputs that do not fit.
 
     Source: Ioffe & Szegedy 2015, arXiv 1502.03167, section 3.2, for "before" and the redundant bias.
@@ -123,7 +124,6 @@ def _plain(
     """Return the graph of a copy without batch normalization, and the linear layers that relied on its beta."""
     copied, found = traced(model, _example(model, input_shape, inputs))
     assert found.graph is not None
-    refuse_hidden(copied, found.opaque)
     graph = Graph(copied, found.graph)
     relying = relying_on_beta(graph)
     remove(graph)

@@ -16,24 +16,6 @@ from evennorm.torch.placement.tracing import unused_name
 from evennorm.torch.roles import is_frozen_norm, name_of_function
 
 
-def refuse_hidden(model: nn.Module, opaque: dict[str, str]) -> None:
-    """Refuse a model with batch normalization inside a module that torch.fx cannot follow.
-
-    Raises:
-        ArgumentError: batch normalization is inside a module that torch.fx cannot follow.
-    """
-    for path, why in opaque.items():
-        module = model.get_submodule(path)
-        inner = [
-            name for name, each in module.named_modules() if isinstance(each, batchnorm._BatchNorm) or is_frozen_norm(each)
-        ]
-        if inner:
-            raise ArgumentError(
-                f"batch normalization is taken out before it is placed anew, and that cannot be done inside {path!r}, which "
-                f"holds {inner[0]!r}: {why}; write that module so that torch.fx can follow it"
-            )
-
-
 def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, batchnorm._BatchNorm) or is_frozen_norm(module)
 

@@ -428,3 +428,20 @@ def test_names_of_operations():
     ):
         with pytest.raises(UnreadError):
             operation(name)
+
+
+class Positions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(x + torch.arange(x.shape[1], device=x.device) * torch.ones((), device="cpu").to(x))
+
+
+def test_tensors_are_made_on_the_device_of_the_input(folder):
+    model = Positions()
+    opened = open_program(exported(model, folder / "positions.pt2", torch.randn(3, 4))).model
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(opened(x), model(x))
+    assert opened.to("meta")(x.to("meta")).is_meta

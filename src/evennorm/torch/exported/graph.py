@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from evennorm.errors import InputError, printable
 from evennorm.torch.exported.operations import CHECKS, name_of, operation
-from evennorm.torch.exported.values import UnreadError, argument, check_schema, is_fixed, kind_of, shape_of
+from evennorm.torch.exported.values import DEVICE, UnreadError, argument, check_schema, is_fixed, kind_of, shape_of
 
 _COPIES = ("lift_fresh_copy", "lift_fresh", "detach", "detach_", "alias")
 """What torch.export puts between a constant and its readers."""
@@ -88,6 +88,8 @@ class _Reader:
         for node in self.source["nodes"]:
             self._node(node)
         self.graph.output(self.nodes[self._output()])
+        if not self.nodes[DEVICE].users:
+            self.graph.erase_node(self.nodes[DEVICE])
         used = {str(node.target) for node in self.graph.nodes if node.op == "get_attr" and node.users}
         for node in list(self.graph.nodes):
             if node.op == "get_attr" and not node.users:
@@ -110,6 +112,7 @@ class _Reader:
             plain = name.isidentifier() and not keyword.iskeyword(name)  # it becomes the name of an argument in code
             node = self.graph.placeholder(name if plain else "input")
             self._keep(name, node, {})
+            self.nodes[DEVICE] = self.graph.call_function(getattr, (node, "device"))
             return name
         if kind not in ("parameter", "buffer", "tensor_constant"):
             raise UnreadError(f"an input of kind {kind}")

@@ -41,6 +41,10 @@ _PLAIN = ("as_int", "as_float", "as_bool", "as_string", "as_ints", "as_floats", 
 _SYMBOLS = ("as_sym_int", "as_sym_float", "as_sym_bool")
 
 
+DEVICE = "the device of the input"
+"""The name of its node."""
+
+
 class UnreadError(Exception):
     """A value that stands in no program of layers and tensor operations."""
 
@@ -101,7 +105,7 @@ def argument(value: Mapping[str, Any], nodes: Mapping[str, Any]) -> Any:
         case "as_layout" if content == STRIDED:
             return torch.strided
         case "as_device":
-            return torch.device("cpu")  # where all is read to
+            return nodes[DEVICE]  # where the model is now, not where it was recorded
     raise UnreadError(f"an argument of kind {kind.removeprefix('as_')}")
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
 
 from evennorm.errors import InputError
 from evennorm.torch.exported.rebuild import rebuild
@@ -27,8 +26,7 @@ from evennorm.torch.exported.rebuild import rebuild
 def recorded(model: nn.Module, inputs: Sequence[Any], training: bool) -> fx.GraphModule:
     """Return a module of torch.fx that computes what `model` does in one mode, and refuses inputs of other sizes.
 
-    Its layers are modules of torch.nn with the names, tensors and modes of the model's. Tensors that the code makes on the
-    device of `inputs` are made on that of each input.
+    Its layers are modules of torch.nn with the names, tensors and modes of the model's.
 
     Args:
         model: any module that can be copied.
@@ -55,25 +53,9 @@ def recorded(model: nn.Module, inputs: Sequence[Any], training: bool) -> fx.Grap
         prefix = f"{path}." if path else ""
         module._non_persistent_buffers_set |= {name for name in module._buffers if prefix + name not in kept}
     x = next(node for node in made.graph.nodes if node.op == "placeholder")
-    _follow_device(made.graph, x, inputs[0].device)
     _refuse_other_sizes(made.graph, x, tuple(inputs[0].shape[1:]))
     made.recompile()
     return made
-
-
-def _follow_device(graph: fx.Graph, x: fx.Node, device: torch.device) -> None:
-    """Ask the input for its device where the program names the one that it was recorded on."""
-
-    def asked(value: Any) -> Any:
-        return own if value == device else value
-
-    with graph.inserting_after(x):
-        own = graph.call_function(getattr, (x, "device"))
-    for node in graph.nodes:
-        if node is not own:
-            node.args, node.kwargs = map_aggregate(node.args, asked), map_aggregate(node.kwargs, asked)
-    if not own.users:
-        graph.erase_node(own)
 
 
 def _refuse_other_sizes(graph: fx.Graph, x: fx.Node, sizes: tuple[int, ...]) -> None:

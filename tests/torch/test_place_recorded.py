@@ -221,3 +221,10 @@ def test_refusals(kind, inputs, text):
     with pytest.raises(ArgumentError, match=text) as caught:
         place(kind(), "before", inputs=inputs)
     assert "\n" not in str(caught.value)
+
+
+def test_hooks_are_not_lost():
+    model = Windows()
+    model.a.register_forward_hook(lambda module, inputs, output: None)
+    with pytest.raises(ArgumentError, match=r"received Windows: the code of Windows cannot be followed .* into that code$"):
+        place(model, "before", input_shape=(4,))

@@ -101,6 +101,8 @@ def _followed(model: nn.Module, example: _Example) -> ModelGraph:
 def _recorded(model: nn.Module, example: _Example, unfollowed: ArgumentError) -> tuple[nn.Module, ModelGraph]:
     """Return what torch.export records of a model that torch.fx cannot follow, and its graph."""
     reasons = []
+    if any(is_watched(module) for module in model.modules()):
+        raise unfollowed  # a program has no hooks
     for training in (False, True):
         try:
             made = recorded(model, example.inputs, training)

@@ -26,7 +26,7 @@ demo: $(VENV)/.demo ## Compare placements of batch normalization on embedded dat
 
 # Each engine needs a process of its own; all of them run, and any failure is the result. Half of the time is XLA's compiler:
 # it optimizes where rounding is tested, and not where a program of JAX runs once.
-NUMERICS := tests/contract tests/core tests/flax
+NUMERICS := tests/contract tests/core
 ONCE = XLA_FLAGS=--xla_backend_optimization_level=0
 test: $(VENV)/.installed ## Run the tests on every engine.
 	@failed=0; \

@@ -300,7 +300,6 @@ def _limit(runs: list[dict[str, Any]], shapes: list[Any], way: str, aim: float) 
         for case in shapes
         if case.bytes >= BEYOND_CACHES
     ]
-    large = [(times, moved) for times, moved in large if "copy" in times]  # results of before hold none
     if not large:
         return
     now = together([ratio([t * moved / COPIED for t in times["copy"]], times["ours"]) for times, moved in large])

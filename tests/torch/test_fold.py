@@ -352,3 +352,17 @@ def test_vectors_and_sequences_in_code_that_cannot_be_followed(rank: int) -> Non
     assert {each.outcome for each in plan.folded} == {"kept"}
     for x in examples.values():
         torch.testing.assert_close(both(x), model(x))
+
+
+def test_a_buffer_that_no_state_dict_has_is_in_none_afterwards() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.norm = nn.Linear(3, 4), nn.BatchNorm1d(4)
+            self.register_buffer("scale", torch.ones(4), persistent=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.layer(x)) * self.scale
+
+    folded, _ = fold(Scaled().eval(), (torch.randn(2, 3),))
+    assert list(folded.state_dict()) == ["layer.weight", "layer.bias"]

@@ -60,7 +60,9 @@ def recorded(model: nn.Module, inputs: Sequence[Any], training: bool) -> fx.Grap
 
 def _refuse_other_sizes(graph: fx.Graph, x: fx.Node, sizes: tuple[int, ...]) -> None:
     """Let the graph begin with an assertion, which is lost neither by tracing it again nor by torch.export."""
-    said = f"the model was placed for inputs of shape {sizes}, which its code asks for, after the number of samples"
+    said = (
+        f"the model was placed for samples of shape {sizes}, whose sizes its code uses; place it again for samples of others"
+    )
     with graph.inserting_after(x):
         shape = graph.call_function(getattr, (x, "shape"))
     with graph.inserting_after(shape):

@@ -28,6 +28,8 @@ from evennorm.torch.roles import is_frozen_norm
 
 
 class _UnfollowedError(ArgumentError):
+    """No graph stands for the model; `why` not."""
+
     def __init__(self, model: nn.Module, why: str):
         super().__init__(
             f"only models whose code torch.fx can follow can be rewritten; received {type(model).__name__}: {why}; put "
@@ -223,8 +225,7 @@ class _Example:
             ArgumentError: a parameter gets another gradient, or one of the modules gives it none.
         """
         wanted, found = _gradients(model, self.inputs), _gradients(other, self.inputs)
-        different = [name for name in wanted if name not in found or not _is_close(found[name], wanted[name])]
-        if different or len(found) > len(wanted):
+        if found.keys() != wanted.keys() or not all(_is_close(found[each], wanted[each]) for each in wanted):
             raise _UnfollowedError(model, "its graph gives parameters other gradients in training than the model")
 
 

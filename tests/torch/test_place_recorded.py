@@ -1,5 +1,10 @@
 """Models that torch.fx cannot follow are placed as torch.export records them, where that is right in both modes."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +16,7 @@ from evennorm.torch import place
 from evennorm.torch.fold import fold
 from evennorm.torch.placement import sites
 
+ROOT = Path(__file__).parents[2]
 SHAPE = (3, 5, 4)
 
 
@@ -223,6 +229,23 @@ def test_refusals(kind, inputs, text):
     with pytest.raises(ArgumentError, match=text) as caught:
         place(kind(), "before", inputs=inputs)
     assert "\n" not in str(caught.value)
+
+
+class Branching(Windows):
+    def forward(self, x):
+        return super().forward(x * 2 if x.sum() > 0 else x)
+
+
+def test_torch_prints_nothing_of_what_it_cannot_record():
+    """In a process of its own, since torch's logs go to the stream that it found first."""
+    code = (
+        "from tests.torch.test_place_recorded import Branching, place\n"
+        "try: place(Branching(), 'before', input_shape=(4,))\n"
+        "except ValueError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True, cwd=ROOT)
+    assert done.stderr == ""
+    assert re.fullmatch(".* torch.export does not record it either: GuardOnDataDependent.*\n", done.stdout)
 
 
 def test_hooks_are_not_lost():

@@ -1,5 +1,6 @@
 """`evennorm compare` trains models of PyTorch: the same training written in plain torch beside it, and what it refuses."""
 
+import importlib
 import re
 import sys
 import types
@@ -168,7 +169,7 @@ def program(nets):
         def forward(self, x):
             return self.head(self.drop(torch.relu(self.bn(self.conv(x))).flatten(1)))
 
-    sys.modules["torch_nets"].Net = Net
+    importlib.import_module("torch_nets").Net = Net
     return exported(Net().eval(), nets / "net.pt2")
 
 

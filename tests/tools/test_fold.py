@@ -451,3 +451,33 @@ def test_the_interval_of_a_median() -> None:
     assert Median(1, 0, 2).overlaps(Median(3, 2, 4))
     assert not Median(1, 0, 2).overlaps(Median(3, 2.5, 4))
     assert Median(1, 0, 2).overlaps(Median.of([9.0]))
+
+
+NETS = """
+from torch import nn
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm = nn.Linear(3, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return self.norm(self.a(x * 2 if x.sum() > 0 else x))
+
+def net() -> nn.Module:
+    return Branching()
+"""
+
+
+def test_what_cannot_be_exported_is_one_line(tmp_path):
+    """In a process of its own, since torch's logs go to the stream that it found first."""
+    (tmp_path / "nets.py").write_text(NETS)
+    code = "import sys\nfrom evennorm.cli import main\nfor name in sys.argv[1:]:\n"
+    code += "    try: main(['fold', 'nets:net', '--input-shape', '3', '--no-speed', '-o', name])\n"
+    code += "    except SystemExit as ended: assert ended.code == 2"
+    command = [sys.executable, "-c", code, "out.pt2", "out.onnx"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True, cwd=tmp_path)
+    said = [line.partition(" (")[0] for line in done.stderr.splitlines()]
+    assert said == [f"evennorm: the folded model cannot be exported to .{kind}" for kind in ("pt2", "onnx")]
+    assert done.stdout == ""
+    assert not list(tmp_path.glob("out*"))

@@ -50,7 +50,9 @@ def write(settings: Settings, model: Any, key: str, values: Mapping[str, Any], t
 def _write_torch(out: Path, model: Any, note: str, example: Any) -> None:
     import torch
 
-    with torch.no_grad():
+    from evennorm.torch.exported.silence import silence
+
+    with torch.no_grad(), silence():
         program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     with replacing(out / WEIGHTS) as partial:
         torch.save(model.state_dict(), partial)

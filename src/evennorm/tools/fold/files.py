@@ -130,10 +130,12 @@ def _pickled(folded: Any, inputs: str) -> bytes:
 def _exported(folded: Any, example: Sequence[Any], inputs: str) -> bytes:
     import torch
 
+    from evennorm.torch.exported.silence import silence
+
     any_size = torch.export.Dim.AUTO  # which becomes fixed where the model asks for one
     shapes = [dict.fromkeys(range(each.dim()), any_size) for each in example]
     try:
-        with quiet():
+        with silence():
             program = torch.export.export(folded, tuple(example), dynamic_shapes=shapes)
     except Exception as error:  # torch.export refuses in many ways
         raise InputError(

@@ -62,10 +62,13 @@ def _exported(folded: Any, example: Sequence[Any], metadata: dict[str, str]) -> 
     import onnx
     import torch
 
+    from evennorm.torch.exported.silence import silence
+
     samples = torch.export.Dim("samples")
     shapes = [{0: samples} for _ in example]
     folded.eval()
-    program = torch.onnx.export(folded, tuple(example), dynamo=True, verbose=False, dynamic_shapes=shapes)
+    with silence():
+        program = torch.onnx.export(folded, tuple(example), dynamo=True, verbose=False, dynamic_shapes=shapes)
     model = program.model_proto
     for part in (model.graph, *model.functions):
         for node in part.node:

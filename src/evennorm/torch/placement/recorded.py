@@ -10,12 +10,9 @@ from __future__ import annotations
 import copy
 import io
 import json
-import logging
 import operator
-import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from evennorm.errors import InputError
 from evennorm.torch.exported.rebuild import rebuild
+from evennorm.torch.exported.silence import silence
 
 
 def recorded(model: nn.Module, inputs: Sequence[Any], training: bool) -> fx.GraphModule:
@@ -43,7 +41,7 @@ def recorded(model: nn.Module, inputs: Sequence[Any], training: bool) -> fx.Grap
         raise InputError(f"models of one input are recorded; received {len(inputs)}")
     shared = {id(x): x for x in [*model.parameters(), *model.buffers()]}
     copied = copy.deepcopy(model, shared)  # on which its code may leave symbols
-    with _silence():
+    with silence():
         size = torch.export.Dim.AUTO  # which becomes fixed where the code asks for it
         program = torch.export.export(copied.train(training), tuple(inputs), dynamic_shapes=({0: size},))
         tensors = program.state_dict | {name: x for name, x in program.constants.items() if isinstance(x, Tensor)}
@@ -57,20 +55,6 @@ def recorded(model: nn.Module, inputs: Sequence[Any], training: bool) -> fx.Grap
     _refuse_other_sizes(made.graph, x, tuple(inputs[0].shape[1:]))
     made.recompile()
     return made
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Suppress the code, logs and warnings that torch.export prints beside its errors."""
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _refuse_other_sizes(graph: fx.Graph, x: fx.Node, sizes: tuple[int, ...]) -> None:
